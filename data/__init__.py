@@ -1,0 +1,1 @@
+"""What public corpora there are, their licences and hashes."""

@@ -1,0 +1,5 @@
+"""`python -m lmtrain`."""
+
+from lmtrain.cli.main import main
+
+main()

@@ -1,0 +1,29 @@
+"""The recurrent cells, one equation a file, and the registry that knows them by name."""
+
+from lmtrain.cells.base import (
+    Cell,
+    CellState,
+    DifferentiatedCell,
+    cell_names,
+    create,
+    register,
+)
+from lmtrain.cells.gru import GRU
+from lmtrain.cells.lstm import LSTM
+from lmtrain.cells.peephole_lstm import PeepholeLSTM
+from lmtrain.cells.rnn import RNN
+from lmtrain.cells.simple_gru import SimpleGRU
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Cell",
+    "CellState",
+    "DifferentiatedCell",
+    "PeepholeLSTM",
+    "SimpleGRU",
+    "cell_names",
+    "create",
+    "register",
+]

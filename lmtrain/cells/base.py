@@ -1,0 +1,211 @@
+"""What a cell is: parameter shapes, one step in time, and the registry of names.
+
+T steps, B rows, I input_size, H hidden_size, G gates. Every gate g has a row block in each
+parameter: W_gx in `weight_input` (G·H, I), W_ga in `weight_recurrent` (G·H, H) and b_g in `bias`
+(G·H), in the order of `gates`. Knows one step, nothing about time.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lmtrain.errors import ConfigError
+
+CellState = tuple[Tensor, ...]
+Weights = Mapping[str, Tensor]
+
+_CELLS: dict[str, type["Cell"]] = {}
+
+
+class Cell(nn.Module, abc.ABC):
+    """A recurrent cell given by its equation alone; autograd differentiates it.
+
+    A cell of one's own names its gates and its state and writes `step`:
+
+    Args:
+        input_size: I, numbers in one input, at least 1.
+        hidden_size: H, numbers in each part of the state, at least 1.
+
+    Raises:
+        ConfigError: a size below 1.
+
+    Example:
+        >>> class Leaky(Cell):
+        ...     gates = ("candidate", "forget")
+        ...     state_names = ("hidden",)
+        ...     def step(self, x, state):
+        ...         (a,) = state
+        ...         candidate = torch.tanh(self.affine("candidate", x, a))
+        ...         forget = torch.sigmoid(self.affine("forget", x, a))
+        ...         return (forget * a + (1 - forget) * candidate,)
+        >>> Leaky(input_size=3, hidden_size=5).weight_input.shape
+        torch.Size([10, 3])
+    """
+
+    gates: ClassVar[tuple[str, ...]]
+    """The gates, in the order of their row blocks."""
+    state_names: ClassVar[tuple[str, ...]]
+    """The parts of the state; the first is the output."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """The names of further constructor arguments."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if size < 1:
+                raise ConfigError(f"{name} {size} is below 1")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        rows = len(self.gates) * hidden_size
+        self.weight_input = nn.Parameter(torch.empty(rows, input_size))
+        self.weight_recurrent = nn.Parameter(torch.empty(rows, hidden_size))
+        self.bias = nn.Parameter(torch.empty(rows))
+
+    @abc.abstractmethod
+    def step(self, x: Tensor, state: CellState) -> CellState:
+        """The state at t from the input x (B, I) and the state at t−1, each part (B, H)."""
+
+    def affine(self, gate: str, x: Tensor, recurrent: Tensor) -> Tensor:
+        """A gate's pre-activation, W_gx x + W_ga a + b_g, (B, H)."""
+        rows = self.rows(gate)
+        return (
+            x @ self.weight_input[rows].T
+            + recurrent @ self.weight_recurrent[rows].T
+            + self.bias[rows]
+        )
+
+    def rows(self, gate: str) -> slice:
+        """The row block of a gate in each parameter."""
+        index = self.gates.index(gate)
+        return slice(index * self.hidden_size, (index + 1) * self.hidden_size)
+
+    def zero_state(self, batch_size: int) -> CellState:
+        """The state before the first step, zeros, each part (B, H)."""
+        zeros = self.bias.new_zeros(batch_size, self.hidden_size)
+        return tuple(zeros for _ in self.state_names)
+
+    def initialize(
+        self, generator: torch.Generator, init_scale: float | None, forget_bias: float
+    ) -> None:
+        """Draws the first weights.
+
+        Args:
+            generator: the source of chance.
+            init_scale: every weight and bias uniform in ± this; None for orthogonal recurrent
+                matrices, Glorot-uniform input matrices and zero biases.
+            forget_bias: added to the forget gate's bias.
+
+        Source: orthogonal: Saxe et al. 2014; Glorot & Bengio 2010; forget bias: Gers et al. 2000.
+        """
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if init_scale is not None:
+                    parameter.uniform_(-init_scale, init_scale, generator=generator)
+                elif parameter.dim() < 2:
+                    parameter.zero_()
+                else:
+                    _initialize_blocks(name, parameter, self.hidden_size, generator)
+            if "forget" in self.gates:
+                self.bias[self.rows("forget")] += forget_bias
+
+
+def _initialize_blocks(
+    name: str, parameter: Tensor, hidden_size: int, generator: torch.Generator
+) -> None:
+    for block in parameter.split(hidden_size):
+        if block.shape == (hidden_size, hidden_size) and name != "weight_input":
+            nn.init.orthogonal_(block, generator=generator)
+        else:
+            nn.init.xavier_uniform_(block, generator=generator)
+
+
+class DifferentiatedCell(Cell):
+    """A cell that also gives its backward by hand, for the engines that run it fast.
+
+    The pre-activations `z` (B, G·H) hold W_gx x + b_g already when a step begins. With the whole
+    sequence done, `local_gradients` gives all factors of the chain rule that need no gradient from
+    later steps, for all time steps at once; `backward_step` then has the recurrent products left.
+    """
+
+    @abc.abstractmethod
+    def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
+        """The state at t; `z` (B, G·H) is turned into the gates' activations in place."""
+
+    @abc.abstractmethod
+    def local_gradients(
+        self, activations: Tensor, previous: CellState, current: CellState
+    ) -> tuple[Tensor, ...]:
+        """Factors for `backward_step`, each (T, B, ·); the first is new memory, (T, B, G·H).
+
+        Args:
+            activations: the gates, (T, B, G·H).
+            previous: the state before each step, each part (T, B, H).
+            current: the state after each step, each part (T, B, H).
+        """
+
+    @abc.abstractmethod
+    def backward_step(
+        self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
+    ) -> CellState:
+        """The gradient of the state at t−1 from that at t; `local[0]` becomes dz in place."""
+
+    def recurrent_gradients(
+        self, dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
+    ) -> dict[str, Tensor]:
+        """Gradients of all parameters that meet the state, each one product over all steps.
+
+        Args:
+            dz: gradients at the pre-activations, (T, B, G·H).
+            activations: the gates, (T, B, G·H).
+            previous: the state before each step, each part (T, B, H).
+            weights: the parameters by name.
+        """
+        return {"weight_recurrent": product_over_time(dz, previous[0])}
+
+
+def product_over_time(dz: Tensor, recurrent: Tensor) -> Tensor:
+    """Σ_t dzᵀ a over all steps and rows: (T, B, R) and (T, B, H) give (R, H)."""
+    return dz.flatten(0, 1).T @ recurrent.flatten(0, 1)
+
+
+def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
+    """Makes a cell class known by a name, so that `model.cell` can choose it.
+
+    Raises:
+        ConfigError: another class has this name.
+    """
+
+    def add(cell: type[Cell]) -> type[Cell]:
+        known = _CELLS.setdefault(name, cell)
+        if known.__qualname__ != cell.__qualname__:
+            raise ConfigError(f"the cell name {name!r} is taken by {known.__qualname__}")
+        _CELLS[name] = cell
+        return cell
+
+    return add
+
+
+def cell_names() -> list[str]:
+    """The names of all registered cells."""
+    return list(_CELLS)
+
+
+def create(name: str, input_size: int, hidden_size: int, options: Mapping[str, Any]) -> Cell:
+    """A new cell of the class registered as `name`, its weights not yet drawn.
+
+    Args:
+        name: a registered name.
+        input_size: I.
+        hidden_size: H.
+        options: further arguments by name; those that the class does not have are left aside.
+
+    Raises:
+        ConfigError: no such cell, or a size below 1.
+    """
+    if name not in _CELLS:
+        raise ConfigError(f"no cell {name!r}", f"cells: {', '.join(_CELLS)}")
+    cell = _CELLS[name]
+    return cell(input_size, hidden_size, **{k: options[k] for k in cell.options if k in options})

@@ -1,0 +1,86 @@
+"""The gated recurrent unit whose relevance gate acts before the matrix product."""
+
+import torch
+from torch import Tensor
+
+from lmtrain.cells.base import (
+    CellState,
+    DifferentiatedCell,
+    Weights,
+    product_over_time,
+    register,
+)
+
+
+@register("gru")
+class GRU(DifferentiatedCell):
+    """A memory cell that is the output too, with gates for renewal and for relevance.
+
+        relevance Γr = σ(W_rc c′ + W_rx x + b_r)          torch calls it r
+        update    Γu = σ(W_uc c′ + W_ux x + b_u)          1 − z of torch
+        candidate  c̃ = tanh(W_cc (Γr ∘ c′) + W_cx x + b_c)
+        hidden     c = Γu ∘ c̃ + (1 − Γu) ∘ c′
+
+    torch.nn.GRU multiplies by Γr after the product W_cc c′ and is another cell.
+
+    Source: Cho et al. 2014 (arXiv 1406.1078v3).
+    """
+
+    gates = ("candidate", "update", "relevance")
+    state_names = ("hidden",)
+
+    def step(self, x: Tensor, state: CellState) -> CellState:
+        """One step of the equations above."""
+        (c,) = state
+        relevance = torch.sigmoid(self.affine("relevance", x, c))
+        update = torch.sigmoid(self.affine("update", x, c))
+        candidate = torch.tanh(self.affine("candidate", x, relevance * c))
+        return (update * candidate + (1 - update) * c,)
+
+    def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
+        """As `step`; see DifferentiatedCell."""
+        (c,) = state
+        recurrent = weights["weight_recurrent"]
+        candidate, gates = z.split([self.hidden_size, 2 * self.hidden_size], dim=1)
+        gates.addmm_(c, recurrent[self.hidden_size :].T).sigmoid_()
+        update, relevance = gates.chunk(2, dim=1)
+        candidate.addmm_(relevance * c, recurrent[: self.hidden_size].T).tanh_()
+        return (torch.lerp(c, candidate, update),)
+
+    def local_gradients(
+        self, activations: Tensor, previous: CellState, current: CellState
+    ) -> tuple[Tensor, ...]:
+        """∂c/∂z_c, ∂c/∂z_u and ∂s/∂z_r = c′ ∘ Γr ∘ (1 − Γr) with s = Γr ∘ c′; 1 − Γu; Γr."""
+        (c,) = previous
+        candidate, update, relevance = activations.chunk(3, dim=-1)
+        keep = 1 - update
+        into_candidate = update * (1 - candidate * candidate)
+        into_update = (candidate - c) * update * keep
+        into_relevance = c * relevance * (1 - relevance)
+        gates = torch.cat([into_candidate, into_update, into_relevance], dim=-1)
+        return gates, keep, relevance
+
+    def backward_step(
+        self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
+    ) -> CellState:
+        """ds = dz_c W_cc; δc′ = δc ∘ (1 − Γu) + ds ∘ Γr + dz_u W_uc + dz_r W_rc."""
+        (delta,) = grad_state
+        gates, keep, relevance = local
+        recurrent = weights["weight_recurrent"]
+        H = self.hidden_size
+        gates[:, : 2 * H].unflatten(1, (2, H)).mul_(delta.unsqueeze(1))
+        ds = gates[:, :H] @ recurrent[:H]
+        gates[:, 2 * H :].mul_(ds)
+        through = torch.addcmul(delta * keep, ds, relevance)
+        return (torch.addmm(through, gates[:, H:], recurrent[H:]),)
+
+    def recurrent_gradients(
+        self, dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
+    ) -> dict[str, Tensor]:
+        """dW_cc = Σ_t dz_cᵀ s; the two gates as in every cell."""
+        (c,) = previous
+        H = self.hidden_size
+        s = activations[..., 2 * H :] * c
+        candidate = product_over_time(dz[..., :H], s)
+        gates = product_over_time(dz[..., H:], c)
+        return {"weight_recurrent": torch.cat([candidate, gates])}

@@ -1,0 +1,96 @@
+"""Long short-term memory whose gates see the cell."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lmtrain.cells.base import CellState, Weights, product_over_time, register
+from lmtrain.cells.lstm import LSTM, CellOutput
+
+Peephole = Literal["full", "diagonal"]
+
+
+@register("peephole-lstm")
+class PeepholeLSTM(LSTM):
+    """An LSTM whose three gates look at the cell of the step before, c′ = c⟨t−1⟩.
+
+        candidate   c̃ = tanh(W_ca a′ + W_cx x + b_c)
+        update     Γu = σ(W_ua a′ + W_ux x + P_u c′ + b_u)
+        forget     Γf = σ(W_fa a′ + W_fx x + P_f c′ + b_f)
+        output     Γo = σ(W_oa a′ + W_ox x + P_o c′ + b_o)
+        cell_state  c = Γu ∘ c̃ + Γf ∘ c′
+        hidden      a = Γo ∘ h(c)
+
+    Shapes: `weight_peephole` holds P_u, P_f, P_o: (3H, H) in the full form; (3H) in the diagonal
+    form, where P_g c′ is p_g ∘ c′.
+
+    Args:
+        input_size: I, numbers in one input, at least 1.
+        hidden_size: H, numbers in each part of the state, at least 1.
+        cell_output: h: tanh or linear.
+        peephole: full or diagonal.
+
+    Source: Gers & Schmidhuber 2000 (diagonal); the full form is that of Ng's notes.
+    """
+
+    options = ("cell_output", "peephole")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        cell_output: CellOutput = "tanh",
+        peephole: Peephole = "full",
+    ) -> None:
+        super().__init__(input_size, hidden_size, cell_output)
+        self.peephole = peephole
+        shape = (3 * hidden_size, hidden_size) if peephole == "full" else (3 * hidden_size,)
+        self.weight_peephole = nn.Parameter(torch.empty(shape))
+
+    def step(self, x: Tensor, state: CellState) -> CellState:
+        """One step of the equations above."""
+        a, c = state
+        see_update, see_forget, see_output = self._see(c, self.weight_peephole).chunk(3, dim=1)
+        candidate = torch.tanh(self.affine("candidate", x, a))
+        update = torch.sigmoid(self.affine("update", x, a) + see_update)
+        forget = torch.sigmoid(self.affine("forget", x, a) + see_forget)
+        output = torch.sigmoid(self.affine("output", x, a) + see_output)
+        c = update * candidate + forget * c
+        return output * self._squash(c), c
+
+    def _see(self, c: Tensor, weight_peephole: Tensor) -> Tensor:
+        if self.peephole == "full":
+            return c @ weight_peephole.T
+        return c.repeat(1, 3) * weight_peephole
+
+    def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
+        """As `step`; see DifferentiatedCell."""
+        a, c = state
+        z.addmm_(a, weights["weight_recurrent"].T)
+        z[:, self.hidden_size :].add_(self._see(c, weights["weight_peephole"]))
+        return self._activate(z, c)
+
+    def backward_step(
+        self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
+    ) -> CellState:
+        """As in the LSTM, and δc′ ← δc′ + Σ_g dz_g P_g, or + Σ_g dz_g ∘ p_g."""
+        delta_a, delta_c = super().backward_step(grad_state, local, weights)
+        dz_gates = local[0][:, self.hidden_size :]
+        peephole = weights["weight_peephole"]
+        if self.peephole == "full":
+            return delta_a, torch.addmm(delta_c, dz_gates, peephole)
+        return delta_a, delta_c + (dz_gates * peephole).unflatten(1, (3, -1)).sum(1)
+
+    def recurrent_gradients(
+        self, dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
+    ) -> dict[str, Tensor]:
+        """dP_g = Σ_t dz_gᵀ c′, or dp_g = Σ_t Σ_B dz_g ∘ c′."""
+        gradients = super().recurrent_gradients(dz, activations, previous, weights)
+        dz_gates = dz[..., self.hidden_size :]
+        if self.peephole == "full":
+            gradients["weight_peephole"] = product_over_time(dz_gates, previous[1])
+        else:
+            seen = dz_gates.unflatten(-1, (3, -1)) * previous[1].unsqueeze(-2)
+            gradients["weight_peephole"] = seen.sum((0, 1)).flatten()
+        return gradients

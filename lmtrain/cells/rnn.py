@@ -1,0 +1,57 @@
+"""The simple recurrent cell."""
+
+import torch
+from torch import Tensor
+
+from lmtrain.cells.base import CellState, DifferentiatedCell, Weights, register
+
+
+@register("rnn")
+class RNN(DifferentiatedCell):
+    """A single tanh (or relu) layer that sees its own output of the step before.
+
+        hidden  a = g(W_aa a′ + W_ax x + b_a)
+
+    Args:
+        input_size: I, numbers in one input, at least 1.
+        hidden_size: H, numbers in the state, at least 1.
+        activation: g, tanh or relu.
+
+    Source: Elman 1990.
+    """
+
+    gates = ("candidate",)
+    state_names = ("hidden",)
+    options = ("activation",)
+
+    def __init__(self, input_size: int, hidden_size: int, activation: str = "tanh") -> None:
+        super().__init__(input_size, hidden_size)
+        self.activation = activation
+
+    def step(self, x: Tensor, state: CellState) -> CellState:
+        """One step of the equation above."""
+        (a,) = state
+        z = self.affine("candidate", x, a)
+        return (torch.relu(z) if self.activation == "relu" else torch.tanh(z),)
+
+    def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
+        """As `step`; see DifferentiatedCell."""
+        (a,) = state
+        z.addmm_(a, weights["weight_recurrent"].T)
+        return (z.relu_() if self.activation == "relu" else z.tanh_(),)
+
+    def local_gradients(
+        self, activations: Tensor, previous: CellState, current: CellState
+    ) -> tuple[Tensor, ...]:
+        """∂a/∂z = 1 − a², or 1 where a > 0."""
+        if self.activation == "relu":
+            return ((activations > 0).to(activations.dtype),)
+        return (1 - activations * activations,)
+
+    def backward_step(
+        self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
+    ) -> CellState:
+        """dz = δa ∘ ∂a/∂z, δa′ = dz W_aa."""
+        (delta,) = grad_state
+        dz = local[0].mul_(delta)
+        return (dz @ weights["weight_recurrent"],)

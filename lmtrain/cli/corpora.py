@@ -1,0 +1,54 @@
+"""`lmtrain corpora`: public text to train on."""
+
+from typing import Annotated
+
+import typer
+
+from lmtrain.cli.output import JsonOption, print_json
+
+command = typer.Typer(
+    help="List public corpora, or fetch one.", rich_markup_mode=None, invoke_without_command=True
+)
+
+
+@command.callback()
+def _list(context: typer.Context, json: JsonOption = False) -> None:
+    """List the public corpora that lmtrain can fetch.
+
+    \b
+    lmtrain corpora
+    lmtrain corpora fetch ptb
+    """  # noqa: D301  # \b keeps the lines of the examples apart
+    if context.invoked_subcommand:
+        return
+    from lmtrain.text import download
+
+    entries = download.listing()
+    if json:
+        print_json("lmtrain.corpora/1", {"corpora": entries})
+        return
+    for entry in entries:
+        here = "here" if entry["is_here"] else f"{entry['bytes'] / 1e6:,.1f} MB to fetch"
+        print(f"{entry['name']} ({here})\n  {entry['about']}\n  licence: {entry['licence']}")
+        for name, digest in entry["sha256"].items():
+            print(f"  SHA-256 {name}: {digest}")
+
+
+@command.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="The corpus.")],
+    url: Annotated[
+        str | None, typer.Option(help="A mirror: the folder that has the same files.")
+    ] = None,
+) -> None:
+    """Download a corpus, check its SHA-256, and keep it in the user's cache.
+
+    A download that broke off goes on where it stopped.
+
+    \b
+    lmtrain corpora fetch tiny-shakespeare
+    """  # noqa: D301  # \b keeps the lines of the examples apart
+    from lmtrain.text import download
+
+    for path in download.fetch(name, mirror=url):
+        print(path)

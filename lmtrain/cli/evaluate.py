@@ -1,0 +1,83 @@
+"""`lmtrain evaluate`: how well a model predicts text."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmtrain.cli.output import JsonOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from lmtrain.evaluation import Evaluation
+
+
+def command(
+    run: Annotated[str, typer.Argument(help="A run or checkpoint folder.")],
+    file: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Text files, globs, - or corpora; without any, the run's own validation "
+            "and test text.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Streams a text is cut into: more is faster, a little worse.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Print perplexity and bits per character of text under a model, every token counted once.
+
+    \b
+    lmtrain evaluate runs/python-docs-lstm-1
+    lmtrain evaluate runs/ptb test.txt --json
+    """  # noqa: D301  # \b keeps the lines of the examples apart
+    from lmtrain import api
+
+    model = api.load(run, device_name=device)
+    results: dict[str, Evaluation]
+    if file:
+        results = {place: model.evaluate([place], batch_size=batch_size) for place in file}
+    else:
+        results = {
+            f"{part}: {tokens.name}": model.evaluate_tokens(tokens, batch_size)
+            for part, tokens in model.own_texts().items()
+        }
+    if json:
+        entries = [_entry(name, result) for name, result in results.items()]
+        print_json("lmtrain.evaluate/1", {"results": entries})
+        return
+    for name, result in results.items():
+        print(name)
+        print_table(_rows(result))
+
+
+def _entry(name: str, result: "Evaluation") -> dict[str, Any]:
+    return {
+        "file": name,
+        "tokens": result.num_tokens,
+        "characters": result.characters,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_token": result.bits_per_token,
+        "bits_per_char": result.bits_per_char,
+        "oov": result.oov,
+        "oov_rate": result.oov_rate,
+        "perplexity_without_oov": result.perplexity_without_oov,
+        "seconds": result.seconds,
+    }
+
+
+def _rows(result: "Evaluation") -> list[tuple[str, str]]:
+    known = result.perplexity_without_oov
+    return [
+        ("  perplexity", f"{result.perplexity:.3f}"),
+        ("  perplexity without <UNK>", "none" if known is None else f"{known:.3f}"),
+        ("  loss (nats per token)", f"{result.loss:.5f}"),
+        ("  bits per token", f"{result.bits_per_token:.5f}"),
+        ("  bits per character", f"{result.bits_per_char:.5f}"),
+        ("  tokens", f"{result.num_tokens:,}"),
+        ("  characters", f"{result.characters:,}"),
+        ("  out of vocabulary", f"{result.oov:,} ({100 * result.oov_rate:.2f} %)"),
+        ("  seconds", f"{result.seconds:.1f}"),
+    ]

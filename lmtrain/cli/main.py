@@ -1,0 +1,69 @@
+"""The door: where errors become a message and an exit code."""
+
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import typer
+
+import lmtrain
+from lmtrain import files, screen
+from lmtrain.cli import corpora, evaluate, info, sample, score, tokenize, train, verify
+from lmtrain.cli.output import use_utf8
+from lmtrain.errors import InterruptedRun, LmtrainError
+
+app = typer.Typer(
+    name="lmtrain",
+    help="Trains recurrent language models and writes novel text with them.",
+    epilog="Start with: lmtrain train",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for module in (train, sample, evaluate, score, tokenize, corpora, info, verify):
+    name = module.__name__.rpartition(".")[2]
+    if isinstance(module.command, typer.Typer):
+        app.add_typer(module.command, name=name)
+    else:
+        app.command(name)(module.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lmtrain {lmtrain.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise InterruptedRun(number, "interrupted")
+
+
+def main() -> None:
+    """Runs the command line and ends the process with its exit code."""
+    use_utf8()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except LmtrainError as error:
+        head = "" if isinstance(error, InterruptedRun) else "error: "
+        screen.note(head + screen.printable(str(error)))
+        sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001  # the one place where a bug becomes a message
+        log = files.cache_folder() / "crash.log"
+        files.write(log, traceback.format_exc().encode())
+        screen.note(f"error: a bug in lmtrain: {screen.one_line(repr(error))}")
+        screen.note(f"  the traceback is in {log}")
+        sys.exit(1)

@@ -1,0 +1,65 @@
+"""`lmtrain sample`: novel text."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lmtrain import screen
+from lmtrain.cli.output import JsonOption, print_json
+
+
+def command(
+    run: Annotated[str, typer.Argument(help="A run or checkpoint folder.")],
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Texts to write.")] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens drawn for a text.")] = 200,
+    temperature: Annotated[
+        float, typer.Option(help="Above 0; below 1 the likely becomes likelier.")
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest that sum to this, 0 to 1.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Write novel text with a trained model.
+
+    A word model ends a text at the end of its sentence; other texts end after --max-tokens.
+
+    \b
+    lmtrain sample runs/python-docs-lstm-1 --num 5
+    lmtrain sample runs/plays --prompt "ROMEO:" --temperature 0.8 --max-tokens 500
+    """  # noqa: D301  # \b keeps the lines of the examples apart
+    from lmtrain import api
+
+    model = api.load(run, device_name=device)
+    pieces = model.stream(
+        prompt,
+        num=num,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    if num == 1 and not json:
+        for _, piece in pieces:
+            _write(piece)
+        _write("\n")
+        return
+    texts = [""] * num
+    for row, piece in pieces:
+        texts[row] += piece
+    for index, text in enumerate(texts):
+        if json:
+            print_json("lmtrain.sample/1", {"index": index, "text": text}, indent=None)
+        else:
+            _write(text + "\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(screen.printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()

@@ -1,0 +1,67 @@
+"""`lmtrain score`: how likely sentences are."""
+
+import math
+import sys
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from lmtrain import screen
+from lmtrain.cli.output import JsonOption, print_json
+
+
+class Base(str, Enum):
+    """The base of the logarithms."""
+
+    e = "e"
+    two = "2"
+    ten = "10"
+
+    @property
+    def nats(self) -> float:
+        """Nats in one unit of this base."""
+        return {"e": 1.0, "2": math.log(2), "10": math.log(10)}[self.value]
+
+
+def command(
+    run: Annotated[str, typer.Argument(help="A run or checkpoint folder.")],
+    file: Annotated[
+        str, typer.Argument(help="A text file, one sentence a line; - for standard input.")
+    ] = "-",
+    per_token: Annotated[
+        bool, typer.Option("--per-token", help="Print every token with its log P.")
+    ] = False,
+    base: Annotated[Base, typer.Option(help="Base of the logarithms.")] = Base.e,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Print log P of each line of a text, its end included: the higher, the likelier.
+
+    \b
+    echo "the apple and pear salad" | lmtrain score runs/recipes
+    lmtrain score runs/recipes candidates.txt --per-token --base 10
+    """  # noqa: D301  # \b keeps the lines of the examples apart
+    from lmtrain import api
+    from lmtrain.text import corpus
+
+    model = api.load(run, device_name=device)
+    for scored in model.score(corpus.open_text([file]).lines()):
+        unit = base.nats
+        log_probs = [each / unit for each in scored.log_probs]
+        if json:
+            entry = {"text": scored.text, "log_prob": scored.log_prob / unit, "base": base.value,
+                     "tokens": len(log_probs), "oov": scored.oov}  # fmt: skip
+            if per_token:
+                pairs = zip(scored.tokens, log_probs, strict=True)
+                entry["per_token"] = [{"token": token, "log_prob": p} for token, p in pairs]
+            print_json("lmtrain.score/1", entry, indent=None)
+            continue
+        print(f"{scored.log_prob / unit:.4f}\t{_shown(scored.text)}")
+        if per_token:
+            for token, p in zip(scored.tokens, log_probs, strict=True):
+                print(f"  {p:.4f}\t{_shown(token)}")
+
+
+def _shown(text: str) -> str:
+    return screen.one_line(text) if sys.stdout.isatty() or text == "\n" else text

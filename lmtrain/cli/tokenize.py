@@ -1,0 +1,113 @@
+"""`lmtrain tokenize`: what a tokenizer makes of text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmtrain import config, screen
+from lmtrain.cli.output import JsonOption, print_json, print_table
+from lmtrain.cli.settings import SetOption, given, setting
+from lmtrain.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from lmtrain.text.corpus import Text
+    from lmtrain.text.tokenizer import Tokenizer
+
+
+def command(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|CORPUS", help="A run, or text to take a vocabulary from.")
+    ],
+    text: Annotated[
+        str | None, typer.Argument(help="Text to cut; without it, the corpus itself is counted.")
+    ] = None,
+    level: Annotated[str | None, setting("level")] = None,
+    vocab_size: Annotated[int | None, setting("vocab_size")] = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the ids of a text, or how much of a corpus its vocabulary covers.
+
+    \b
+    lmtrain tokenize runs/python-docs-lstm-1 "The cat sat."
+    lmtrain tokenize novel.txt --vocab-size 5000
+    """  # noqa: D301  # \b keeps the lines of the examples apart
+    tokenizer, own = _tokenizer(source, given(locals(), set_ or []))
+    if text is not None:
+        _show_ids(tokenizer, text, json=json)
+    elif own is not None:
+        _show_coverage(tokenizer, own, source, json=json)
+    else:
+        raise CheckpointError(
+            f"{source} is a run: which text?", f'try: lmtrain tokenize {source} "some text"'
+        )
+
+
+def _tokenizer(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, Text | None]":
+    from lmtrain.text import corpus, tokens
+    from lmtrain.text.tokenizer import Tokenizer
+
+    folder = Path(source)
+    if folder.is_dir():
+        try:
+            return Tokenizer.from_json((folder / "tokenizer.json").read_text("utf-8")), None
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"no run {source}: {error}") from None
+    data = config.load(overrides={**overrides, "data.train": [source]}).data
+    text = corpus.open_text([source])
+    tokenizer = tokens.cached_tokenizer(
+        text,
+        text,
+        data.level,
+        data.splitter,
+        vocab_size=data.vocab_size,
+        min_count=data.min_count,
+        lowercase=data.lowercase,
+    )
+    return tokenizer, text
+
+
+def _show_ids(tokenizer: "Tokenizer", text: str, *, json: bool) -> None:
+    ids = tokenizer.encode(text).tolist()
+    unknown = ids.count(tokenizer.unk_id)
+    names = [tokenizer.vocabulary[index] for index in ids]
+    if json:
+        print_json("lmtrain.tokenize/1", {"ids": ids, "tokens": names, "oov": unknown})
+        return
+    rows = [(screen.one_line(repr(name)[1:-1]), str(index)) for name, index in
+            zip(names, ids, strict=True)]  # fmt: skip
+    print_table([("token", "id"), *rows])
+    print(f"{len(ids)} tokens, {unknown} out of vocabulary")
+
+
+def _show_coverage(tokenizer: "Tokenizer", text: "Text", source: str, *, json: bool) -> None:
+    from lmtrain.text.tokens import tokenize
+
+    tokens = tokenize(text, tokenizer)
+    unknown = 0
+    if tokenizer.unk_id is not None:
+        unknown = int((tokens.ids == tokenizer.unk_id).sum())
+    facts: dict[str, Any] = {
+        "corpus": source,
+        "tokens": len(tokens),
+        "characters": tokens.characters,
+        "vocab_size": tokenizer.vocab_size,
+        "oov": unknown,
+        "oov_rate": unknown / len(tokens),
+        "coverage": 1 - unknown / len(tokens),
+    }
+    if json:
+        print_json("lmtrain.tokenize/1", facts)
+        return
+    print_table(
+        [
+            ("tokens", f"{len(tokens):,}"),
+            ("characters", f"{tokens.characters:,}"),
+            ("vocabulary", f"{tokenizer.vocab_size:,}"),
+            ("covered", f"{100 * facts['coverage']:.2f} %"),
+            ("out of vocabulary", f"{unknown:,} ({100 * facts['oov_rate']:.2f} %)"),
+        ]
+    )
+    first = " ".join(screen.one_line(repr(token)[1:-1]) for token in tokenizer.vocabulary[:20])
+    print(f"first in the vocabulary: {first}")

@@ -1,0 +1,144 @@
+"""`lmtrain train`: text in, a trained model out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmtrain import config as configuration
+from lmtrain.cli.output import JsonOption, print_json
+from lmtrain.cli.settings import SetOption, given, setting
+from lmtrain.errors import ConfigError
+
+
+def command(
+    corpus: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Text files, globs, .gz files, - for standard input, or names of corpora; "
+            "with --resume, the run.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="A recipe that comes with lmtrain, or a TOML file.", metavar="NAME|FILE"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; without it, a new one under runs/.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run as if it had never stopped.")
+    ] = False,
+    valid: Annotated[list[str] | None, setting("valid")] = None,
+    test: Annotated[list[str] | None, setting("test")] = None,
+    level: Annotated[str | None, setting("level")] = None,
+    vocab_size: Annotated[int | None, setting("vocab_size")] = None,
+    cell: Annotated[str | None, setting("cell")] = None,
+    hidden_size: Annotated[int | None, setting("hidden_size")] = None,
+    num_layers: Annotated[int | None, setting("num_layers")] = None,
+    dropout: Annotated[float | None, setting("dropout")] = None,
+    lr: Annotated[float | None, setting("lr")] = None,
+    batch_size: Annotated[int | None, setting("batch_size")] = None,
+    seq_len: Annotated[int | None, setting("seq_len", "--bptt")] = None,
+    epochs: Annotated[int | None, setting("epochs")] = None,
+    max_seconds: Annotated[float | None, setting("max_seconds")] = None,
+    seed: Annotated[int | None, setting("seed")] = None,
+    device: Annotated[str | None, setting("device")] = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a model; without arguments, on the Python manuals in three minutes.
+
+    Settings come from: defaults < --config < --set < named options.
+
+    \b
+    lmtrain train
+    lmtrain train novel.txt --level char --hidden-size 512
+    lmtrain train --config shakespeare-char --epochs 5 --out runs/short
+    lmtrain train --resume runs/short
+    """  # noqa: D301  # \b keeps the lines of the examples apart
+    overrides = given(locals(), set_ or [])
+    if resume:
+        run = _run_to_resume(corpus or [], out, config)
+        chosen = None
+    else:
+        recipe = config or (None if corpus else "python-docs")
+        if corpus:
+            overrides["data.train"] = corpus
+        run, chosen = out, configuration.load(recipe, overrides)
+    # torch is imported only now, so that wrong settings are answered at once.
+    from lmtrain import api
+
+    summary = api.run_training(chosen, run, resume=resume, overrides=overrides)
+    if json:
+        _print_json(summary)
+    else:
+        _print_text(summary)
+
+
+def _run_to_resume(places: list[str], out: Path | None, config: str | None) -> Path:
+    if config or len(places) + (out is not None) != 1:
+        raise ConfigError(
+            "--resume goes on with one run and its own settings",
+            "write it as: lmtrain train --resume RUN",
+        )
+    return out or Path(places[0])
+
+
+def _print_json(summary: "api.Summary") -> None:  # type: ignore[name-defined]  # noqa: F821
+    from lmtrain.evaluation import perplexity
+
+    loss, unigram = summary.valid_loss, summary.unigram_loss
+    print_json(
+        "lmtrain.train/1",
+        {
+            "run": str(summary.run),
+            "steps": summary.steps,
+            "tokens": summary.tokens,
+            "seconds": summary.seconds,
+            "tokens_per_second": summary.tokens_per_second,
+            "valid_loss": loss,
+            "valid_perplexity": None if loss is None else perplexity(loss),
+            "best_step": summary.best_step,
+            "unigram_perplexity": None if unigram is None else perplexity(unigram),
+            "parameters": summary.parameters,
+            "vocab_size": summary.vocab_size,
+        },
+    )
+
+
+def _print_text(summary: "api.Summary") -> None:  # type: ignore[name-defined]  # noqa: F821
+    import math
+
+    from lmtrain.evaluation import perplexity
+
+    rows = [
+        (
+            "trained",
+            f"{summary.steps:,} steps, {summary.tokens:,} tokens in {summary.seconds:,.0f} s, "
+            f"{summary.tokens_per_second:,.0f} tokens/s",
+        )
+    ]
+    loss, unigram = summary.valid_loss, summary.unigram_loss
+    if loss is not None and unigram is not None:
+        rows += [
+            (
+                "validation",
+                f"perplexity {perplexity(loss):.2f} (loss {loss:.4f} nats, "
+                f"{loss / math.log(2) / summary.chars_per_token:.3f} bits per character) "
+                f"at step {summary.best_step:,}",
+            ),
+            ("unigram", f"perplexity {perplexity(unigram):.2f}, from word frequencies alone"),
+        ]
+    rows += [
+        ("run", str(summary.run)),
+        ("next", f"lmtrain sample {summary.run}"),
+        ("", f"lmtrain evaluate {summary.run}"),
+        ("", f"tensorboard --logdir {summary.run}/events"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
+
+

@@ -1,0 +1,32 @@
+"""`lmtrain verify`: whether checkpoints are whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmtrain.cli.output import JsonOption, print_json
+from lmtrain.errors import CheckpointError
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="A run or checkpoint folder.")],
+    json: JsonOption = False,
+) -> None:
+    """Compare every byte of a run's checkpoints with what was saved.
+
+    \b
+    lmtrain verify runs/python-docs-lstm-1
+    """  # noqa: D301  # \b keeps the lines of the examples apart
+    from lmtrain import checkpoint
+
+    results = [(str(each), problem) for each, problem in checkpoint.verify(path)]
+    if json:
+        entries = [{"checkpoint": each, "problem": problem} for each, problem in results]
+        print_json("lmtrain.verify/1", {"results": entries})
+    else:
+        for each, problem in results:
+            print(f"{each}: {'intact' if problem is None else problem}")
+    damaged = sum(problem is not None for _, problem in results)
+    if damaged:
+        raise CheckpointError(f"{damaged} of {len(results)} checkpoints are damaged")

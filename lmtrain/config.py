@@ -1,0 +1,348 @@
+"""One tree of settings: a sentence, a unit and a range for each, which is also its help text.
+
+Defaults < configuration file < `--set` < named options. Every problem is reported at once, before
+torch is imported. Below the API no code sees this tree: it is turned into plain arguments there.
+"""
+
+import difflib
+import importlib.resources
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from lmtrain.errors import ConfigError
+
+FORMAT = 1
+_MAX_BYTES = 1_000_000
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses names it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class DataConfig(Section):
+    """Which text, and how it is cut into tokens."""
+
+    train: tuple[str, ...] = ("python-docs",)
+    """Training text: files, globs, .gz files, - for standard input, or names of corpora."""
+    valid: tuple[str, ...] = ()
+    """Validation text; without it, the tail of the training text (see data.valid_fraction)."""
+    test: tuple[str, ...] = ()
+    """Test text, read by `evaluate` alone; without it, see data.test_fraction."""
+    valid_fraction: Fraction = 0.1
+    """Share of the training text's characters, 0 to 1, cut from its tail for validation."""
+    test_fraction: Fraction = 0.0
+    """Share of the training text's characters, 0 to 1, cut from its very end for testing."""
+    level: Literal["word", "char", "byte"] = "word"
+    """What a token is: a word, a character or a byte of UTF-8."""
+    splitter: Literal["whitespace", "words"] = "words"
+    """Words between white space (text tokenized before), or words and punctuation of raw prose."""
+    vocab_size: Annotated[int, Field(ge=3)] = 10_000
+    """Most words in the vocabulary, `<UNK>` and `<EOS>` included, 3 or more."""
+    min_count: PositiveInt = 1
+    """Least occurrences of a word or character that enters the vocabulary, 1 or more."""
+    lowercase: bool = False
+    """Whether words are put in lower case first."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("data.valid_fraction and data.test_fraction leave no training text")
+        return self
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    cell: str = "lstm"
+    """The recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or one registered."""
+    embedding_size: PositiveInt | None = None
+    """Numbers a token is embedded in, 1 or more; without it, as many as model.hidden_size."""
+    hidden_size: PositiveInt = 200
+    """Hidden units of each layer, 1 or more."""
+    num_layers: PositiveInt = 2
+    """Recurrent layers, 1 or more."""
+    dropout: Fraction = 0.0
+    """Chance, 0 to 1, that a number between layers (never within time) is dropped."""
+    tied_embeddings: bool = False
+    """Whether the output weights are the embeddings (embedding_size must equal hidden_size)."""
+    cell_output: Literal["tanh", "linear"] = "tanh"
+    """LSTM cells: a = Γo ∘ tanh(c), or a = Γo ∘ c."""
+    peephole: Literal["full", "diagonal"] = "full"
+    """Peephole LSTM: gates see c⟨t−1⟩ through a whole matrix, or each unit its own alone."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """The rnn cell's g."""
+    init_scale: PositiveFloat | None = None
+    """All weights start uniform in ± this; without it, orthogonal recurrent matrices and more."""
+    forget_bias: float = 1.0
+    """What the forget gate's bias starts at; 1 lets the state live from the first step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.tied_embeddings and self.embedding_size not in (None, self.hidden_size):
+            raise ValueError(
+                f"model.tied_embeddings needs embedding_size {self.embedding_size} "
+                f"to equal hidden_size {self.hidden_size}"
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """How the gradient becomes an update."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    """The update rule."""
+    learning_rate: PositiveFloat = 0.002
+    """Learning rate at its highest, above 0."""
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """Learning rate over time: constant, multiplied after some epochs, or half a cosine to 0."""
+    warmup_steps: NonNegativeInt = 0
+    """Updates over which the learning rate rises from 0 first."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Schedule step: factor, above 0 to 1, for each epoch past optimizer.decay_after_epochs."""
+    decay_after_epochs: NonNegativeInt = 4
+    """Schedule step: epochs at the full learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decay of the weights per update over the learning rate (adamw), or L2 penalty (others)."""
+    clip: Literal["l2", "l1", "value"] = "l2"
+    """What is limited: the L2 or L1 norm over all gradients together, or each single value."""
+    max_grad_norm: PositiveFloat | None = 5.0
+    """The limit of optimizer.clip, above 0; null for none (in TOML: leave out, or --set ...=none)."""
+
+
+class TrainConfig(Section):
+    """How long, how wide, how often, and where."""
+
+    batch_size: PositiveInt = 20
+    """Streams of text trained on side by side, 1 or more."""
+    seq_len: PositiveInt = 35
+    """Steps of truncated backpropagation through time, 1 or more."""
+    max_epochs: PositiveInt = 10
+    """Passes over the training text, 1 or more."""
+    max_steps: PositiveInt | None = None
+    """Updates after which training ends; without it, as many as the epochs have."""
+    max_seconds: PositiveFloat | None = None
+    """Seconds after which training ends, preparation and validation included."""
+    seed: NonNegativeInt = 1
+    """Seed of weights, dropout and samples, 0 or more."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute: auto takes CUDA if there is any."""
+    threads: PositiveInt | None = None
+    """Processor threads; without it, as many as the machine has cores."""
+    eval_every: PositiveInt | None = None
+    """Updates between validations; without it, once an epoch."""
+    save_every: PositiveInt | None = None
+    """Updates between checkpoints beside those after each validation; none without it."""
+    log_every: PositiveInt = 20
+    """Updates that one line of metrics.jsonl covers, 1 or more."""
+    patience: PositiveInt | None = None
+    """Validations without a new best after which training stops early; never without it."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints kept beside the best, 1 or more."""
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    data: DataConfig = DataConfig()
+    """Which text, and how it is cut into tokens."""
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How the gradient becomes an update."""
+    train: TrainConfig = TrainConfig()
+    """How long, how wide, how often, and where."""
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers a token is embedded in."""
+        return self.model.embedding_size or self.model.hidden_size
+
+
+def settings() -> dict[str, str]:
+    """Every setting's path with its sentence."""
+    return {
+        f"{section}.{name}": field.description or ""
+        for section, part in Config.model_fields.items()
+        for name, field in _section(part.annotation).items()
+    }
+
+
+def default(path: str) -> Any:
+    """The default of the setting at `path`."""
+    section, name = path.split(".")
+    return getattr(getattr(Config(), section), name)
+
+
+def _section(annotation: Any) -> dict[str, Any]:
+    return dict(annotation.model_fields)
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with lmtrain."""
+    return sorted(_recipe_names())
+
+
+def _recipe_names() -> Iterator[str]:
+    for entry in importlib.resources.files("lmtrain.configs").iterdir():
+        if entry.name.endswith(".toml"):
+            yield entry.name.removesuffix(".toml")
+
+
+def load(
+    source: str | Path | None = None, overrides: Mapping[str, object] | None = None
+) -> Config:
+    """The settings of a recipe or TOML file, or the defaults, with `overrides` on top.
+
+    Args:
+        source: name of a recipe that comes with lmtrain, or a path; None for the defaults.
+        overrides: values by path, such as {"train.seq_len": 70}.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a setting is unknown or impossible.
+
+    Example:
+        >>> load(overrides={"train.seq_len": 70}).train.seq_len
+        70
+    """
+    return parse("" if source is None else _read(source), str(source or "options"), overrides)
+
+
+def parse(text: str, origin: str, overrides: Mapping[str, object] | None = None) -> Config:
+    """The settings that a TOML text holds, with `overrides` on top.
+
+    Args:
+        text: the TOML text.
+        origin: where it came from, for the message.
+        overrides: values by path.
+
+    Raises:
+        ConfigError: not TOML, a newer format, or a setting that is unknown or impossible.
+    """
+    try:
+        tree: dict[str, Any] = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{origin} is not valid TOML: {error}") from None
+    written = tree.pop("format", FORMAT)
+    if written != FORMAT:
+        raise ConfigError(
+            f"{origin} has configuration format {written!r}", f"this lmtrain reads {FORMAT}"
+        )
+    for path, value in (overrides or {}).items():
+        section, dot, name = path.partition(".")
+        part = tree.setdefault(section, {})
+        if not dot or not isinstance(part, dict):
+            raise ConfigError(f"unknown setting {path!r}{_nearest(path)}")
+        part[name] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(*_explain(error, origin)) from None
+
+
+def _read(source: str | Path) -> str:
+    if isinstance(source, str) and source in recipes():
+        return (importlib.resources.files("lmtrain.configs") / f"{source}.toml").read_text("utf-8")
+    path = Path(source)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path} is no configuration: it is over {_MAX_BYTES:,} bytes")
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        near = difflib.get_close_matches(str(source), recipes(), 1)
+        hint = f"did you mean {near[0]}?" if near else f"recipes: {', '.join(recipes())}"
+        raise ConfigError(f"no configuration {source}: {error.strerror}", hint) from None
+
+
+def assignments(pairs: Iterable[str]) -> dict[str, object]:
+    """The values by path that `section.key=value` texts give, values as in TOML or bare words.
+
+    Raises:
+        ConfigError: a text without `=`.
+
+    Example:
+        >>> assignments(["train.seq_len=70", "model.cell=gru", "train.patience=none"])
+        {'train.seq_len': 70, 'model.cell': 'gru', 'train.patience': None}
+    """
+    values: dict[str, object] = {}
+    for pair in pairs:
+        path, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair}: no value", "write it as section.key=value")
+        values[path.strip()] = _value(text.strip())
+    return values
+
+
+def _value(text: str) -> object:
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def to_toml(config: Config) -> str:
+    """The resolved settings as TOML; a setting that is None is left out, as its default is None."""
+    tree = config.model_dump(mode="json")
+    # TOML has no null: a None that differs from the default is written as the word none.
+    for section, part in tree.items():
+        for name, value in list(part.items()):
+            if value is None:
+                part[name] = "none"
+                if default(f"{section}.{name}") is None:
+                    del part[name]
+    return tomli_w.dumps({"format": FORMAT, **tree}, multiline_strings=False)
+
+
+def _explain(error: ValidationError, origin: str) -> list[str]:
+    problems = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"unknown setting {path!r}{_nearest(path)}")
+        elif problem["type"] == "value_error":
+            problems.append(str(problem["ctx"]["error"]))
+        else:
+            problems.append(f"{path} = {_shown(problem['input'])}: {problem['msg'].lower()}")
+    if len(problems) == 1:
+        return [f"{origin}: {problems[0]}"]
+    rest = problems[1:]
+    more = f"; and {len(rest) - 1} more" if len(rest) > 1 else ""
+    return [f"{origin}: {len(problems)} settings are wrong", problems[0], rest[0] + more]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nearest(path: str) -> str:
+    known = [*settings(), *Config.model_fields]
+    near = difflib.get_close_matches(path, known, 1, 0.5)
+    if not near:
+        last = path.rpartition(".")[2]
+        near = [name for name in known if name.rpartition(".")[2] == last]
+    return f": did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,68 @@
+"""The errors a user can cause or meet, each class with the exit code the command line ends with.
+
+A message says what is wrong and where, the value and the limit, and what to do: one to three lines.
+"""
+
+
+class LmtrainError(Exception):
+    """An error that is explained to the user in one to three lines.
+
+    Args:
+        problem: what is wrong, and where.
+        details: up to two more lines: the value and its limit, and what to try.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *details: str) -> None:
+        super().__init__("\n  ".join((problem, *details)))
+
+
+class ConfigError(LmtrainError):
+    """A setting, an option or an argument that cannot be used."""
+
+    exit_code = 2
+
+
+class TextError(LmtrainError):
+    """Text that cannot be read, decoded, or that is too short for its purpose."""
+
+    exit_code = 3
+
+
+class CheckpointError(LmtrainError):
+    """A run or checkpoint that is missing, damaged, or that does not fit."""
+
+    exit_code = 4
+
+
+class SystemFailure(LmtrainError):
+    """Something the machine refused: disk, permission, memory, device, network."""
+
+    exit_code = 5
+
+
+class DivergedError(LmtrainError):
+    """A loss, gradient or weight that is not finite."""
+
+    exit_code = 6
+
+
+class RunBusyError(LmtrainError):
+    """A run folder that another process trains in, or that holds a run already."""
+
+    exit_code = 7
+
+
+class InterruptedRun(LmtrainError):
+    """Training that a signal ended, after a checkpoint was saved.
+
+    Args:
+        signal_number: the signal received; the exit code is 128 plus this number.
+        problem: what was saved, and where.
+        details: how to go on.
+    """
+
+    def __init__(self, signal_number: int, problem: str, *details: str) -> None:
+        super().__init__(problem, *details)
+        self.exit_code = 128 + signal_number

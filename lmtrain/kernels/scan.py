@@ -1,0 +1,61 @@
+"""The one door to the engines: shapes are checked here once, and the engine is chosen."""
+
+from torch import Tensor
+
+from lmtrain.cells import Cell, CellState, DifferentiatedCell
+from lmtrain.errors import ConfigError
+from lmtrain.kernels import plain, reference
+
+
+def engine(cell: Cell) -> str:
+    """The name of the engine that runs a cell: plain where its backward is given, or reference."""
+    return "plain" if isinstance(cell, DifferentiatedCell) else "reference"
+
+
+def scan(
+    cell: Cell,
+    inputs: Tensor,
+    state: CellState | None = None,
+    lengths: Tensor | None = None,
+    *,
+    reverse: bool = False,
+) -> tuple[Tensor, CellState]:
+    """The hidden states of a cell over time, and its last state.
+
+    Args:
+        cell: the cell.
+        inputs: (T, B, I), T and B at least 1.
+        state: the state before the first step, each part (B, H); None for zeros.
+        lengths: steps of each row, (B,), 1 to T; None for T. Beyond them the state stands still
+            and the hidden state is 0.
+        reverse: whether time runs from T to 1.
+
+    Returns:
+        Hidden states (T, B, H) in the order of the inputs, and the last state.
+
+    Raises:
+        ConfigError: a shape that does not fit the cell.
+
+    Example:
+        >>> import torch
+        >>> from lmtrain.cells import LSTM
+        >>> hidden, (a, c) = scan(LSTM(4, 8), torch.zeros(5, 2, 4))
+        >>> hidden.shape, c.shape
+        (torch.Size([5, 2, 8]), torch.Size([2, 8]))
+    """
+    if inputs.dim() != 3 or 0 in inputs.shape or inputs.shape[2] != cell.input_size:
+        raise ConfigError(
+            f"scan: inputs {tuple(inputs.shape)} are not (T, B, I) with I = {cell.input_size}"
+        )
+    batch_size = inputs.shape[1]
+    if state is None:
+        state = cell.zero_state(batch_size)
+    expected = (batch_size, cell.hidden_size)
+    if [part.shape for part in state] != [expected] * len(cell.state_names):
+        shapes = [tuple(part.shape) for part in state]
+        raise ConfigError(f"scan: state {shapes} is not {len(cell.state_names)} x {expected}")
+    if lengths is not None and lengths.shape != (batch_size,):
+        raise ConfigError(f"scan: lengths {tuple(lengths.shape)} are not ({batch_size},)")
+    if isinstance(cell, DifferentiatedCell):
+        return plain.scan(cell, inputs, state, lengths, reverse=reverse)
+    return reference.scan(cell, inputs, state, lengths, reverse=reverse)

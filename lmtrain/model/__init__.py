@@ -1,0 +1,1 @@
+"""Layers and directions around a cell, and the language model around the layers."""

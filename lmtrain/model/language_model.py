@@ -1,0 +1,138 @@
+"""The language model: embedding, recurrent layers, softmax over the vocabulary.
+
+Knows ids, never text or settings.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmtrain import cells, device
+from lmtrain.errors import ConfigError
+from lmtrain.kernels.cross_entropy import log_likelihood, mean_cross_entropy
+from lmtrain.model.dropout import Dropout
+from lmtrain.model.recurrent import Recurrent, State
+
+
+class LanguageModel(nn.Module):
+    """P(y⟨t⟩ | y⟨1⟩ ... y⟨t−1⟩) = softmax(W_y a⟨t⟩ + b_y), a⟨t⟩ of the last recurrent layer.
+
+    Args:
+        vocab_size: V, tokens it knows.
+        cell: name of a registered cell.
+        embedding_size: E, numbers a token is embedded in.
+        hidden_size: H, hidden units of each layer.
+        num_layers: L, recurrent layers.
+        dropout: probability of dropping a number on the way into, between and out of the layers.
+        tied_embeddings: whether W_y is the embedding; E must equal H.
+        init_scale: every weight uniform in ± this at first; None for each part's own way.
+        forget_bias: what forget gates' biases start at.
+        cell_options: further arguments of the cell by name.
+        seed: of the first weights and of dropout.
+
+    Raises:
+        ConfigError: no such cell, a size below 1, or tied embeddings of another size.
+
+    Example:
+        >>> model = LanguageModel(10, embedding_size=4, hidden_size=8, num_layers=1)
+        >>> logits, state = model(torch.zeros(5, 2, dtype=torch.long))
+        >>> logits.shape
+        torch.Size([5, 2, 10])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        cell: str = "lstm",
+        embedding_size: int,
+        hidden_size: int,
+        num_layers: int,
+        dropout: float = 0.0,
+        tied_embeddings: bool = False,
+        init_scale: float | None = None,
+        forget_bias: float = 1.0,
+        cell_options: Mapping[str, Any] | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        if tied_embeddings and embedding_size != hidden_size:
+            raise ConfigError(
+                f"tied embeddings: embedding_size {embedding_size} is not hidden_size {hidden_size}"
+            )
+        self.vocab_size = vocab_size
+        self.generator = device.generator(seed)
+        self.embedding = nn.Parameter(torch.empty(vocab_size, embedding_size))
+        self.dropout = Dropout(dropout, self.generator)
+        self.recurrent = Recurrent(
+            lambda size: cells.create(cell, size, hidden_size, cell_options or {}),
+            embedding_size,
+            num_layers,
+            dropout,
+            self.generator,
+        )
+        self.output_bias = nn.Parameter(torch.empty(vocab_size))
+        if not tied_embeddings:
+            self.output_weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self._tied = tied_embeddings
+        self._initialize(init_scale, forget_bias)
+
+    def _initialize(self, init_scale: float | None, forget_bias: float) -> None:
+        # Uniform embeddings of this width have unit-sized sums over E, whatever E is.
+        own = {
+            "embedding": math.sqrt(3 / self.embedding.shape[1]) / 2,
+            "output_weight": 1 / math.sqrt(self.decoder.shape[1]),
+            "output_bias": 0.0,
+        }
+        with torch.no_grad():
+            for name, parameter in self.named_parameters(recurse=False):
+                scale = own[name] if init_scale is None else init_scale
+                parameter.uniform_(-scale, scale, generator=self.generator)
+        for layer in self.recurrent.cells:
+            if isinstance(layer, cells.Cell):
+                layer.initialize(self.generator, init_scale, forget_bias)
+
+    @property
+    def decoder(self) -> Tensor:
+        """W_y, (V, H)."""
+        return self.embedding if self._tied else self.output_weight
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def hidden(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Hidden states (T, B, H) of the last layer for tokens (T, B), and the state after them.
+
+        A token below 0 stands for "nothing yet": its embedding is 0, as x⟨1⟩ = 0 in the notes.
+        """
+        embedded = F.embedding(inputs.clamp(min=0), self.embedding)  # (T, B, E)
+        if not self.training:
+            embedded = embedded * (inputs >= 0).unsqueeze(-1)
+        hidden, state = self.recurrent(self.dropout(embedded), state)
+        return self.dropout(hidden), state
+
+    def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Logits (T, B, V) for tokens (T, B), and the state after them."""
+        hidden, state = self.hidden(inputs, state)
+        return F.linear(hidden, self.decoder, self.output_bias), state
+
+    def loss(
+        self, inputs: Tensor, targets: Tensor, state: State | None = None
+    ) -> tuple[Tensor, State]:
+        """Mean nats a token of `targets` (T, B) given `inputs` (T, B), and the state after them."""
+        hidden, state = self.hidden(inputs, state)
+        return mean_cross_entropy(hidden, self.decoder, self.output_bias, targets), state
+
+    @torch.no_grad()
+    def log_probs(
+        self, inputs: Tensor, targets: Tensor, state: State | None = None
+    ) -> tuple[Tensor, State]:
+        """log P of each token of `targets`, (T, B), in nats, and the state after `inputs`."""
+        hidden, state = self.hidden(inputs, state)
+        return log_likelihood(hidden, self.decoder, self.output_bias, targets), state

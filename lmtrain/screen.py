@@ -1,0 +1,35 @@
+"""What may reach a terminal: text from files, with nothing in it that the terminal would obey."""
+
+import sys
+import unicodedata
+
+# Besides control characters, the marks that turn the direction of writing (category Cf).
+_UNSAFE = {"Cc", "Cf", "Cs", "Co"}
+_ALLOWED = {"\n", "\t", "\u200c", "\u200d"}
+
+
+def printable(text: str) -> str:
+    """The text with control characters written as escapes; newlines and tabs stay.
+
+    Example:
+        >>> printable("a\\x1b[31mb")
+        'a\\\\x1b[31mb'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _UNSAFE and character not in _ALLOWED
+        else character
+        for character in text
+    )
+
+
+def one_line(text: str) -> str:
+    """The text, printable, with its lines joined by a sign for the newline."""
+    return printable(text.strip("\n")).replace("\n", " ⏎ ")
+
+
+def note(text: str) -> None:
+    """Shows a line beside the results: on standard error."""
+    print(text, file=sys.stderr)  # noqa: T201

@@ -1,0 +1,143 @@
+"""Public corpora brought to the user's cache: resumed where a download broke off, hashes checked."""
+
+import http.client
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from lmtrain import files
+from lmtrain.errors import ConfigError, SystemFailure
+from lmtrain.text.corpus import catalogue, corpus_folder
+
+_TIMEOUT_SECONDS = 30
+_MOST_UNPACKED_BYTES = 2_000_000_000
+
+
+def listing() -> list[dict[str, Any]]:
+    """What is known of each public corpus: name, about, licence, level, bytes, sha256, is_here."""
+    return [
+        {
+            "name": name,
+            "about": entry["about"],
+            "licence": entry["licence"],
+            "level": entry["level"],
+            "bytes": sum(item["bytes"] for item in _downloads(entry).values()),
+            "sha256": {_file_name(each): each["sha256"] for each in _downloads(entry).values()},
+            "is_here": all((corpus_folder(name) / f"{part}.txt").exists() for part in
+                           entry.get("members", entry.get("files", {}))),
+        }
+        for name, entry in catalogue().items()
+    ]  # fmt: skip
+
+
+def _downloads(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {"archive": entry["archive"]} if "archive" in entry else dict(entry["files"])
+
+
+def _file_name(item: Mapping[str, Any]) -> str:
+    return str(item["url"]).rpartition("/")[2]
+
+
+def fetch(name: str, mirror: str | None = None) -> list[Path]:
+    """Brings a corpus and returns its files, train, valid and test as far as it has them.
+
+    Args:
+        name: a corpus of the catalogue.
+        mirror: address of a folder with the same files; None for the original.
+
+    Raises:
+        ConfigError: no such corpus.
+        SystemFailure: the network failed, or the hash is wrong.
+    """
+    if name not in catalogue():
+        raise ConfigError(f"no corpus {name!r}", f"corpora: {', '.join(catalogue())}")
+    entry, folder = catalogue()[name], corpus_folder(name)
+    with files.locked(folder / ".lock", f"the corpus folder {folder}"):
+        arrived = {}
+        for part, item in _downloads(entry).items():
+            final = folder / (f"{part}.txt" if part != "archive" else _file_name(item))
+            if not final.exists():
+                url = f"{mirror.rstrip('/')}/{_file_name(item)}" if mirror else item["url"]
+                _download(url, final, item["sha256"])
+            arrived[part] = final
+        if "archive" in arrived:
+            arrived = _unpack(arrived["archive"], entry["members"], folder)
+    return list(arrived.values())
+
+
+def _download(url: str, final: Path, digest: str) -> None:
+    partial = final.with_name(final.name + ".partial")
+    try:
+        _transfer(url, partial)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise SystemFailure(
+            f"could not fetch {url}: {reason}", "what has come is kept; the same command goes on"
+        ) from None
+    found = files.sha256(files.file_chunks(partial))
+    if found != digest:
+        partial.unlink()
+        raise SystemFailure(
+            f"{url} is not the file that was expected",
+            f"SHA-256 {found}, expected {digest}",
+        )
+    files.publish_file(partial, final)
+
+
+def _transfer(url: str, partial: Path) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
+            if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
+                # The server sends the whole file again.
+                partial.unlink()
+                have = 0
+            length = response.headers.get("Content-Length")
+            total = have + int(length) if length else None
+            _keep(response, partial, have, total)
+    except urllib.error.HTTPError as error:
+        # Nothing is left to send: the hash decides whether what is here is whole.
+        if not (have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+            raise
+
+
+def _keep(response: BinaryIO, partial: Path, have: int, total: int | None) -> None:
+    with (
+        files.appending(partial) as stream,
+        tqdm(
+            total=total, initial=have, unit="B", unit_scale=True, file=sys.stderr,
+            desc=partial.name.removesuffix(".partial"),
+        ) as bar,
+    ):  # fmt: skip
+        while chunk := response.read(1 << 16):
+            stream.write(chunk)
+            have += len(chunk)
+            bar.update(len(chunk))
+    if total is not None and have < total:
+        raise http.client.IncompleteRead(b"", total - have)
+
+
+def _unpack(archive: Path, members: Mapping[str, str], folder: Path) -> dict[str, Path]:
+    """The named members as PART.txt; nothing else of the archive is looked at."""
+    unpacked = {}
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for part, member in members.items():
+                final = folder / f"{part}.txt"
+                if not final.exists():
+                    if opened.getinfo(member).file_size > _MOST_UNPACKED_BYTES:
+                        raise SystemFailure(f"{archive}: {member} is too large")
+                    with opened.open(member) as source, files.writing(final) as stream:
+                        while chunk := source.read(1 << 20):
+                            stream.write(chunk)
+                unpacked[part] = final
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise SystemFailure(f"{archive} is not the archive that was expected: {error}") from None
+    return unpacked

@@ -1,0 +1,419 @@
+"""From text to token ids and back: words, characters or bytes, and the vocabulary of a text.
+
+A tokenizer is saved as a `tokenizer.json` that the `tokenizers` library reads and that gives the
+same ids there. To make that exact, words are found by one regular expression that Python and that
+library read alike: it names every character class it uses. Knows text, never files or models.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmtrain.errors import CheckpointError, TextError
+
+UNK = "<UNK>"
+EOS = "<EOS>"
+Level = Literal["word", "char", "byte"]
+Splitter = Literal["whitespace", "words"]
+
+_SPACE = r" \t\n\r\f\v"
+# Everything printed that is no letter, mark, digit or underscore, in the blocks prose uses.
+_PUNCTUATION = (
+    r"!-/:-@\[-\^`{-~¡-©«-´¶-¹»-¿×÷‐-‧‰-⁞、-〿！-／：-＠［-｀｛-･"  # noqa: RUF001
+)
+_CLITIC = r"['’](?:s|S|t|T|re|RE|ve|VE|ll|LL|d|D|m|M)"  # noqa: RUF001
+_PATTERNS: dict[Splitter, str] = {
+    "whitespace": rf"[^{_SPACE}]+",
+    "words": (
+        rf"{EOS}|{UNK}"
+        rf"|(?<=[^{_SPACE}{_PUNCTUATION}]){_CLITIC}(?![^{_SPACE}{_PUNCTUATION}])"
+        rf"|[^{_SPACE}{_PUNCTUATION}]+|[{_PUNCTUATION}]"
+    ),
+}
+_ANY_CHARACTER = r"[\s\S]"
+# A run without white space longer than this is cut, so that text is read in bounded memory.
+_LONGEST_RUN = 4096
+_OVERLONG = re.compile(rf"[^{_SPACE}]{{{_LONGEST_RUN + 1},}}")
+
+
+class Tokenizer:
+    """A vocabulary with the way text is cut.
+
+    Args:
+        vocabulary: the tokens in the order of their ids.
+        level: what a token is.
+        splitter: how words are found, at word level.
+        lowercase: whether words are put in lower case first.
+
+    Raises:
+        CheckpointError: a token stands twice, or the word level lacks `<UNK>` or `<EOS>`.
+
+    Example:
+        >>> tokenizer = build_tokenizer(["a cat sat\\n"], level="word")
+        >>> tokenizer.encode("a dog sat").tolist()
+        [2, 0, 4]
+        >>> tokenizer.decode([2, 3, 1])
+        'a cat\\n'
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        level: Level = "word",
+        splitter: Splitter = "words",
+        *,
+        lowercase: bool = False,
+    ) -> None:
+        self.vocabulary = list(vocabulary)
+        self.level = level
+        self.splitter = splitter
+        self.lowercase = lowercase
+        self._ids = {token: index for index, token in enumerate(self.vocabulary)}
+        if len(self._ids) != len(self.vocabulary):
+            raise CheckpointError("tokenizer: a token stands in the vocabulary twice")
+        if level == "word" and not {UNK, EOS} <= self._ids.keys():
+            raise CheckpointError(f"tokenizer: the vocabulary lacks {UNK} or {EOS}")
+        self._word_ids = _WordIds(self._ids, self.unk_id or 0)
+        if level == "char":
+            self._table = _character_table(self.vocabulary, self.unk_id)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary, special ones included."""
+        return len(self.vocabulary)
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id of `<UNK>`, or None where every token is known."""
+        return self._ids.get(UNK) if self.level != "byte" else None
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id of `<EOS>`, at word level."""
+        return self._ids[EOS] if self.level == "word" else None
+
+    @property
+    def start_id(self) -> int | None:
+        """What stands before the first token of a text: `<EOS>`, or the newline if it is known."""
+        return self.line_end_id
+
+    @property
+    def line_end_id(self) -> int | None:
+        """The token that ends a line: `<EOS>`, the newline, or None where there is none."""
+        if self.level == "word":
+            return self.eos_id
+        return self._ids.get("\n") if self.level == "char" else ord("\n")
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """The ids of a text, (N,); at word level every newline is `<EOS>`.
+
+        Raises:
+            TextError: at character level, a character outside the vocabulary.
+        """
+        chunks = list(self.encode_chunks([text]))
+        return np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int64]]:
+        """The ids of a text that comes in pieces, cut anywhere.
+
+        Raises:
+            TextError: at character level, a character outside the vocabulary.
+        """
+        if self.level == "word":
+            yield from map(self._encode_words, whole_words(chunks))
+        elif self.level == "char":
+            yield from map(self._encode_characters, chunks)
+        else:
+            yield from map(self._encode_bytes, chunks)
+
+    def words(self, text: str) -> list[str]:
+        """The words of a text that holds no part of a word."""
+        return split_words(text, self.splitter, lowercase=self.lowercase)
+
+    def _encode_words(self, text: str) -> NDArray[np.int64]:
+        return np.array(list(map(self._word_ids.__getitem__, self.words(text))), np.int64)
+
+    def _encode_characters(self, text: str) -> NDArray[np.int64]:
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        ids: NDArray[np.int64] = self._table[codes]
+        if ids.size and ids.min() < 0:
+            unknown = chr(codes[int(np.argmin(ids))])
+            raise TextError(
+                f"character {unknown!a} is not in the vocabulary of {self.vocab_size} characters",
+                "train on text that has it, with --set data.min_count=2 to make room for <UNK>, "
+                "or with --level byte",
+            )
+        return ids
+
+    def _encode_bytes(self, text: str) -> NDArray[np.int64]:
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that ids stand for; words are joined as prose is written."""
+        joiner = self.joiner()
+        return "".join(joiner.add(index) for index in ids) + joiner.end()
+
+    def joiner(self) -> "Joiner":
+        """What turns ids into text one after the other."""
+        return Joiner(self)
+
+    def to_json(self) -> str:
+        """The content of `tokenizer.json`, in the format of the `tokenizers` library."""
+        tokens = self.vocabulary
+        if self.level == "byte":
+            tokens = [_BYTE_SYMBOLS[byte] for byte in range(256)]
+        return json.dumps(
+            {
+                "version": "1.0",
+                "truncation": None,
+                "padding": None,
+                "added_tokens": [],
+                **_pipeline(self.level, self.splitter, lowercase=self.lowercase),
+                "model": {
+                    "type": "WordLevel",
+                    "vocab": {token: index for index, token in enumerate(tokens)},
+                    "unk_token": UNK,
+                },
+            },
+            ensure_ascii=False,
+            indent=1,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "Tokenizer":
+        """The tokenizer that a `tokenizer.json` of lmtrain holds.
+
+        Raises:
+            CheckpointError: not such a file, or ids that are not 0, 1, 2 and so on.
+        """
+        try:
+            tree = json.loads(text)
+            model = tree["model"]
+            vocabulary = sorted(model["vocab"], key=model["vocab"].__getitem__)
+            ids = [model["vocab"][token] for token in vocabulary]
+            head = {key: tree[key] for key in _pipeline("byte", "words", lowercase=False)}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"tokenizer.json is damaged: {error!a}") from None
+        if not all(type(index) is int for index in ids) or ids != list(range(len(ids))):
+            raise CheckpointError("tokenizer.json is damaged: ids are not 0, 1, 2 and so on")
+        for level, splitter, lowercase in _KINDS:
+            if head == _pipeline(level, splitter, lowercase=lowercase):
+                if level == "byte":
+                    vocabulary = [chr(byte) for byte in range(256)]
+                return Tokenizer(vocabulary, level, splitter, lowercase=lowercase)
+        raise CheckpointError("tokenizer.json holds a way to cut text that lmtrain does not have")
+
+
+class _WordIds(dict[str, int]):
+    """The id of each word; of any other word, that of `<UNK>`."""
+
+    def __init__(self, ids: dict[str, int], unk_id: int) -> None:
+        super().__init__(ids)
+        self._unk_id = unk_id
+
+    def __missing__(self, word: str) -> int:
+        return self._unk_id
+
+
+class Joiner:
+    """Turns ids into text as they come, words spaced as prose is written.
+
+    Args:
+        tokenizer: whose ids they are.
+    """
+
+    _NO_SPACE_BEFORE: ClassVar = frozenset(".,;:!?)]}%…’”»、。！？）」』")  # noqa: RUF001
+    _NO_SPACE_AFTER: ClassVar = frozenset("([{$#@“‘«（「『")  # noqa: RUF001
+    _NO_SPACE_AROUND: ClassVar = frozenset("/-–—_")  # noqa: RUF001
+    _PAIRED: ClassVar = frozenset("\"'`*")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._bytes = b""
+        self._glued = True
+        self._open: set[str] = set()
+
+    def add(self, index: int) -> str:
+        """The text to write for the next id; at byte level, once a character is whole."""
+        token = self._tokenizer.vocabulary[index]
+        if self._tokenizer.level == "char":
+            return token
+        if self._tokenizer.level == "byte":
+            self._bytes += bytes([index])
+            return self._whole_characters()
+        if index == self._tokenizer.eos_id:
+            self._glued = True
+            self._open.clear()
+            return "\n"
+        if self._tokenizer.splitter == "whitespace":
+            space, self._glued = ("" if self._glued else " "), False
+            return space + token
+        return self._prose(token)
+
+    def end(self) -> str:
+        """What is left to write: at byte level, the replacement for a broken character."""
+        left, self._bytes = self._bytes, b""
+        return left.decode("utf-8", "replace")
+
+    def _whole_characters(self) -> str:
+        try:
+            text = self._bytes.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                return ""
+            text = self._bytes.decode("utf-8", "replace")
+        self._bytes = b""
+        return text
+
+    def _prose(self, token: str) -> str:
+        closes = token in self._open
+        clitic = len(token) > 1 and token[0] in "'’"  # noqa: RUF001
+        before = self._glued or closes or clitic or token in self._NO_SPACE_BEFORE
+        before = before or token in self._NO_SPACE_AROUND
+        opens = token in self._PAIRED and not closes
+        self._open ^= {token} if token in self._PAIRED else set()
+        self._glued = opens or token in self._NO_SPACE_AFTER or token in self._NO_SPACE_AROUND
+        return token if before else " " + token
+
+
+def build_tokenizer(
+    chunks: Iterable[str],
+    level: Level,
+    splitter: Splitter = "words",
+    *,
+    vocab_size: int = 10_000,
+    min_count: int = 1,
+    lowercase: bool = False,
+) -> Tokenizer:
+    """The tokenizer of a text: its most frequent words, or its characters, or the 256 bytes.
+
+    Words come by falling count, words of equal count by first appearance, so that the vocabulary
+    is a pure function of the text. Characters come in the order of Unicode; with `min_count`
+    above 1 rarer ones become `<UNK>`.
+
+    Args:
+        chunks: the text in pieces, cut anywhere.
+        level: what a token is.
+        splitter: how words are found.
+        vocab_size: most words, `<UNK>` and `<EOS>` included; characters and bytes are not limited.
+        min_count: least occurrences of a word or character.
+        lowercase: whether words are put in lower case first.
+
+    Example:
+        >>> build_tokenizer(["b a b\\n"], level="word").vocabulary
+        ['<UNK>', '<EOS>', 'b', 'a']
+    """
+    if level == "byte":
+        return Tokenizer([chr(byte) for byte in range(256)], "byte")
+    counts: Counter[str] = Counter()
+    if level == "char":
+        for chunk in chunks:
+            counts.update(chunk)
+        known = sorted(token for token, count in counts.items() if count >= min_count)
+        return Tokenizer([*([UNK] if min_count > 1 else []), *known], "char")
+    for piece in whole_words(chunks):
+        counts.update(split_words(piece, splitter, lowercase=lowercase))
+    for special in (UNK, EOS, "<unk>"):
+        counts.pop(special, None)
+    frequent = [word for word, n in counts.most_common(vocab_size - 2) if n >= min_count]
+    return Tokenizer([UNK, EOS, *frequent], "word", splitter, lowercase=lowercase)
+
+
+def split_words(text: str, splitter: Splitter, *, lowercase: bool = False) -> list[str]:
+    """The words of a text, with `<EOS>` for every newline.
+
+    Example:
+        >>> split_words("Don't stop.\\n", "words")
+        ['Don', "'t", 'stop', '.', '<EOS>']
+    """
+    if lowercase:
+        # Character by character, as the tokenizers library does: a final sigma is no exception.
+        text = text.replace("Σ", "σ").lower()  # noqa: RUF001
+    if _OVERLONG.search(text):
+        text = _OVERLONG.sub(_cut, text)
+    return re.findall(_PATTERNS[splitter], text.replace("\n", f" {EOS} "))
+
+
+def _cut(run: re.Match[str]) -> str:
+    text = run[0]
+    return " ".join(text[i : i + _LONGEST_RUN] for i in range(0, len(text), _LONGEST_RUN))
+
+
+def whole_words(chunks: Iterable[str]) -> Iterator[str]:
+    """The same text in pieces that end where a word ends; a last line gets its newline."""
+    rest = ""
+    last = "\n"
+    for chunk in chunks:
+        if not chunk:
+            continue
+        last = chunk[-1]
+        text = rest + chunk
+        cut = max(text.rfind(space) for space in " \n\t\r\f\v") + 1
+        if not cut:
+            cut = len(text) - len(text) % _LONGEST_RUN
+        rest = text[cut:]
+        if cut:
+            yield text[:cut]
+    if last != "\n":
+        yield rest + "\n"
+
+
+def _character_table(vocabulary: Sequence[str], unk_id: int | None) -> NDArray[np.int64]:
+    table = np.full(0x110000, -1 if unk_id is None else unk_id, np.int64)
+    for index, token in enumerate(vocabulary):
+        if token != UNK:
+            if len(token) != 1:
+                raise CheckpointError(f"tokenizer: {token!a} is not one character")
+            table[ord(token)] = index
+    return table
+
+
+def _byte_symbols() -> dict[int, str]:
+    # The printable stand-in for each byte that the tokenizers library's ByteLevel uses.
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return {byte: chr(byte if byte in printable else next(others)) for byte in range(256)}
+
+
+_BYTE_SYMBOLS = _byte_symbols()
+_KINDS: list[tuple[Level, Splitter, bool]] = [
+    *(("word", splitter, lower) for splitter in _PATTERNS for lower in (False, True)),
+    ("char", "words", False),
+    ("byte", "words", False),
+]
+
+
+def _pipeline(level: Level, splitter: Splitter, *, lowercase: bool) -> dict[str, Any]:
+    """The parts of a tokenizer.json that say how text is cut, and by which it is known again."""
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    normalizer = None
+    if level == "word":
+        line_ends = {"type": "Replace", "pattern": {"String": "\n"}, "content": f" {EOS} "}
+        normalizer = {
+            "type": "Sequence",
+            "normalizers": [*([{"type": "Lowercase"}] if lowercase else []), line_ends],
+        }
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": _PATTERNS[splitter] if level == "word" else _ANY_CHARACTER},
+        "behavior": "Removed",
+        "invert": True,
+    }
+    return {
+        "normalizer": normalizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [byte_level, split]}
+        if level == "byte"
+        else split,
+        "post_processor": None,
+        "decoder": {"word": None, "char": {"type": "Fuse"}, "byte": byte_level}[level],
+    }

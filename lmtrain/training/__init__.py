@@ -1,0 +1,1 @@
+"""The update, the record of it, and the loop."""

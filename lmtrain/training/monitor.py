@@ -1,0 +1,233 @@
+"""What a run shows and keeps: progress bar, metrics.jsonl, TensorBoard events.
+
+metrics.jsonl is the record; the events are written from its lines, and written anew from them when
+a run is resumed, so that nothing stands in them twice.
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from lmtrain import files, screen
+from lmtrain.evaluation import Evaluation, perplexity
+
+_SCALARS = ("loss", "perplexity", "bits_per_char", "learning_rate", "grad_norm", "clipped_fraction",
+            "tokens_per_second")  # fmt: skip
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last line of metrics."""
+
+    steps: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    clipped: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Monitor:
+    """Shows and keeps what training does.
+
+    Args:
+        run: the run folder.
+        first_step: updates done before; lines of later steps are dropped, they are done anew.
+        total_steps: updates at the end.
+        log_every: updates a line of metrics covers.
+        chars_per_token: characters of the training text over its tokens.
+        settings: hyper-parameters by path, for the dashboard.
+        is_quiet: whether no progress is shown.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        first_step: int,
+        total_steps: int,
+        log_every: int,
+        chars_per_token: float,
+        settings: Mapping[str, Any],
+        is_quiet: bool,
+    ) -> None:
+        self.window = Window()
+        self._metrics = run / "metrics.jsonl"
+        self._log_every = log_every
+        self._chars_per_token = chars_per_token
+        self._total_steps = total_steps
+        kept = list(_lines_until(self._metrics, first_step))
+        if self._metrics.exists():
+            files.write(self._metrics, b"".join(line + b"\n" for line in kept))
+        shutil.rmtree(run / "events", ignore_errors=True)
+        self._writers = {
+            part: SummaryWriter(str(run / "events" / part)) for part in ("train", "valid")
+        }
+        self._write_settings(settings)
+        for line in kept:
+            self._write_events(json.loads(line))
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            file=sys.stderr,
+            disable=is_quiet,
+            mininterval=0.2 if sys.stderr.isatty() else 20,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
+
+    def record(
+        self,
+        step: int,
+        epoch: int,
+        *,
+        loss: float,
+        grad_norm: float,
+        was_clipped: bool,
+        learning_rate: float,
+        tokens: int,
+        seconds: float,
+        seconds_left: float,
+    ) -> None:
+        """Takes note of an update.
+
+        Args:
+            step: updates done.
+            epoch: the epoch it belonged to, counted from 1.
+            loss: mean nats a token.
+            grad_norm: before clipping.
+            was_clipped: whether the gradient was limited.
+            learning_rate: of this update.
+            tokens: tokens trained on.
+            seconds: time the update took.
+            seconds_left: time left until training ends.
+        """
+        window = self.window
+        window.steps += 1
+        window.loss += loss
+        window.grad_norm += grad_norm
+        window.clipped += was_clipped
+        window.tokens += tokens
+        window.seconds += seconds
+        self._bar.set_postfix_str(
+            f"loss {window.loss / window.steps:.3f}, "
+            f"perplexity {perplexity(window.loss / window.steps):.1f}, lr {learning_rate:.2g}, "
+            f"{window.tokens / window.seconds:,.0f} tokens/s, {_clock(seconds_left)} left",
+            refresh=False,
+        )
+        self._bar.update()
+        if step % self._log_every == 0 or step == self._total_steps:
+            mean = window.loss / window.steps
+            self._write(
+                {
+                    "kind": "train",
+                    "step": step,
+                    "epoch": epoch,
+                    "loss": mean,
+                    "perplexity": perplexity(mean),
+                    "bits_per_char": mean / math.log(2) / self._chars_per_token,
+                    "learning_rate": learning_rate,
+                    "grad_norm": window.grad_norm / window.steps,
+                    "clipped_fraction": window.clipped / window.steps,
+                    "tokens_per_second": window.tokens / window.seconds,
+                }
+            )
+            self.window = Window()
+
+    def record_validation(
+        self, step: int, epoch: int, result: Evaluation, sample: str, *, is_best: bool
+    ) -> None:
+        """Takes note of a validation and shows it with a sample of the model's writing."""
+        self._write(
+            {
+                "kind": "valid",
+                "step": step,
+                "epoch": epoch,
+                "loss": result.loss,
+                "perplexity": result.perplexity,
+                "bits_per_char": result.bits_per_char,
+                "oov_rate": result.oov_rate,
+                "sample": sample,
+            }
+        )
+        best = " (best)" if is_best else ""
+        self.say(
+            f"step {step:,}, epoch {epoch}: validation loss {result.loss:.4f}, "
+            f"perplexity {result.perplexity:.2f}{best}\n  {screen.one_line(sample)}"
+        )
+
+    def say(self, text: str) -> None:
+        """Shows a line above the progress bar."""
+        if not self._bar.disable:
+            tqdm.write(text, file=sys.stderr)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed monitor goes on from; times are left out, they differ in every run."""
+        return asdict(self.window)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self.window = Window(**state)
+
+    def close(self) -> None:
+        """Ends the bar and writes the events out."""
+        self._bar.close()
+        for writer in self._writers.values():
+            writer.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in line.items()
+        }
+        finite["time"] = round(time.time(), 3)
+        files.append_line(self._metrics, json.dumps(finite, allow_nan=False))
+        self._write_events(finite)
+
+    def _write_events(self, line: Mapping[str, Any]) -> None:
+        writer, step, when = self._writers[line["kind"]], line["step"], line["time"]
+        for name in _SCALARS:
+            if line.get(name) is not None:
+                writer.add_scalar(name, line[name], step, walltime=when)
+        if "sample" in line:
+            # Indented by four, Markdown shows text as it is.
+            shown = "    " + screen.printable(line["sample"]).replace("\n", "\n    ")
+            writer.add_text("sample", shown, step, walltime=when)
+        writer.flush()
+
+    def _write_settings(self, settings: Mapping[str, Any]) -> None:
+        writer = self._writers["valid"]
+        values = {k: v if isinstance(v, (int, float)) else str(v) for k, v in settings.items()}
+        for summary in hparams(values, {"loss": 0.0, "perplexity": 0.0}):
+            writer._get_file_writer().add_summary(summary)
+        rows = "".join(f"| {key} | {value} |\n" for key, value in values.items())
+        writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
+
+
+def _lines_until(path: Path, step: int) -> Iterator[bytes]:
+    """The whole lines of metrics up to a step."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            if json.loads(line)["step"] <= step:
+                yield line
+        except (ValueError, KeyError, TypeError):
+            # The end of a line that a full disk or a kill cut short.
+            continue
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,166 @@
+"""From a loss to an update: backward, clip, step, schedule."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lmtrain.errors import CheckpointError, DivergedError
+
+Schedule = Callable[[int], float]
+
+_RULES: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def schedule(
+    kind: str,
+    *,
+    peak: float,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_steps: int,
+    decay: float,
+    decay_after_epochs: int,
+) -> Schedule:
+    """The learning rate of each step, counted from 0.
+
+    constant is `peak`; step is peak · decay^max(0, epoch + 1 − decay_after_epochs), epochs counted
+    from 0; cosine falls from `peak` to 0 at the end. Any of them rises linearly first.
+
+    Args:
+        kind: constant, step or cosine.
+        peak: the highest learning rate.
+        total_steps: updates of the whole training.
+        steps_per_epoch: updates of one epoch.
+        warmup_steps: updates of the rise.
+        decay: factor of step for each epoch.
+        decay_after_epochs: epochs before step decays.
+
+    Source: step: Zaremba, Sutskever & Vinyals 2014; cosine: Loshchilov & Hutter 2017.
+    """
+
+    def learning_rate(step: int) -> float:
+        rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+        if kind == "step":
+            return rise * peak * decay ** max(0, step // steps_per_epoch + 1 - decay_after_epochs)
+        if kind == "cosine":
+            done = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
+            return rise * peak * (1 + math.cos(math.pi * min(1.0, done))) / 2
+        return rise * peak
+
+    return learning_rate
+
+
+class Optimizer:
+    """Updates the parameters of a model.
+
+    Args:
+        model: whose parameters.
+        name: sgd, adam or adamw.
+        weight_decay: as in torch.
+        clip: l2, l1 or value: what is limited.
+        max_grad_norm: the limit; None for none.
+        schedule: the learning rate of each step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        weight_decay: float,
+        clip: str,
+        max_grad_norm: float | None,
+        schedule: Schedule,
+    ) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._schedule = schedule
+        self._clip = clip
+        self._limit = max_grad_norm
+        self.step = 0
+        self.was_clipped = False
+        self._rule = _RULES[name](
+            self._parameters.values(),
+            lr=schedule(0),
+            weight_decay=weight_decay,
+            foreach=True,
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next update."""
+        return self._schedule(self.step)
+
+    def update(self, loss: Tensor) -> float:
+        """Differentiates `loss`, clips, makes one step, and returns the norm before clipping.
+
+        g ← g · θ/‖g‖ where ‖g‖ > θ, ‖g‖ the L2 or L1 norm over all parameters together; or each
+        value of g is limited to ± θ, and the norm returned is L2.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite; nothing was updated.
+
+        Source: Pascanu, Mikolov & Bengio 2013.
+        """
+        self._rule.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm_type = 1.0 if self._clip == "l1" else 2.0
+        norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=True)
+        grad_norm, value = float(norm), float(loss.detach())
+        if not (math.isfinite(grad_norm) and math.isfinite(value)):
+            raise DivergedError(
+                f"training diverged at step {self.step + 1:,}: "
+                f"summed loss {value:.6g}, gradient norm {grad_norm:.6g}",
+                "the step was not made; the last checkpoint is intact",
+                f"try: a smaller --lr than {self.learning_rate:g}, or optimizer.max_grad_norm",
+            )
+        self.was_clipped = self._limit_gradients(gradients, norm, grad_norm)
+        for group in self._rule.param_groups:
+            group["lr"] = self.learning_rate
+        self._rule.step()
+        self.step += 1
+        return grad_norm
+
+    def _limit_gradients(self, gradients: list[Tensor], norm: Tensor, grad_norm: float) -> bool:
+        if self._limit is None:
+            return False
+        if self._clip == "value":
+            largest = float(torch.stack([g.abs().max() for g in gradients]).max())
+            torch.nn.utils.clip_grad_value_(self._parameters.values(), self._limit, foreach=True)
+            return largest > self._limit
+        if grad_norm > self._limit:
+            torch._foreach_mul_(gradients, self._limit / grad_norm)
+            return True
+        return False
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What the update rule remembers, as tensors named `optimizer/PARAMETER/KEY`."""
+        return {
+            f"optimizer/{name}/{key}": value
+            for name, parameter in self._parameters.items()
+            for key, value in self._rule.state.get(parameter, {}).items()
+        }
+
+    def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on after `step` updates with what `state_tensors` gave then.
+
+        Raises:
+            CheckpointError: a tensor of another shape, or of a parameter that is not there.
+        """
+        self.step = step
+        for path, value in tensors.items():
+            kind, _, rest = path.partition("/")
+            if kind != "optimizer":
+                continue
+            name, _, key = rest.rpartition("/")
+            parameter = self._parameters.get(name)
+            if parameter is None or value.shape not in (parameter.shape, torch.Size([])):
+                raise CheckpointError(f"the optimizer state {path} does not fit the model")
+            place = parameter.device if value.dim() else torch.device("cpu")
+            self._rule.state[parameter][key] = value.to(place)
