@@ -1,15 +1,15 @@
 """lmtrain trains recurrent language models and writes novel text with them.
 
-    text → vocabulary → tokens → batches → cells over time → loss → update → checkpoint → samples
+text → vocabulary → tokens → batches → cells over time → loss → update → checkpoint → samples
 
-    text/        where text comes from, how it becomes ids, which ids a step sees
-    cells/       the recurrent cells: one equation a file
-    kernels/     how a cell runs over time; softmax cross-entropy
-    model/       layers, directions, dropout; embedding, softmax, loss
-    training/    the update, the record, the loop
-    evaluation, generation, checkpoint
-    api          what a user holds: train, load, sample, score, evaluate
-    cli/         one small file a command
+text/        where text comes from, how it becomes ids, which ids a step sees
+cells/       the recurrent cells: one equation a file
+kernels/     how a cell runs over time; softmax cross-entropy
+model/       layers, directions, dropout; embedding, softmax, loss
+training/    the update, the record, the loop
+evaluation, generation, checkpoint
+api          what a user holds: train, load, sample, score, evaluate
+cli/         one small file a command
 """
 
 from typing import TYPE_CHECKING, Any

@@ -23,8 +23,8 @@ from lmtrain.config import Config
 from lmtrain.errors import (
     CheckpointError,
     ConfigError,
+    MachineError,
     RunBusyError,
-    SystemFailure,
     TextError,
 )
 from lmtrain.evaluation import Evaluation
@@ -58,7 +58,7 @@ class SentenceScore:
 
     @property
     def log_prob(self) -> float:
-        """log P(sentence), in nats."""
+        """Log P(sentence), in nats."""
         return math.fsum(self.log_probs)
 
 
@@ -160,7 +160,7 @@ class TrainedModel:
             yield row, joiner.end()
 
     def score(self, sentences: Iterable[str]) -> Iterator[SentenceScore]:
-        """log P of each sentence, its end included; each from a fresh state.
+        """Log P of each sentence, its end included; each from a fresh state.
 
         Raises:
             TextError: at character level, a character the model does not know.
@@ -173,7 +173,7 @@ class TrainedModel:
         scores = evaluation.sentence_log_probs(self.model, ids, tokenizer.start_id)
         for text, each, log_probs in zip(texts, ids, scores, strict=True):
             tokens = [tokenizer.vocabulary[index] for index in each]
-            yield SentenceScore(text, tokens, log_probs, each.count(tokenizer.unk_id))
+            yield SentenceScore(text, tokens, log_probs, _count(each, tokenizer.unk_id))
 
     def evaluate(self, places: Sequence[str], *, batch_size: int = 1) -> Evaluation:
         """How well the model predicts a text, every token counted once.
@@ -275,7 +275,10 @@ def run_training(
     """As `train`, but returns what the training came to.
 
     Raises:
-        LmtrainError: see `lmtrain.errors`.
+        ConfigError: settings that cannot be used, or that a resumed run must keep.
+        CheckpointError: with `resume`, no run, or none of its checkpoints is intact.
+        RunBusyError: the run folder holds a run already, or another process trains in it.
+        LmtrainError: the others of `lmtrain.errors`, from what training calls.
     """
     began = time.monotonic()
     if resume:
@@ -309,9 +312,7 @@ def _start(run: Path, config: Config, *, began: float, is_quiet: bool) -> Summar
     return _run(run, config, tokenizer, texts, None, began=began, is_quiet=is_quiet)
 
 
-def _resume(
-    run: Path, overrides: Mapping[str, object], *, began: float, is_quiet: bool
-) -> Summary:
+def _resume(run: Path, overrides: Mapping[str, object], *, began: float, is_quiet: bool) -> Summary:
     saved, problems = checkpoint.newest_intact(run)
     for problem in problems:
         screen.note(f"skipped: {problem}")
@@ -391,9 +392,7 @@ def _run(
         tokens_per_second=progress.tokens / max(progress.train_seconds, 1e-9),
         valid_loss=progress.best_loss,
         best_step=progress.best_step,
-        unigram_loss=evaluation.unigram_loss(
-            train_text.ids, valid_text.ids, tokenizer.vocab_size
-        )
+        unigram_loss=evaluation.unigram_loss(train_text.ids, valid_text.ids, tokenizer.vocab_size)
         if valid_text
         else None,
         parameters=model.num_parameters,
@@ -411,7 +410,7 @@ def load(path: str | Path, *, device_name: str = "auto") -> TrainedModel:
 
     Raises:
         CheckpointError: missing, damaged or of a newer format.
-        SystemFailure: the device is not there.
+        MachineError: the device is not there.
     """
     saved = checkpoint.read(checkpoint.find(Path(path)))
     try:
@@ -430,7 +429,7 @@ def prepare(config: Config) -> tuple[Tokenizer, dict[str, Tokens]]:
 
     Raises:
         TextError: text is missing, unreadable or too short.
-        SystemFailure: the token cache cannot be written.
+        MachineError: the token cache cannot be written.
     """
     data = config.data
     parts = _open_parts(config)
@@ -581,11 +580,15 @@ def _out_of_memory_explained() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         text = str(error)
         if isinstance(error, MemoryError) or "allocate" in text or "out of memory" in text:
-            raise SystemFailure(
+            raise MachineError(
                 "out of memory: " + text.splitlines()[0][:120] if text else "out of memory",
                 "try: a smaller --batch-size, --seq-len, --hidden-size or --vocab-size",
             ) from error
         raise
+
+
+def _count(ids: Sequence[int], wanted: int | None) -> int:
+    return 0 if wanted is None else sum(index == wanted for index in ids)
 
 
 def _without_end(ids: list[int], ends: list[int]) -> list[int]:

@@ -8,7 +8,6 @@ SHA-256 of every file; nothing is used before it agrees with it, and nothing is 
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -117,7 +116,7 @@ def save(
         state: the rest of what training goes on from, as JSON.
 
     Raises:
-        SystemFailure: the disk or the permissions refused; nothing is left behind.
+        MachineError: the disk or the permissions refused; nothing is left behind.
     """
     path = run / "checkpoints" / f"step-{step:08d}"
     if path.exists():
@@ -265,10 +264,8 @@ def write_best(run: Path, step: int, metric: str, value: float) -> None:
     """Notes which checkpoint is the best so far.
 
     Raises:
-        SystemFailure: the disk or the permissions refused.
+        MachineError: the disk or the permissions refused.
     """
-    if not math.isfinite(value):
-        raise ValueError(f"best {metric} {value}")
     files.write(run / "best.json", _json_bytes({"step": step, "metric": metric, "value": value}))
 
 
@@ -276,7 +273,7 @@ def rotate(run: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints and the best; call it after a save is durable.
 
     Raises:
-        SystemFailure: the system refused.
+        MachineError: the system refused.
     """
     best = best_step(run)
     for step in steps(run)[:-keep]:
@@ -285,7 +282,11 @@ def rotate(run: Path, keep: int) -> None:
 
 
 def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
-    """Every checkpoint of a run, or the one at `path`, with what is wrong with it, if anything."""
+    """Every checkpoint of a run, or the one at `path`, with what is wrong with it, if anything.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     known = [path] if (path / _MANIFEST).exists() else [folder(path, s) for s in steps(path)]
     if not known:
         raise CheckpointError(f"no run or checkpoint {path}")
@@ -312,6 +313,6 @@ def write_run_starts(path: Path, starts: list[dict[str, Any]]) -> None:
     """Writes a run.json.
 
     Raises:
-        SystemFailure: the disk or the permissions refused.
+        MachineError: the disk or the permissions refused.
     """
     files.write(path, _json_bytes({"format": FORMAT, "starts": starts}))

@@ -127,7 +127,7 @@ class OptimizerConfig(Section):
     clip: Literal["l2", "l1", "value"] = "l2"
     """What is limited: the L2 or L1 norm over all gradients together, or each single value."""
     max_grad_norm: PositiveFloat | None = 5.0
-    """The limit of optimizer.clip, above 0; null for none (in TOML: leave out, or --set ...=none)."""
+    """The limit of optimizer.clip, above 0; none for no limit."""
 
 
 class TrainConfig(Section):
@@ -209,9 +209,7 @@ def _recipe_names() -> Iterator[str]:
             yield entry.name.removesuffix(".toml")
 
 
-def load(
-    source: str | Path | None = None, overrides: Mapping[str, object] | None = None
-) -> Config:
+def load(source: str | Path | None = None, overrides: Mapping[str, object] | None = None) -> Config:
     """The settings of a recipe or TOML file, or the defaults, with `overrides` on top.
 
     Args:
@@ -255,9 +253,19 @@ def parse(text: str, origin: str, overrides: Mapping[str, object] | None = None)
             raise ConfigError(f"unknown setting {path!r}{_nearest(path)}")
         part[name] = value
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(_with_none(tree))
     except ValidationError as error:
         raise ConfigError(*_explain(error, origin)) from None
+
+
+def _with_none(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the word none for what TOML has no value for."""
+    return {
+        section: {name: None if value == "none" else value for name, value in part.items()}
+        if isinstance(part, dict)
+        else part
+        for section, part in tree.items()
+    }
 
 
 def _read(source: str | Path) -> str:
@@ -284,7 +292,7 @@ def assignments(pairs: Iterable[str]) -> dict[str, object]:
 
     Example:
         >>> assignments(["train.seq_len=70", "model.cell=gru", "train.patience=none"])
-        {'train.seq_len': 70, 'model.cell': 'gru', 'train.patience': None}
+        {'train.seq_len': 70, 'model.cell': 'gru', 'train.patience': 'none'}
     """
     values: dict[str, object] = {}
     for pair in pairs:
@@ -296,8 +304,6 @@ def assignments(pairs: Iterable[str]) -> dict[str, object]:
 
 
 def _value(text: str) -> object:
-    if text.lower() in ("none", "null"):
-        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -307,13 +313,12 @@ def _value(text: str) -> object:
 def to_toml(config: Config) -> str:
     """The resolved settings as TOML; a setting that is None is left out, as its default is None."""
     tree = config.model_dump(mode="json")
-    # TOML has no null: a None that differs from the default is written as the word none.
     for section, part in tree.items():
         for name, value in list(part.items()):
-            if value is None:
+            if value is None and default(f"{section}.{name}") is None:
+                del part[name]
+            elif value is None:
                 part[name] = "none"
-                if default(f"{section}.{name}") is None:
-                    del part[name]
     return tomli_w.dumps({"format": FORMAT, **tree}, multiline_strings=False)
 
 

@@ -4,17 +4,17 @@ import os
 
 import torch
 
-from lmtrain.errors import SystemFailure
+from lmtrain.errors import MachineError
 
 
 def choose(name: str) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` means on this machine.
 
     Raises:
-        SystemFailure: CUDA was asked for and there is none.
+        MachineError: CUDA was asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise SystemFailure("no CUDA device on this machine", "try: --device cpu")
+        raise MachineError("no CUDA device on this machine", "try: --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

@@ -36,7 +36,7 @@ class CheckpointError(LmtrainError):
     exit_code = 4
 
 
-class SystemFailure(LmtrainError):
+class MachineError(LmtrainError):
     """Something the machine refused: disk, permission, memory, device, network."""
 
     exit_code = 5
@@ -54,7 +54,7 @@ class RunBusyError(LmtrainError):
     exit_code = 7
 
 
-class InterruptedRun(LmtrainError):
+class RunInterruptedError(LmtrainError):
     """Training that a signal ended, after a checkpoint was saved.
 
     Args:

@@ -147,7 +147,7 @@ def _windows(
 def sentence_log_probs(
     model: LanguageModel, sentences: Sequence[Sequence[int]], start_id: int | None
 ) -> Iterator[list[float]]:
-    """log P of each token of each sentence given those before it, in nats.
+    """Log P of each token of each sentence given those before it, in nats.
 
     P(y1, y2, y3) = P(y1) P(y2|y1) P(y3|y1, y2), every sentence from a fresh state.
 

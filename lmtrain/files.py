@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from lmtrain.errors import RunBusyError, SystemFailure
+from lmtrain.errors import MachineError, RunBusyError
 
 _ASIDE = ".aside-"
 _TRASH = ".trash-"
@@ -27,7 +27,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     """Turns an OSError while `doing` something to `path` into a plain message.
 
     Raises:
-        SystemFailure: the operation failed.
+        MachineError: the operation failed.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason += f"; {_free_megabytes(path)} MB free"
-        raise SystemFailure(f"could not {doing} {path}: {reason}") from error
+        raise MachineError(f"could not {doing} {path}: {reason}") from error
 
 
 def _free_megabytes(path: Path) -> int:
@@ -60,7 +60,7 @@ def make_folder(path: Path) -> Path:
     """Makes a folder and its parents where they are missing.
 
     Raises:
-        SystemFailure: the system refused.
+        MachineError: the system refused.
     """
     with explained(path, "make the folder"):
         path.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content appears at `path` in one rename once the block ends without error.
 
     Raises:
-        SystemFailure: the disk or the permissions refused; nothing is left behind.
+        MachineError: the disk or the permissions refused; nothing is left behind.
     """
     with explained(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def write(path: Path, content: bytes) -> None:
     """Puts `content` at `path` in one step: before, the old content; after, the new.
 
     Raises:
-        SystemFailure: the disk or the permissions refused; the old content is intact.
+        MachineError: the disk or the permissions refused; the old content is intact.
     """
     with writing(path) as stream:
         stream.write(content)
@@ -103,7 +103,7 @@ def publish_folder(path: Path, contents: Mapping[str, bytes]) -> None:
     """Makes a folder of the named files appear at `path` by one rename, each file durable before.
 
     Raises:
-        SystemFailure: the disk or the permissions refused; nothing is left behind.
+        MachineError: the disk or the permissions refused; nothing is left behind.
     """
     with explained(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def remove_folder(path: Path) -> None:
     """Takes a folder away in one rename, then deletes it.
 
     Raises:
-        SystemFailure: the system refused.
+        MachineError: the system refused.
     """
     with explained(path, "remove"):
         trash = path.with_name(f"{_TRASH}{os.getpid()}-{next(_serial)}-{path.name}")
@@ -149,16 +149,17 @@ def append_line(path: Path, line: str) -> None:
     """Adds one line to a file by a single write.
 
     Raises:
-        SystemFailure: the disk or the permissions refused.
+        MachineError: the disk or the permissions refused.
     """
     content = line.encode() + b"\n"
     with explained(path, "append to"):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            if os.write(descriptor, content) != len(content):
-                raise OSError(errno.ENOSPC, "the disk took only part of a line")
+            written = os.write(descriptor, content)
         finally:
             os.close(descriptor)
+    if written != len(content):
+        raise MachineError(f"could not append to {path}: the disk is full")
 
 
 @contextlib.contextmanager
@@ -166,7 +167,7 @@ def appending(path: Path) -> Iterator[BinaryIO]:
     """A stream that adds to the end of a file, for a download that goes on where it broke off.
 
     Raises:
-        SystemFailure: the disk or the permissions refused.
+        MachineError: the disk or the permissions refused.
     """
     with explained(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,7 @@ def publish_file(source: Path, path: Path) -> None:
     """Moves a complete, synced file to its final name.
 
     Raises:
-        SystemFailure: the system refused.
+        MachineError: the system refused.
     """
     with explained(path, "write"):
         source.replace(path)
@@ -191,7 +192,7 @@ def spool(stream: BinaryIO) -> Path:
     """A temporary file with all that `stream` holds, so that a pipe can be read more than once.
 
     Raises:
-        SystemFailure: the temporary folder refused.
+        MachineError: the temporary folder refused.
     """
     path = Path(tempfile.gettempdir()) / f"lmtrain-{os.getpid()}-{next(_serial)}.txt"
     with writing(path) as spooled:
@@ -209,7 +210,7 @@ def locked(path: Path, holder: str) -> Iterator[None]:
 
     Raises:
         RunBusyError: another process holds the lock.
-        SystemFailure: the file cannot be opened.
+        MachineError: the file cannot be opened.
     """
     with explained(path, "lock"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,12 +250,12 @@ def cache_folder() -> Path:
     """Where tokens and downloads are kept: LMTRAIN_CACHE, the user's cache, or a temporary folder.
 
     Raises:
-        SystemFailure: LMTRAIN_CACHE names a place that cannot be made.
+        MachineError: LMTRAIN_CACHE names a place that cannot be made.
     """
     if named := os.environ.get("LMTRAIN_CACHE"):
         return make_folder(Path(named))
     base = os.environ.get("XDG_CACHE_HOME")
-    with contextlib.suppress(SystemFailure, RuntimeError):
+    with contextlib.suppress(MachineError, RuntimeError):
         folder = make_folder((Path(base) if base else Path.home() / ".cache") / "lmtrain")
         if os.access(folder, os.W_OK):
             return folder

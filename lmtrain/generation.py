@@ -1,6 +1,6 @@
 """Novel text: one token drawn after the other from what the model expects.
 
-    x⟨1⟩ is the start; y⟨t⟩ is drawn from ŷ⟨t⟩ and becomes x⟨t+1⟩; `<UNK>` is drawn again; `<EOS>` ends.
+x⟨1⟩ is the start; y⟨t⟩ is drawn from ŷ⟨t⟩ and becomes x⟨t+1⟩; `<UNK>` is drawn again; `<EOS>` ends.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from lmtrain.errors import DivergedError
 from lmtrain.model.language_model import LanguageModel
-
 
 # So many draws of <UNK> in a row are given up; the other tokens then share its probability.
 _MOST_REJECTIONS = 100

@@ -9,11 +9,11 @@ _ALLOWED = {"\n", "\t", "\u200c", "\u200d"}
 
 
 def printable(text: str) -> str:
-    """The text with control characters written as escapes; newlines and tabs stay.
+    r"""The text with control characters written as escapes; newlines and tabs stay.
 
     Example:
-        >>> printable("a\\x1b[31mb")
-        'a\\\\x1b[31mb'
+        >>> printable("a\x1b[31mb")
+        'a\\x1b[31mb'
     """
     if text.isascii() and text.isprintable():
         return text

@@ -63,7 +63,7 @@ class GRU(DifferentiatedCell):
     def backward_step(
         self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
     ) -> CellState:
-        """ds = dz_c W_cc; δc′ = δc ∘ (1 − Γu) + ds ∘ Γr + dz_u W_uc + dz_r W_rc."""
+        """Ds = dz_c W_cc; δc′ = δc ∘ (1 − Γu) + ds ∘ Γr + dz_u W_uc + dz_r W_rc."""
         (delta,) = grad_state
         gates, keep, relevance = local
         recurrent = weights["weight_recurrent"]

@@ -1,6 +1,6 @@
 """Long short-term memory."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,11 +31,9 @@ class LSTM(DifferentiatedCell):
 
     gates = ("candidate", "update", "forget", "output")
     state_names = ("hidden", "cell_state")
-    options: tuple[str, ...] = ("cell_output",)
+    options: ClassVar[tuple[str, ...]] = ("cell_output",)
 
-    def __init__(
-        self, input_size: int, hidden_size: int, cell_output: CellOutput = "tanh"
-    ) -> None:
+    def __init__(self, input_size: int, hidden_size: int, cell_output: CellOutput = "tanh") -> None:
         super().__init__(input_size, hidden_size)
         self.cell_output = cell_output
 

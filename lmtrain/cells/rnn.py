@@ -51,7 +51,7 @@ class RNN(DifferentiatedCell):
     def backward_step(
         self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
     ) -> CellState:
-        """dz = δa ∘ ∂a/∂z, δa′ = dz W_aa."""
+        """Dz = δa ∘ ∂a/∂z, δa′ = dz W_aa."""
         (delta,) = grad_state
         dz = local[0].mul_(delta)
         return (dz @ weights["weight_recurrent"],)

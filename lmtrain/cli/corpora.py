@@ -18,7 +18,7 @@ def _list(context: typer.Context, json: JsonOption = False) -> None:
     \b
     lmtrain corpora
     lmtrain corpora fetch ptb
-    """  # noqa: D301  # \b keeps the lines of the examples apart
+    """
     if context.invoked_subcommand:
         return
     from lmtrain.text import download
@@ -47,7 +47,7 @@ def fetch(
 
     \b
     lmtrain corpora fetch tiny-shakespeare
-    """  # noqa: D301  # \b keeps the lines of the examples apart
+    """
     from lmtrain.text import download
 
     for path in download.fetch(name, mirror=url):

@@ -31,7 +31,7 @@ def command(
     \b
     lmtrain evaluate runs/python-docs-lstm-1
     lmtrain evaluate runs/ptb test.txt --json
-    """  # noqa: D301  # \b keeps the lines of the examples apart
+    """
     from lmtrain import api
 
     model = api.load(run, device_name=device)

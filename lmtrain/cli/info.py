@@ -16,7 +16,7 @@ def command(
 
     \b
     lmtrain info runs/python-docs-lstm-1
-    """  # noqa: D301  # \b keeps the lines of the examples apart
+    """
     from lmtrain import api, checkpoint
     from lmtrain.evaluation import perplexity
     from lmtrain.kernels.scan import engine

@@ -11,7 +11,7 @@ import lmtrain
 from lmtrain import files, screen
 from lmtrain.cli import corpora, evaluate, info, sample, score, tokenize, train, verify
 from lmtrain.cli.output import use_utf8
-from lmtrain.errors import InterruptedRun, LmtrainError
+from lmtrain.errors import LmtrainError, RunInterruptedError
 
 app = typer.Typer(
     name="lmtrain",
@@ -47,7 +47,7 @@ def _options(
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise InterruptedRun(number, "interrupted")
+    raise RunInterruptedError(number, "interrupted")
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     try:
         app()
     except LmtrainError as error:
-        head = "" if isinstance(error, InterruptedRun) else "error: "
+        head = "" if isinstance(error, RunInterruptedError) else "error: "
         screen.note(head + screen.printable(str(error)))
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001  # the one place where a bug becomes a message

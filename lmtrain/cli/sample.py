@@ -32,7 +32,7 @@ def command(
     \b
     lmtrain sample runs/python-docs-lstm-1 --num 5
     lmtrain sample runs/plays --prompt "ROMEO:" --temperature 0.8 --max-tokens 500
-    """  # noqa: D301  # \b keeps the lines of the examples apart
+    """
     from lmtrain import api
 
     model = api.load(run, device_name=device)

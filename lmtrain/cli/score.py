@@ -2,7 +2,7 @@
 
 import math
 import sys
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -11,7 +11,7 @@ from lmtrain import screen
 from lmtrain.cli.output import JsonOption, print_json
 
 
-class Base(str, Enum):
+class Base(StrEnum):
     """The base of the logarithms."""
 
     e = "e"
@@ -41,7 +41,7 @@ def command(
     \b
     echo "the apple and pear salad" | lmtrain score runs/recipes
     lmtrain score runs/recipes candidates.txt --per-token --base 10
-    """  # noqa: D301  # \b keeps the lines of the examples apart
+    """
     from lmtrain import api
     from lmtrain.text import corpus
 

@@ -32,7 +32,7 @@ def command(
     \b
     lmtrain tokenize runs/python-docs-lstm-1 "The cat sat."
     lmtrain tokenize novel.txt --vocab-size 5000
-    """  # noqa: D301  # \b keeps the lines of the examples apart
+    """
     tokenizer, own = _tokenizer(source, given(locals(), set_ or []))
     if text is not None:
         _show_ids(tokenizer, text, json=json)

@@ -1,7 +1,7 @@
 """`lmtrain train`: text in, a trained model out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from lmtrain import config as configuration
 from lmtrain.cli.output import JsonOption, print_json
 from lmtrain.cli.settings import SetOption, given, setting
 from lmtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lmtrain.api import Summary
 
 
 def command(
@@ -57,20 +60,18 @@ def command(
     lmtrain train novel.txt --level char --hidden-size 512
     lmtrain train --config shakespeare-char --epochs 5 --out runs/short
     lmtrain train --resume runs/short
-    """  # noqa: D301  # \b keeps the lines of the examples apart
+    """
     overrides = given(locals(), set_ or [])
+    chosen = None
     if resume:
-        run = _run_to_resume(corpus or [], out, config)
-        chosen = None
+        out = _run_to_resume(corpus or [], out, config)
     else:
         recipe = config or (None if corpus else "python-docs")
-        if corpus:
-            overrides["data.train"] = corpus
-        run, chosen = out, configuration.load(recipe, overrides)
+        chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
     # torch is imported only now, so that wrong settings are answered at once.
     from lmtrain import api
 
-    summary = api.run_training(chosen, run, resume=resume, overrides=overrides)
+    summary = api.run_training(chosen, out, resume=resume, overrides=overrides)
     if json:
         _print_json(summary)
     else:
@@ -86,7 +87,7 @@ def _run_to_resume(places: list[str], out: Path | None, config: str | None) -> P
     return out or Path(places[0])
 
 
-def _print_json(summary: "api.Summary") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _print_json(summary: "Summary") -> None:
     from lmtrain.evaluation import perplexity
 
     loss, unigram = summary.valid_loss, summary.unigram_loss
@@ -108,7 +109,7 @@ def _print_json(summary: "api.Summary") -> None:  # type: ignore[name-defined]  
     )
 
 
-def _print_text(summary: "api.Summary") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _print_text(summary: "Summary") -> None:
     import math
 
     from lmtrain.evaluation import perplexity
@@ -140,5 +141,3 @@ def _print_text(summary: "api.Summary") -> None:  # type: ignore[name-defined]  
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         print(f"{name:<{width}}  {text}")
-
-

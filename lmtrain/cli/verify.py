@@ -17,7 +17,7 @@ def command(
 
     \b
     lmtrain verify runs/python-docs-lstm-1
-    """  # noqa: D301  # \b keeps the lines of the examples apart
+    """
     from lmtrain import checkpoint
 
     results = [(str(each), problem) for each, problem in checkpoint.verify(path)]

@@ -1,6 +1,6 @@
 """Softmax cross-entropy of hidden states against the words that came, in nats.
 
-    ŷ⟨t⟩ = softmax(W_y a⟨t⟩ + b_y),  L⟨t⟩ = −log ŷ⟨t⟩[y⟨t⟩]
+ŷ⟨t⟩ = softmax(W_y a⟨t⟩ + b_y),  L⟨t⟩ = −log ŷ⟨t⟩[y⟨t⟩]
 """
 
 import torch
@@ -26,7 +26,7 @@ def mean_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Te
 
 @torch.no_grad()
 def log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-    """log ŷ⟨t⟩[y⟨t⟩] of each prediction, (T, B), in nats, without keeping all logits.
+    """Log ŷ⟨t⟩[y⟨t⟩] of each prediction, (T, B), in nats, without keeping all logits.
 
     Args:
         hidden: (T, B, H).

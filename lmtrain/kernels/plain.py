@@ -28,7 +28,9 @@ def scan(
 ) -> tuple[Tensor, CellState]:
     """As `reference.scan`, with the backward that the cell gives by hand."""
     names, weights = zip(*cell.named_parameters(), strict=True)
-    hidden, *last = _Scan.apply(cell, names, lengths, reverse, inputs, *state, *weights)
+    hidden, *last = _Scan.apply(  # type: ignore[no-untyped-call]
+        cell, names, lengths, reverse, inputs, *state, *weights
+    )
     return hidden, tuple(last)
 
 
@@ -75,9 +77,7 @@ class _Scan(torch.autograd.Function):
         for t in reversed(time.forward):
             grad_state = (grad_state[0] + grad_hidden[t], *grad_state[1:])
             local_t = tuple(factor[t] for factor in local)
-            grad_state = time.held(
-                t, cell.backward_step(grad_state, local_t, weights), grad_state
-            )
+            grad_state = time.held(t, cell.backward_step(grad_state, local_t, weights), grad_state)
         dz = time.masked(local[0])  # (T, B, G·H)
         gradients = cell.recurrent_gradients(dz, activations, previous, weights)
         flat = dz.flatten(0, 1)  # (T·B, G·H)

@@ -133,6 +133,6 @@ class LanguageModel(nn.Module):
     def log_probs(
         self, inputs: Tensor, targets: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """log P of each token of `targets`, (T, B), in nats, and the state after `inputs`."""
+        """Log P of each token of `targets`, (T, B), in nats, and the state after `inputs`."""
         hidden, state = self.hidden(inputs, state)
         return log_likelihood(hidden, self.decoder, self.output_bias, targets), state

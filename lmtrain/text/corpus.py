@@ -28,7 +28,10 @@ PYTHON_DOCS = "python-docs"
 class Source(Protocol):
     """Something that holds text."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
 
     def chunks(self) -> Iterator[str]:
         """The text in pieces."""
@@ -48,7 +51,7 @@ class FileSource:
     name: str
 
     def chunks(self) -> Iterator[str]:
-        """The text of the file in pieces, newlines as `\\n`.
+        """The text of the file in pieces, each line ended by a newline alone.
 
         Raises:
             TextError: missing, empty, binary, not UTF-8 or broken.
@@ -314,7 +317,8 @@ def _sources(place: str, part: str) -> list[Source]:
     if place in catalogue():
         path = fetched_file(place, part)
         return [FileSource(path, f"{place} ({part})")] if path else []
-    if found := sorted(glob.glob(place, recursive=True)):
+    # Path.glob takes no absolute patterns.
+    if found := sorted(glob.glob(place, recursive=True)):  # noqa: PTH207
         return [FileSource(Path(path), path) for path in found]
     known = ", ".join([PYTHON_DOCS, *catalogue()])
     raise TextError(f"no text file {place}", f"named corpora: {known}")
@@ -358,7 +362,7 @@ def open_parts(
     for part, places in given.items():
         if places:
             parts[part] = open_text(places, part)
-    for part in parts.values():
-        if not part.characters:
-            raise TextError(f"{part.name} is empty")
+    for opened in parts.values():
+        if not opened.characters:
+            raise TextError(f"{opened.name} is empty")
     return parts

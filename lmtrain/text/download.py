@@ -1,4 +1,4 @@
-"""Public corpora brought to the user's cache: resumed where a download broke off, hashes checked."""
+"""Public corpora brought to the user's cache: broken downloads resumed, hashes checked."""
 
 import http.client
 import sys
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from lmtrain import files
-from lmtrain.errors import ConfigError, SystemFailure
+from lmtrain.errors import ConfigError, MachineError
 from lmtrain.text.corpus import catalogue, corpus_folder
 
 _TIMEOUT_SECONDS = 30
@@ -53,7 +53,7 @@ def fetch(name: str, mirror: str | None = None) -> list[Path]:
 
     Raises:
         ConfigError: no such corpus.
-        SystemFailure: the network failed, or the hash is wrong.
+        MachineError: the network failed, or the hash is wrong.
     """
     if name not in catalogue():
         raise ConfigError(f"no corpus {name!r}", f"corpora: {', '.join(catalogue())}")
@@ -77,13 +77,13 @@ def _download(url: str, final: Path, digest: str) -> None:
         _transfer(url, partial)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise SystemFailure(
+        raise MachineError(
             f"could not fetch {url}: {reason}", "what has come is kept; the same command goes on"
         ) from None
     found = files.sha256(files.file_chunks(partial))
     if found != digest:
         partial.unlink()
-        raise SystemFailure(
+        raise MachineError(
             f"{url} is not the file that was expected",
             f"SHA-256 {found}, expected {digest}",
         )
@@ -92,9 +92,9 @@ def _download(url: str, final: Path, digest: str) -> None:
 
 def _transfer(url: str, partial: Path) -> None:
     have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
             if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 # The server sends the whole file again.
                 partial.unlink()
@@ -125,7 +125,11 @@ def _keep(response: BinaryIO, partial: Path, have: int, total: int | None) -> No
 
 
 def _unpack(archive: Path, members: Mapping[str, str], folder: Path) -> dict[str, Path]:
-    """The named members as PART.txt; nothing else of the archive is looked at."""
+    """The named members as PART.txt; nothing else of the archive is looked at.
+
+    Raises:
+        MachineError: the archive is not what it should be.
+    """
     unpacked = {}
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -133,11 +137,11 @@ def _unpack(archive: Path, members: Mapping[str, str], folder: Path) -> dict[str
                 final = folder / f"{part}.txt"
                 if not final.exists():
                     if opened.getinfo(member).file_size > _MOST_UNPACKED_BYTES:
-                        raise SystemFailure(f"{archive}: {member} is too large")
+                        raise MachineError(f"{archive}: {member} is too large")
                     with opened.open(member) as source, files.writing(final) as stream:
                         while chunk := source.read(1 << 20):
                             stream.write(chunk)
                 unpacked[part] = final
     except (zipfile.BadZipFile, KeyError) as error:
-        raise SystemFailure(f"{archive} is not the archive that was expected: {error}") from None
+        raise MachineError(f"{archive} is not the archive that was expected: {error}") from None
     return unpacked

@@ -23,10 +23,8 @@ Splitter = Literal["whitespace", "words"]
 
 _SPACE = r" \t\n\r\f\v"
 # Everything printed that is no letter, mark, digit or underscore, in the blocks prose uses.
-_PUNCTUATION = (
-    r"!-/:-@\[-\^`{-~¡-©«-´¶-¹»-¿×÷‐-‧‰-⁞、-〿！-／：-＠［-｀｛-･"  # noqa: RUF001
-)
-_CLITIC = r"['’](?:s|S|t|T|re|RE|ve|VE|ll|LL|d|D|m|M)"  # noqa: RUF001
+_PUNCTUATION = r"!-/:-@\[-\^`{-~¡-©«-´¶-¹»-¿×÷‐-‧‰-⁞、-〿！-／：-＠［-｀｛-･"
+_CLITIC = r"['’](?:s|S|t|T|re|RE|ve|VE|ll|LL|d|D|m|M)"
 _PATTERNS: dict[Splitter, str] = {
     "whitespace": rf"[^{_SPACE}]+",
     "words": (
@@ -42,7 +40,7 @@ _OVERLONG = re.compile(rf"[^{_SPACE}]{{{_LONGEST_RUN + 1},}}")
 
 
 class Tokenizer:
-    """A vocabulary with the way text is cut.
+    r"""A vocabulary with the way text is cut.
 
     Args:
         vocabulary: the tokens in the order of their ids.
@@ -54,11 +52,11 @@ class Tokenizer:
         CheckpointError: a token stands twice, or the word level lacks `<UNK>` or `<EOS>`.
 
     Example:
-        >>> tokenizer = build_tokenizer(["a cat sat\\n"], level="word")
+        >>> tokenizer = build_tokenizer(["a cat sat\n"], level="word")
         >>> tokenizer.encode("a dog sat").tolist()
         [2, 0, 4]
         >>> tokenizer.decode([2, 3, 1])
-        'a cat\\n'
+        'a cat\n'
     """
 
     def __init__(
@@ -227,9 +225,9 @@ class Joiner:
         tokenizer: whose ids they are.
     """
 
-    _NO_SPACE_BEFORE: ClassVar = frozenset(".,;:!?)]}%…’”»、。！？）」』")  # noqa: RUF001
-    _NO_SPACE_AFTER: ClassVar = frozenset("([{$#@“‘«（「『")  # noqa: RUF001
-    _NO_SPACE_AROUND: ClassVar = frozenset("/-–—_")  # noqa: RUF001
+    _NO_SPACE_BEFORE: ClassVar = frozenset(".,;:!?)]}%…’”»、。！？）」』")
+    _NO_SPACE_AFTER: ClassVar = frozenset("([{$#@“‘«（「『")
+    _NO_SPACE_AROUND: ClassVar = frozenset("/-–—_")
     _PAIRED: ClassVar = frozenset("\"'`*")
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -272,7 +270,7 @@ class Joiner:
 
     def _prose(self, token: str) -> str:
         closes = token in self._open
-        clitic = len(token) > 1 and token[0] in "'’"  # noqa: RUF001
+        clitic = len(token) > 1 and token[0] in "'’"
         before = self._glued or closes or clitic or token in self._NO_SPACE_BEFORE
         before = before or token in self._NO_SPACE_AROUND
         opens = token in self._PAIRED and not closes
@@ -290,7 +288,7 @@ def build_tokenizer(
     min_count: int = 1,
     lowercase: bool = False,
 ) -> Tokenizer:
-    """The tokenizer of a text: its most frequent words, or its characters, or the 256 bytes.
+    r"""The tokenizer of a text: its most frequent words, or its characters, or the 256 bytes.
 
     Words come by falling count, words of equal count by first appearance, so that the vocabulary
     is a pure function of the text. Characters come in the order of Unicode; with `min_count`
@@ -305,7 +303,7 @@ def build_tokenizer(
         lowercase: whether words are put in lower case first.
 
     Example:
-        >>> build_tokenizer(["b a b\\n"], level="word").vocabulary
+        >>> build_tokenizer(["b a b\n"], level="word").vocabulary
         ['<UNK>', '<EOS>', 'b', 'a']
     """
     if level == "byte":
@@ -325,15 +323,15 @@ def build_tokenizer(
 
 
 def split_words(text: str, splitter: Splitter, *, lowercase: bool = False) -> list[str]:
-    """The words of a text, with `<EOS>` for every newline.
+    r"""The words of a text, with `<EOS>` for every newline.
 
     Example:
-        >>> split_words("Don't stop.\\n", "words")
+        >>> split_words("Don't stop.\n", "words")
         ['Don', "'t", 'stop', '.', '<EOS>']
     """
     if lowercase:
         # Character by character, as the tokenizers library does: a final sigma is no exception.
-        text = text.replace("Σ", "σ").lower()  # noqa: RUF001
+        text = text.replace("Σ", "σ").lower()
     if _OVERLONG.search(text):
         text = _OVERLONG.sub(_cut, text)
     return re.findall(_PATTERNS[splitter], text.replace("\n", f" {EOS} "))

@@ -63,7 +63,7 @@ def cached_tokenizer(
 
     Raises:
         TextError: the text cannot be read.
-        SystemFailure: the cache cannot be written.
+        MachineError: the cache cannot be written.
     """
     counted = alphabet if level == "char" else text
     options: dict[str, Any] = {
@@ -88,7 +88,7 @@ def tokenize(text: Text, tokenizer: Tokenizer) -> Tokens:
 
     Raises:
         TextError: the text cannot be read, or has a character the vocabulary lacks.
-        SystemFailure: the cache cannot be written.
+        MachineError: the cache cannot be written.
     """
     rules = files.sha256([tokenizer.to_json().encode()])
     key = files.sha256([f"{FORMAT} {rules} {text.fingerprint}".encode()])
@@ -143,7 +143,6 @@ def _write_array(stream: BinaryIO, text: Text, tokenizer: Tokenizer) -> None:
 def _write_header(stream: BinaryIO, dtype: np.dtype[Any], count: int) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     np.lib.format.write_array_header_1_0(stream, {**header, "shape": (count,)})
-
 
 
 def _dtype(vocab_size: int) -> np.dtype[Any]:

@@ -10,7 +10,7 @@ from lmtrain.errors import CheckpointError, DivergedError
 
 Schedule = Callable[[int], float]
 
-_RULES: dict[str, type[torch.optim.Optimizer]] = {
+_RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -108,7 +108,7 @@ class Optimizer:
         Source: Pascanu, Mikolov & Bengio 2013.
         """
         self._rule.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm_type = 1.0 if self._clip == "l1" else 2.0
         norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmtrain import checkpoint
 from lmtrain.config import TrainConfig
-from lmtrain.errors import CheckpointError, InterruptedRun
+from lmtrain.errors import CheckpointError, RunInterruptedError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
@@ -97,8 +97,8 @@ class Trainer:
 
         Raises:
             DivergedError: a loss or gradient was not finite.
-            InterruptedRun: a signal asked for the end; a checkpoint was saved.
-            SystemFailure: a checkpoint could not be written.
+            RunInterruptedError: a signal asked for the end; a checkpoint was saved.
+            MachineError: a checkpoint could not be written.
         """
         self.model.train()
         with _StopSignals() as stop:
@@ -114,7 +114,7 @@ class Trainer:
                 elif self.config.save_every and step % self.config.save_every == 0:
                     self.save()
                 if stop.received:
-                    raise InterruptedRun(
+                    raise RunInterruptedError(
                         stop.received,
                         f"interrupted at step {step:,}; saved in {self.save()}",
                         f"go on: lmtrain train --resume {self.run}",
@@ -177,9 +177,7 @@ class Trainer:
             progress.validations_since_best += 1
         sample = self._write(step)
         self.model.train()
-        self.monitor.record_validation(
-            step, self.epoch(step - 1), result, sample, is_best=is_best
-        )
+        self.monitor.record_validation(step, self.epoch(step - 1), result, sample, is_best=is_best)
 
     def _patience_is_over(self) -> bool:
         patience = self.config.patience
@@ -206,7 +204,7 @@ class Trainer:
 
         Raises:
             CheckpointError: a weight is not finite; nothing was written.
-            SystemFailure: the disk or the permissions refused.
+            MachineError: the disk or the permissions refused.
         """
         weights = self.model.state_dict()
         for name, weight in weights.items():
