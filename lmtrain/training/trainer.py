@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmtrain import checkpoint
 from lmtrain.config import TrainConfig
-from lmtrain.errors import CheckpointError, RunInterruptedError
+from lmtrain.errors import CheckpointError, DivergedError, RunInterruptedError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
@@ -96,7 +96,7 @@ class Trainer:
         """Runs the loop to its end.
 
         Raises:
-            DivergedError: a loss or gradient was not finite.
+            DivergedError: a loss, gradient or weight was not finite.
             RunInterruptedError: a signal asked for the end; a checkpoint was saved.
             MachineError: a checkpoint could not be written.
         """
@@ -162,15 +162,27 @@ class Trainer:
         return step % interval == 0 or step == self.total_steps
 
     def _record_validation(self) -> None:
+        """Validates, shows a sample, and takes note of the best.
+
+        Raises:
+            DivergedError: the validation loss is not finite.
+        """
         if self._validate is None:
             return
         result = self._validate()
+        if not math.isfinite(result.loss):
+            raise DivergedError(
+                f"training diverged before step {self.optimizer.step:,}: "
+                f"validation loss {result.loss}",
+                "the last checkpoint is intact",
+                f"try: a smaller --lr than {self.optimizer.learning_rate:g}",
+            )
         self.model.train()
         self._validation_seconds = result.seconds
         progress, step = self.progress, self.optimizer.step
         is_best = progress.best_loss is None or result.loss < progress.best_loss
         progress.last_loss = result.loss
-        if is_best and math.isfinite(result.loss):
+        if is_best:
             progress.best_loss, progress.best_step = result.loss, step
             progress.validations_since_best = 0
         else:
@@ -203,13 +215,16 @@ class Trainer:
         """Writes a checkpoint of this step, then notes the best and removes old ones.
 
         Raises:
-            CheckpointError: a weight is not finite; nothing was written.
+            DivergedError: a weight is not finite; nothing was written.
             MachineError: the disk or the permissions refused.
         """
         weights = self.model.state_dict()
         for name, weight in weights.items():
             if not weight.isfinite().all():
-                raise CheckpointError(f"{name} is not finite at step {self.optimizer.step:,}")
+                raise DivergedError(
+                    f"training diverged: {name} is not finite at step {self.optimizer.step:,}",
+                    "nothing was saved of it; the last checkpoint is intact",
+                )
         config, tokenizer, texts = self._documents
         progress = {**vars(self.progress), "seconds": self._elapsed()}
         path = checkpoint.save(

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from lmtrain import cells, device
+from lmtrain.cells import base
+from lmtrain.errors import ConfigError
+from lmtrain.kernels.scan import engine
+
+
+@pytest.fixture
+def leaky(monkeypatch):
+    monkeypatch.setattr(base, "_CELLS", dict(base._CELLS))
+
+    @cells.register("leaky")
+    class Leaky(cells.Cell):
+        """h = Γf ∘ h′ + (1 − Γf) ∘ c̃"""
+
+        gates = ("candidate", "forget")
+        state_names = ("hidden",)
+
+        def step(self, x, state):
+            (h,) = state
+            forget = torch.sigmoid(self.affine("forget", x, h))
+            return (forget * h + (1 - forget) * torch.tanh(self.affine("candidate", x, h)),)
+
+    return Leaky
+
+
+def test_a_cell_of_ones_own_is_found_by_name_and_runs_on_the_reference(leaky):
+    cell = cells.create("leaky", 3, 4, {"peephole": "full"})
+
+    assert isinstance(cell, leaky)
+    assert engine(cell) == "reference"
+
+
+def test_a_name_is_taken_once(leaky):
+    with pytest.raises(ConfigError, match=r"'lstm' is taken by LSTM"):
+        cells.register("lstm")(leaky)
+
+
+def test_an_unknown_cell_names_those_there_are():
+    with pytest.raises(ConfigError, match="no cell 'lsmt'") as caught:
+        cells.create("lsmt", 1, 1, {})
+
+    assert "peephole-lstm" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"), [((-7, 2), "input_size -7"), ((2, 0), "hidden_size 0")]
+)
+def test_sizes_below_one_are_refused(sizes, words):
+    with pytest.raises(ConfigError, match=words):
+        cells.LSTM(*sizes)
+
+
+def test_the_first_weights_are_orthogonal_with_a_forget_bias_of_one():
+    cell = cells.PeepholeLSTM(6, 6)
+    cell.initialize(device.generator(1), None, 1.0)
+
+    for block in (*cell.weight_recurrent.chunk(4), *cell.weight_peephole.chunk(3)):
+        torch.testing.assert_close(block @ block.T, torch.eye(6), rtol=0, atol=1e-5)
+    assert cell.bias[cell.rows("forget")].tolist() == [1.0] * 6
+    assert not cell.bias[cell.rows("candidate")].any()
+
+
+def test_an_init_scale_bounds_every_weight():
+    cell = cells.LSTM(6, 40)
+    cell.initialize(device.generator(1), 0.05, 0.0)
+
+    for parameter in cell.parameters():
+        assert 0.04 < float(parameter.detach().abs().max()) <= 0.05

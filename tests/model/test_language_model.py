@@ -1,0 +1,82 @@
+import math
+
+import pytest
+import torch
+from numerics import assert_same
+
+from lmtrain import device
+from lmtrain.errors import ConfigError
+from lmtrain.model.language_model import LanguageModel
+
+
+def model(**changes) -> LanguageModel:
+    arguments = {"embedding_size": 6, "hidden_size": 6, "num_layers": 2, **changes}
+    return LanguageModel(11, **arguments)
+
+
+def tokens(seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, 11, (5, 3), generator=device.generator(seed))
+
+
+@pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
+def test_the_loss_is_the_mean_cross_entropy_of_the_logits(cell):
+    network = model(cell=cell)
+
+    loss, _ = network.loss(tokens(), tokens(2))
+    logits, _ = network(tokens())
+
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens(2).flatten())
+    assert_same(loss, expected)
+
+
+def test_log_probs_of_all_words_sum_to_one():
+    network = model().eval()
+    total = sum(
+        network.log_probs(tokens(), torch.full((5, 3), word))[0].exp() for word in range(11)
+    )
+
+    assert_same(total, torch.ones(5, 3))
+
+
+def test_tied_embeddings_are_one_matrix():
+    tied, untied = model(tied_embeddings=True), model()
+
+    assert tied.decoder is tied.embedding
+    assert untied.num_parameters - tied.num_parameters == 11 * 6
+
+
+def test_tied_embeddings_need_equal_sizes():
+    with pytest.raises(ConfigError, match="embedding_size 6 is not hidden_size 9"):
+        model(tied_embeddings=True, hidden_size=9)
+
+
+def test_the_seed_gives_the_same_first_weights():
+    one, same, other = model(seed=3), model(seed=3), model(seed=4)
+
+    assert torch.equal(one.embedding, same.embedding)
+    assert not torch.equal(one.embedding, other.embedding)
+
+
+def test_nothing_before_the_first_token_is_a_zero_embedding():
+    network = model().eval()
+    with torch.no_grad():
+        network.embedding[0] = 0
+
+    nothing, _ = network(torch.full((1, 2), -1))
+
+    assert_same(nothing, network(torch.zeros(1, 2, dtype=torch.long))[0])
+
+
+def test_an_untrained_model_is_about_as_good_as_guessing():
+    loss, _ = model().loss(tokens(), tokens(2))
+
+    assert abs(float(loss) - math.log(11)) < 0.3
+
+
+def test_dropout_acts_in_training_alone():
+    network = model(dropout=0.5)
+
+    first, second = (network(tokens())[0] for _ in range(2))
+
+    assert not torch.equal(first, second)
+    assert torch.equal(network.eval()(tokens())[0], network(tokens())[0])

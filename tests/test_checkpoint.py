@@ -1,0 +1,215 @@
+import json
+import os
+
+import pytest
+import torch
+
+from lmtrain import checkpoint, files
+from lmtrain.errors import CheckpointError, MachineError
+from lmtrain.model.language_model import LanguageModel
+
+
+def network(hidden_size: int = 5) -> LanguageModel:
+    return LanguageModel(7, embedding_size=5, hidden_size=hidden_size, num_layers=1)
+
+
+def save(run, step=3, weights=None):
+    return checkpoint.save(
+        run,
+        step,
+        config="format = 1\n",
+        tokenizer="{}",
+        weights=network().state_dict() if weights is None else weights,
+        state_tensors={"chance": torch.arange(5)},
+        state={"step": step},
+    )
+
+
+def test_what_is_saved_is_read(tmp_path):
+    path = save(tmp_path)
+
+    found = checkpoint.read(path)
+    other = network()
+    with torch.no_grad():
+        other.embedding.zero_()
+    found.load_weights(other)
+
+    assert path.name == "step-00000003"
+    assert found.state == {"format": 1, "step": 3}
+    assert found.tensors("state.safetensors")["chance"].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(other.embedding, network().embedding)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["step-00000003"]
+
+
+def test_the_same_state_gives_the_same_files(tmp_path):
+    first, second = save(tmp_path / "a"), save(tmp_path / "b")
+
+    for name in [entry.name for entry in first.iterdir()]:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json",
+                                  "config.toml", "tokenizer.json"])  # fmt: skip
+def test_every_flipped_byte_is_found(tmp_path, name):
+    path = save(tmp_path)
+    content = (path / name).read_bytes()
+
+    for place in range(0, len(content), max(1, len(content) // 25)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x40
+        (path / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=name):
+            checkpoint.read(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "MANIFEST.json"])
+@pytest.mark.parametrize("keep", [0, 1, 8, 0.5, -1])
+def test_every_truncation_is_found(tmp_path, name, keep):
+    path = save(tmp_path)
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[: int(len(content) * keep) if keep == 0.5 else keep])
+
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.read(path)
+
+
+def test_missing_extra_linked_and_swapped_files_are_found(tmp_path):
+    missing, extra, linked, swapped = (save(tmp_path / n) for n in ("a", "b", "c", "d"))
+    (missing / "state.json").unlink()
+    (extra / "pickle.pkl").write_bytes(b"")
+    (linked / "state.json").rename(tmp_path / "elsewhere")
+    (linked / "state.json").symlink_to(tmp_path / "elsewhere")
+    other = save(tmp_path / "e", weights={"embedding": torch.zeros(3)})
+    (other / "model.safetensors").replace(swapped / "model.safetensors")
+
+    for path, words in (
+        (missing, "state.json"),
+        (extra, "pickle.pkl"),
+        (linked, "symbolic link"),
+        (swapped, "model.safetensors"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            checkpoint.read(path)
+
+
+def test_a_manifest_of_another_step_is_found(tmp_path):
+    path = save(tmp_path)
+    path.rename(path.with_name("step-00000004"))
+
+    with pytest.raises(CheckpointError, match="another step"):
+        checkpoint.read(checkpoint.folder(tmp_path, 4))
+
+
+def test_a_newer_format_names_the_one_that_is_read(tmp_path):
+    path = save(tmp_path)
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    (path / "MANIFEST.json").write_text(json.dumps({**manifest, "format": 2}))
+
+    with pytest.raises(CheckpointError, match="format 2\n  this lmtrain reads format 1"):
+        checkpoint.read(path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"does not fit.*\n.*\(20, 6\)|does not fit"):
+        checkpoint.read(save(tmp_path)).load_weights(network(hidden_size=6))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    weights = network().state_dict()
+    weights["output_bias"][3] = float("nan")
+
+    with pytest.raises(CheckpointError, match="output_bias"):
+        checkpoint.read(save(tmp_path, weights=weights)).load_weights(network())
+
+
+def test_a_run_means_its_best_checkpoint_or_else_its_newest(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+
+    newest = checkpoint.find(tmp_path)
+    checkpoint.write_best(tmp_path, 2, "valid_loss", 1.5)
+
+    assert newest.name == "step-00000003"
+    assert checkpoint.find(tmp_path).name == "step-00000002"
+    assert checkpoint.find(checkpoint.folder(tmp_path, 1)).name == "step-00000001"
+    assert json.loads((tmp_path / "best.json").read_text())["metric"] == "valid_loss"
+
+
+def test_old_checkpoints_go_but_never_the_best(tmp_path):
+    for step in (1, 2, 3, 4, 10):
+        save(tmp_path, step)
+    checkpoint.write_best(tmp_path, 2, "valid_loss", 1.5)
+
+    checkpoint.rotate(tmp_path, 2)
+
+    assert checkpoint.steps(tmp_path) == [2, 4, 10]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+
+
+def test_the_newest_intact_checkpoint_is_found_behind_a_damaged_one(tmp_path):
+    save(tmp_path, 1)
+    (save(tmp_path, 2) / "state.json").write_bytes(b"{}")
+
+    found, problems = checkpoint.newest_intact(tmp_path)
+
+    assert found.state["step"] == 1
+    assert len(problems) == 1
+    assert "state.json is damaged" in problems[0]
+
+
+def test_no_intact_checkpoint_is_an_error_that_says_why(tmp_path):
+    (save(tmp_path, 2) / "state.json").write_bytes(b"{}")
+
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint\n.*state.json is damaged"):
+        checkpoint.newest_intact(tmp_path)
+
+
+def test_verify_names_the_damaged(tmp_path):
+    save(tmp_path, 1)
+    (save(tmp_path, 2) / "config.toml").write_bytes(b"")
+
+    results = dict(checkpoint.verify(tmp_path))
+
+    assert results[checkpoint.folder(tmp_path, 1)] is None
+    assert "config.toml" in (results[checkpoint.folder(tmp_path, 2)] or "")
+
+
+@pytest.mark.parametrize("failing", range(1, 8))
+def test_a_disk_that_fails_leaves_the_old_checkpoint_and_nothing_half_written(
+    tmp_path, monkeypatch, failing
+):
+    save(tmp_path, 1)
+    calls = iter(range(1, 100))
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if next(calls) == failing:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(MachineError, match=r"step-00000002.*No space left on device; .* MB free"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+
+    left = {entry.name for entry in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"step-00000001"}
+    assert checkpoint.newest_intact(tmp_path)[0].state["step"] == 1
+
+
+def test_a_pickle_in_the_place_of_weights_is_not_read(tmp_path):
+    path = save(tmp_path)
+    canary = tmp_path / "canary"
+    hostile = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
+    (path / "model.safetensors").write_bytes(hostile)
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    manifest["files"]["model.safetensors"] = {
+        "bytes": len(hostile),
+        "sha256": files.sha256([hostile]),
+    }
+    (path / "MANIFEST.json").write_text(json.dumps(manifest))
+
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged"):
+        checkpoint.read(path).load_weights(network())
+
+    assert not canary.exists()

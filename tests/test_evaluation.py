@@ -1,0 +1,135 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lmtrain import device, evaluation
+from lmtrain.evaluation import evaluate, sentence_log_probs, unigram_loss
+from lmtrain.model.language_model import LanguageModel
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    network = LanguageModel(9, embedding_size=5, hidden_size=7, num_layers=2, init_scale=0.8)
+    return network.double().eval()
+
+
+def text(length: int) -> np.ndarray:
+    return torch.randint(0, 9, (length,), generator=device.generator(3)).numpy().astype(np.uint16)
+
+
+def naive_nats(model: LanguageModel, ids: list[int], start: int) -> list[float]:
+    """One token after the other, by the definition of P."""
+    nats, state, before = [], None, start
+    for index in ids:
+        logits, state = model(torch.tensor([[before]]), state)
+        nats.append(-float(torch.log_softmax(logits[0, 0], 0)[index].detach()))
+        before = index
+    return nats
+
+
+def of(model, ids, **changes):
+    arguments = {"start_id": 1, "unk_id": 0, "characters": 100, **changes}
+    return evaluate(model, ids, **arguments)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 30])
+def test_every_token_is_predicted_once(model, length):
+    ids = text(length)
+
+    result = of(model, ids)
+
+    assert result.num_tokens == length
+    assert result.total_nats == pytest.approx(sum(naive_nats(model, ids.tolist(), 1)), rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 29, 30, 31])
+def test_the_figure_does_not_depend_on_the_chunk_length(model, monkeypatch, chunk):
+    expected = of(model, text(30)).total_nats
+    monkeypatch.setattr(evaluation, "_SEQ_LEN", chunk)
+
+    assert of(model, text(30)).total_nats == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 7, 30, 100])
+def test_streams_count_every_token_once_each_from_a_fresh_state(model, batch_size):
+    ids = text(30)
+    length = math.ceil(30 / min(batch_size, 30))
+    expected = 0.0
+    for first in range(0, 30, length):
+        start = 1 if first == 0 else int(ids[first - 1])
+        expected += sum(naive_nats(model, ids[first : first + length].tolist(), start))
+
+    result = of(model, ids, batch_size=batch_size)
+
+    assert result.num_tokens == 30
+    assert result.total_nats == pytest.approx(expected, rel=1e-12)
+
+
+def test_unknown_words_are_counted_and_can_be_left_out(model):
+    ids = text(60)
+    nats = np.array(naive_nats(model, ids.tolist(), 1))
+
+    result = of(model, ids)
+
+    assert result.oov == (ids == 0).sum() > 0
+    assert result.oov_rate == result.oov / 60
+    expected = math.exp(nats[ids != 0].mean())
+    assert result.perplexity_without_oov == pytest.approx(expected, rel=1e-10)
+
+
+def test_figures_follow_from_sums_and_counts(model):
+    result = of(model, text(60), characters=250)
+
+    assert result.loss == result.total_nats / 60
+    assert result.perplexity == pytest.approx(math.exp(result.loss))
+    assert result.bits_per_token == pytest.approx(result.loss / math.log(2))
+    assert result.bits_per_char == pytest.approx(result.total_nats / math.log(2) / 250)
+
+
+def test_a_text_without_a_start_begins_from_nothing(model):
+    with torch.no_grad():
+        model.embedding[4] = 0
+
+    assert of(model, text(5), start_id=None).total_nats == pytest.approx(
+        of(model, text(5), start_id=4).total_nats, rel=1e-12
+    )
+
+
+def test_a_model_in_training_stays_in_training(model):
+    model.train()
+    of(model, text(5))
+
+    assert model.training
+
+
+def test_sentences_are_scored_by_the_chain_rule_each_alone(model):
+    sentences = [[3, 4, 1], [], [5, 1], [2] * 9 + [1]]
+
+    scores = list(sentence_log_probs(model, sentences, 1))
+
+    for sentence, log_probs in zip(sentences, scores, strict=True):
+        expected = [-nats for nats in naive_nats(model, sentence, 1)]
+        assert log_probs == pytest.approx(expected, rel=1e-10)
+
+
+def test_more_sentences_than_fit_at_once_keep_their_order(model):
+    sentences = [[index % 9, 1] for index in range(150)]
+
+    scores = list(sentence_log_probs(model, sentences, 1))
+
+    assert len(scores) == 150
+    for ours, other in zip(scores[9:], scores, strict=False):
+        assert ours == pytest.approx(other, rel=1e-10)
+
+
+def test_the_unigram_baseline_is_the_cross_entropy_of_smoothed_frequencies():
+    train, valid = np.array([0, 0, 0, 1]), np.array([0, 1, 2])
+
+    expected = -(math.log(4 / 7) + math.log(2 / 7) + math.log(1 / 7)) / 3
+    assert unigram_loss(train, valid, 3) == pytest.approx(expected)
+
+
+def test_perplexity_beyond_a_float_is_infinite():
+    assert evaluation.perplexity(800.0) == math.inf

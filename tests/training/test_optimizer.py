@@ -1,0 +1,140 @@
+import math
+
+import pytest
+import torch
+
+from lmtrain import device
+from lmtrain.errors import CheckpointError, DivergedError
+from lmtrain.training.optimizer import Optimizer, schedule
+
+
+def rates(kind: str, steps: int, **changes) -> list[float]:
+    arguments = {
+        "peak": 2.0, "total_steps": 100, "steps_per_epoch": 10, "warmup_steps": 0, "decay": 0.5,
+        "decay_after_epochs": 4, **changes,
+    }  # fmt: skip
+    rate = schedule(kind, **arguments)
+    return [rate(step) for step in range(steps)]
+
+
+def test_constant_stays():
+    assert set(rates("constant", 100)) == {2.0}
+
+
+def test_step_is_the_schedule_of_zaremba():
+    by_epoch = rates("step", 100)[::10]
+
+    # Full for four epochs, then halved at the start of each.
+    assert by_epoch == [2.0] * 4 + [2.0 * 0.5**n for n in range(1, 7)]
+
+
+def test_cosine_falls_from_the_peak_to_almost_nothing():
+    falling = rates("cosine", 101)
+
+    assert falling[0] == 2.0
+    assert falling[50] == pytest.approx(1.0)
+    assert falling[100] == pytest.approx(0.0, abs=1e-12)
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_warm_up_rises_in_a_line():
+    assert rates("constant", 6, warmup_steps=4) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+
+
+class Bowl(torch.nn.Module):
+    """loss = Σ a·x + b·y, whose gradient is (a, b)."""
+
+    def __init__(self):
+        super().__init__()
+        self.x = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.y = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def loss(self, x=(3.0, 0.0), y=4.0):
+        return (self.x * torch.tensor(x)).sum() + self.y.sum() * y
+
+
+def optimizer(model, **changes) -> Optimizer:
+    arguments = {
+        "name": "sgd", "weight_decay": 0.0, "clip": "l2", "max_grad_norm": None,
+        "schedule": lambda step: 1.0, **changes,
+    }  # fmt: skip
+    return Optimizer(model, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("clip", "limit", "norm", "update", "was_clipped"),
+    [
+        ("l2", None, 5.0, [-3, 0, -4], False),
+        ("l2", 5.0, 5.0, [-3, 0, -4], False),
+        ("l2", 2.5, 5.0, [-1.5, 0, -2], True),
+        ("l1", 3.5, 7.0, [-1.5, 0, -2], True),
+        ("value", 3.5, 5.0, [-3, 0, -3.5], True),
+        ("value", 4.0, 5.0, [-3, 0, -4], False),
+    ],
+)
+def test_gradients_are_limited_over_all_parameters(clip, limit, norm, update, was_clipped):
+    model = Bowl()
+    rule = optimizer(model, clip=clip, max_grad_norm=limit)
+
+    assert rule.update(model.loss()) == pytest.approx(norm)
+
+    assert rule.was_clipped is was_clipped
+    assert torch.cat([model.x, model.y]).tolist() == pytest.approx(update)
+
+
+def nan_loss(model: Bowl) -> torch.Tensor:
+    return model.loss() + math.nan
+
+
+def infinite_loss(model: Bowl) -> torch.Tensor:
+    return model.loss() + math.inf
+
+
+def infinite_slope(model: Bowl) -> torch.Tensor:
+    """Finite itself, but √ has no finite slope at 0."""
+    return model.loss() + (model.y - model.y.detach()).sqrt().sum()
+
+
+@pytest.mark.parametrize("bad_loss", [nan_loss, infinite_loss, infinite_slope])
+def test_numbers_that_are_not_finite_stop_before_the_update(bad_loss):
+    model = Bowl()
+    rule = optimizer(model)
+    rule.update(model.loss())
+    before = model.x.tolist()
+    loss = bad_loss(model)
+
+    with pytest.raises(DivergedError, match=r"diverged at step 2.*\n.*intact\n.*--lr than 1"):
+        rule.update(loss)
+
+    assert model.x.tolist() == before
+    assert rule.step == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_every_rule_goes_on_exactly_from_its_state(name):
+    def steps(model, rule, count):
+        chance = device.generator(1)
+        for _ in range(count):
+            target = torch.randn(2, dtype=torch.float64, generator=chance)
+            rule.update(((model.x - target) ** 2).sum() + (model.y**2).sum())
+
+    straight, stopped = Bowl(), Bowl()
+    rule = optimizer(straight, name=name, weight_decay=0.01)
+    steps(straight, rule, 5)
+    steps(straight, rule, 5)
+    first = optimizer(stopped, name=name, weight_decay=0.01)
+    steps(stopped, first, 5)
+    second = optimizer(stopped, name=name, weight_decay=0.01)
+    second.restore(5, {k: v.clone() for k, v in first.state_tensors().items()})
+    steps(stopped, second, 5)
+
+    assert second.step == 10
+    assert torch.equal(straight.x, stopped.x)
+    assert torch.equal(straight.y, stopped.y)
+
+
+def test_a_state_of_another_model_is_refused():
+    with pytest.raises(CheckpointError, match="optimizer/z/exp_avg does not fit"):
+        optimizer(Bowl()).restore(1, {"optimizer/z/exp_avg": torch.zeros(2)})
+    with pytest.raises(CheckpointError, match="optimizer/x/exp_avg does not fit"):
+        optimizer(Bowl()).restore(1, {"optimizer/x/exp_avg": torch.zeros(7)})

@@ -1,0 +1,266 @@
+"""The loop through the API: learning, exact resume, early stopping, the record of it."""
+
+import json
+import math
+
+import pytest
+import torch
+from corpora import TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lmtrain
+from lmtrain import api, checkpoint, config
+from lmtrain.errors import ConfigError, DivergedError, RunBusyError
+from lmtrain.training import trainer
+
+SMALL = {
+    "data.level": "char", "model.hidden_size": 12, "model.num_layers": 2, "model.dropout": 0.2,
+    "train.batch_size": 4, "train.seq_len": 8, "train.max_steps": 30, "train.eval_every": 10,
+    "train.log_every": 4, "train.threads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TINY)
+    return path
+
+
+def settings(text, **changes):
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    return config.load(overrides={**SMALL, "data.train": [str(text)], **changed})
+
+
+def lines(run, kind=None):
+    parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in parsed if kind in (None, line["kind"])]
+
+
+def without_times(run):
+    timed = {"time", "tokens_per_second"}
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines(run)]
+
+
+def weights(run, step=30):
+    return (checkpoint.folder(run, step) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        ("rnn", {}),
+        ("simple-gru", {}),
+        ("gru", {}),
+        ("lstm", {}),
+        ("peephole-lstm", {"model.peephole": "full"}),
+        (
+            "peephole-lstm",
+            {
+                "model.peephole": "diagonal",
+                "model.cell_output": "linear",
+                "optimizer.learning_rate": 0.004,
+            },
+        ),
+    ],
+)
+def test_every_cell_learns_more_than_word_frequencies_from_real_text(
+    cell, options, shakespeare, tmp_path
+):
+    chosen = config.load(
+        overrides={
+            "data.train": [str(shakespeare)], "data.level": "char", "model.cell": cell,
+            "model.hidden_size": 48, "model.num_layers": 1, "train.batch_size": 32,
+            "train.seq_len": 25, "train.max_steps": 80, "optimizer.learning_rate": 0.02,
+            "train.threads": 1, "data.valid_fraction": 0.02, **options,
+        }
+    )  # fmt: skip
+
+    summary = api.run_training(chosen, tmp_path / "run", is_quiet=True)
+
+    assert summary.valid_loss < summary.unigram_loss - 0.2
+
+
+@pytest.mark.parametrize("stop", [1, 7, 10, 13, 29])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(
+    text, tmp_path, monkeypatch, stop, rule
+):
+    chosen = settings(text, optimizer__name=rule, train__save_every=1)
+    api.run_training(chosen, tmp_path / "straight", is_quiet=True)
+    kill_after(monkeypatch, stop)
+    with pytest.raises(KilledError):
+        api.run_training(chosen, tmp_path / "stopped", is_quiet=True)
+    monkeypatch.undo()
+
+    api.run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
+
+    for name in ("model.safetensors", "state.safetensors"):
+        straight, stopped = (
+            (checkpoint.folder(tmp_path / run, 30) / name).read_bytes()
+            for run in ("straight", "stopped")
+        )
+        assert straight == stopped
+    assert without_times(tmp_path / "straight") == without_times(tmp_path / "stopped")
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_after(monkeypatch, step):
+    real = trainer.Trainer._step
+
+    def step_or_die(self):
+        if self.optimizer.step == step:
+            raise KilledError
+        real(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", step_or_die)
+
+
+def test_lost_steps_are_done_again_without_being_recorded_twice(text, tmp_path, monkeypatch):
+    chosen = settings(text)
+    api.run_training(chosen, tmp_path / "straight", is_quiet=True)
+    kill_after(monkeypatch, 18)
+    with pytest.raises(KilledError):
+        api.run_training(chosen, tmp_path / "stopped", is_quiet=True)
+    monkeypatch.undo()
+
+    api.run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
+
+    assert weights(tmp_path / "straight") == weights(tmp_path / "stopped")
+    assert without_times(tmp_path / "straight") == without_times(tmp_path / "stopped")
+    events = EventAccumulator(str(tmp_path / "stopped" / "events" / "train"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [
+        line["step"] for line in lines(tmp_path / "straight", "train")
+    ]
+
+
+def test_the_state_is_carried_within_an_epoch_and_fresh_at_its_start(text, tmp_path, monkeypatch):
+    seen = []
+    real = lmtrain.api.LanguageModel.loss
+
+    def loss(self, inputs, targets, state=None):
+        seen.append(state is not None)
+        return real(self, inputs, targets, state)
+
+    monkeypatch.setattr(lmtrain.api.LanguageModel, "loss", loss)
+    chosen = settings(text, train__max_steps=None, train__max_epochs=2, train__seq_len=200)
+    summary = api.run_training(chosen, tmp_path / "run", is_quiet=True)
+
+    per_epoch = summary.steps // 2
+    assert seen == ([False] + [True] * (per_epoch - 1)) * 2
+
+
+def test_patience_ends_a_run_that_gets_no_better(text, tmp_path):
+    # At a rate this small no float32 weight moves.
+    chosen = settings(text, optimizer__learning_rate=1e-30, train__patience=2, train__eval_every=2)
+
+    summary = api.run_training(chosen, tmp_path / "run", is_quiet=True)
+
+    assert summary.steps == 6
+    assert [line["step"] for line in lines(tmp_path / "run", "valid")] == [2, 4, 6]
+
+
+def test_training_ends_when_its_time_is_up(text, tmp_path):
+    chosen = settings(text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=3)
+
+    summary = api.run_training(chosen, tmp_path / "run", is_quiet=True)
+
+    assert 0 < summary.steps < 10**6
+    assert checkpoint.steps(tmp_path / "run")[-1] == summary.steps
+    assert summary.valid_loss is not None
+
+
+def test_a_run_that_diverges_keeps_only_finite_checkpoints(text, tmp_path):
+    chosen = settings(
+        text,
+        optimizer__name="sgd",
+        optimizer__learning_rate=1e30,
+        optimizer__schedule="constant",
+        optimizer__max_grad_norm="none",
+        train__eval_every=1,
+    )
+
+    with pytest.raises(DivergedError, match="diverged at step"):
+        api.run_training(chosen, tmp_path / "run", is_quiet=True)
+
+    for step in checkpoint.steps(tmp_path / "run"):
+        tensors = checkpoint.read(checkpoint.folder(tmp_path / "run", step))
+        assert all(t.isfinite().all() for t in tensors.tensors("model.safetensors").values())
+
+
+def test_a_used_folder_is_refused(text, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("mine")
+
+    with pytest.raises(RunBusyError, match="is used already"):
+        api.run_training(settings(text), tmp_path / "run", is_quiet=True)
+
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
+    run = tmp_path / "run"
+    api.run_training(settings(text), run, is_quiet=True)
+
+    longer = api.run_training(
+        out=run, resume=True, overrides={"train.max_steps": 34}, is_quiet=True
+    )
+    with pytest.raises(ConfigError, match="keeps its text, its model"):
+        api.run_training(out=run, resume=True, overrides={"model.hidden_size": 13}, is_quiet=True)
+
+    assert longer.steps == 34
+
+
+def test_the_text_is_found_in_the_cache_when_its_file_is_gone(text, tmp_path):
+    run = tmp_path / "run"
+    api.run_training(settings(text), run, is_quiet=True)
+    text.unlink()
+
+    longer = api.run_training(
+        out=run, resume=True, overrides={"train.max_steps": 31}, is_quiet=True
+    )
+
+    assert longer.steps == 31
+
+
+def test_metrics_hold_finite_numbers_and_means_over_their_steps(text, tmp_path):
+    api.run_training(settings(text), tmp_path / "run", is_quiet=True)
+
+    train, valid = lines(tmp_path / "run", "train"), lines(tmp_path / "run", "valid")
+    assert [line["step"] for line in train] == [*range(4, 29, 4), 30]
+    assert [line["step"] for line in valid] == [10, 20, 30]
+    for line in train:
+        assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
+        assert line["bits_per_char"] == pytest.approx(line["loss"] / math.log(2))
+        assert 0 <= line["clipped_fraction"] <= 1
+        assert line["grad_norm"] > 0
+    assert all(line["sample"] for line in valid)
+
+
+def test_the_dashboard_holds_what_metrics_hold(text, tmp_path):
+    run = tmp_path / "run"
+    api.run_training(settings(text), run, is_quiet=True)
+
+    for part in ("train", "valid"):
+        events = EventAccumulator(str(run / "events" / part))
+        events.Reload()
+        recorded = [(line["step"], line["loss"]) for line in lines(run, part)]
+        shown = [(event.step, event.value) for event in events.Scalars("loss")]
+        assert [step for step, _ in shown] == [step for step, _ in recorded]
+        assert [v for _, v in shown] == pytest.approx([v for _, v in recorded], rel=1e-6)
+    assert "sample/text_summary" in events.Tags()["tensors"]
+    assert "settings/text_summary" in events.Tags()["tensors"]
+
+
+def test_training_neither_uses_nor_moves_the_global_chance(text, tmp_path):
+    api.run_training(settings(text), tmp_path / "one", is_quiet=True)
+    torch.rand(5)
+    before = torch.get_rng_state()
+    api.run_training(settings(text), tmp_path / "two", is_quiet=True)
+
+    assert torch.equal(before, torch.get_rng_state())
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
