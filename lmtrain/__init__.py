@@ -7,7 +7,7 @@ cells/       the recurrent cells: one equation a file
 kernels/     how a cell runs over time; softmax cross-entropy
 model/       layers, directions, dropout; embedding, softmax, loss
 training/    the update, the record, the loop
-evaluation, generation, checkpoint
+evaluation, generation, checkpoint, assembly
 api          what a user holds: train, load, sample, score, evaluate
 cli/         one small file a command
 """

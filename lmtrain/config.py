@@ -87,7 +87,7 @@ class ModelConfig(Section):
     tied_embeddings: bool = False
     """Whether the output weights are the embeddings (embedding_size must equal hidden_size)."""
     cell_output: Literal["tanh", "linear"] = "tanh"
-    """LSTM cells: a = Γo ∘ tanh(c), or a = Γo ∘ c."""
+    """LSTM cells: a = Γo ∘ tanh(c), or a = Γo ∘ c, which has no bound and diverges more easily."""
     peephole: Literal["full", "diagonal"] = "full"
     """Peephole LSTM: gates see c⟨t−1⟩ through a whole matrix, or each unit its own alone."""
     activation: Literal["tanh", "relu"] = "tanh"

@@ -135,6 +135,16 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(trash, ignore_errors=True)
 
 
+def remove_file(path: Path) -> None:
+    """Takes a file away.
+
+    Raises:
+        MachineError: the system refused.
+    """
+    with explained(path, "remove"):
+        path.unlink()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes what a killed process left half-written or half-removed in `folder`."""
     for pattern in (f"{_ASIDE}*", f"{_TRASH}*"):

@@ -3,14 +3,16 @@
 x⟨1⟩ is the start; y⟨t⟩ is drawn from ŷ⟨t⟩ and becomes x⟨t+1⟩; `<UNK>` is drawn again; `<EOS>` ends.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lmtrain.errors import DivergedError
+from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.text.tokenizer import Tokenizer
 
 # So many draws of <UNK> in a row are given up; the other tokens then share its probability.
 _MOST_REJECTIONS = 100
@@ -47,7 +49,10 @@ def draw_known(
         DivergedError: nothing but `unk_id` is possible, or a probability is not finite.
     """
     if not np.isfinite(probabilities).all():
-        raise DivergedError("the model's probabilities are not finite numbers")
+        raise DivergedError(
+            "the model diverged: its probabilities are not finite numbers",
+            "try: an earlier checkpoint, or training with a smaller --lr",
+        )
     for _ in range(_MOST_REJECTIONS):
         if (index := draw(probabilities, chance)) != unk_id:
             return index
@@ -147,3 +152,86 @@ def generate(
 def _logits(model: LanguageModel, hidden: torch.Tensor) -> NDArray[np.float64]:
     logits = torch.nn.functional.linear(hidden[0], model.decoder, model.output_bias)
     return np.asarray(logits.double().cpu().numpy())
+
+
+def stream(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    num: int,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 1,
+) -> Iterator[tuple[int, str]]:
+    """Texts that go on from `prompt`, piece by piece: which text, and what comes next in it.
+
+    Args:
+        model: the model.
+        tokenizer: text to ids and back.
+        prompt: text before the first drawn token; may be empty.
+        num: texts, 1 or more.
+        max_tokens: tokens drawn for each at most, 1 or more.
+        temperature: above 0; below 1 the likely becomes likelier.
+        top_k: draw from so many likeliest tokens; None for all.
+        top_p: draw from the likeliest tokens that sum to this probability; None for all.
+        seed: of the draws, 0 or more.
+
+    Raises:
+        ConfigError: an argument out of its range.
+        TextError: a prompt that is no text or, at character level, has an unknown character.
+        DivergedError: the model's probabilities are not finite.
+    """
+    _check(prompt, num, max_tokens, temperature, top_k, top_p, seed)
+    ids = tokenizer.encode(prompt).tolist() if prompt else []
+    joiners = [tokenizer.joiner() for _ in range(num)]
+    for row, joiner in enumerate(joiners):
+        if ids:
+            yield row, "".join(joiner.add(index) for index in ids)
+    drawn = generate(
+        model,
+        ids,
+        start_id=tokenizer.start_id,
+        eos_id=tokenizer.eos_id,
+        unk_id=tokenizer.unk_id,
+        num=num,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    for indices in drawn:
+        for row, index in enumerate(indices):
+            if index is not None and index != tokenizer.eos_id:
+                yield row, joiners[row].add(index)
+    for row, joiner in enumerate(joiners):
+        yield row, joiner.end()
+
+
+def _check(
+    prompt: str,
+    num: int,
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+) -> None:
+    checks = {
+        f"num {num} is below 1": num < 1,
+        f"max_tokens {max_tokens} is below 1": max_tokens < 1,
+        f"temperature {temperature} is not above 0": not 0 < temperature < math.inf,
+        f"top_k {top_k} is below 1": top_k is not None and top_k < 1,
+        f"top_p {top_p} is not above 0 and at most 1": top_p is not None and not 0 < top_p <= 1,
+        f"seed {seed} is below 0": seed < 0,
+    }
+    for problem, is_wrong in checks.items():
+        if is_wrong:
+            raise ConfigError(problem)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise TextError("the prompt is not valid UTF-8") from None

@@ -11,7 +11,7 @@ from lmtrain.cli.settings import SetOption, given, setting
 from lmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lmtrain.api import Summary
+    from lmtrain.training.run import Summary
 
 
 def command(
@@ -69,9 +69,9 @@ def command(
         recipe = config or (None if corpus else "python-docs")
         chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
     # torch is imported only now, so that wrong settings are answered at once.
-    from lmtrain import api
+    from lmtrain.training.run import run_training
 
-    summary = api.run_training(chosen, out, resume=resume, overrides=overrides)
+    summary = run_training(chosen, out, resume=resume, overrides=overrides)
     if json:
         _print_json(summary)
     else:

@@ -82,7 +82,7 @@ def _download(url: str, final: Path, digest: str) -> None:
         ) from None
     found = files.sha256(files.file_chunks(partial))
     if found != digest:
-        partial.unlink()
+        files.remove_file(partial)
         raise MachineError(
             f"{url} is not the file that was expected",
             f"SHA-256 {found}, expected {digest}",
@@ -97,7 +97,7 @@ def _transfer(url: str, partial: Path) -> None:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
             if have and response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 # The server sends the whole file again.
-                partial.unlink()
+                files.remove_file(partial)
                 have = 0
             length = response.headers.get("Content-Length")
             total = have + int(length) if length else None

@@ -9,17 +9,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmtrain.errors import CheckpointError, TextError
+from lmtrain.text.joining import Joiner, Level, Splitter
 
 UNK = "<UNK>"
 EOS = "<EOS>"
-Level = Literal["word", "char", "byte"]
-Splitter = Literal["whitespace", "words"]
 
 _SPACE = r" \t\n\r\f\v"
 # Everything printed that is no letter, mark, digit or underscore, in the blocks prose uses.
@@ -156,9 +155,9 @@ class Tokenizer:
         joiner = self.joiner()
         return "".join(joiner.add(index) for index in ids) + joiner.end()
 
-    def joiner(self) -> "Joiner":
+    def joiner(self) -> Joiner:
         """What turns ids into text one after the other."""
-        return Joiner(self)
+        return Joiner(self.vocabulary, self.level, self.splitter, self.eos_id)
 
     def to_json(self) -> str:
         """The content of `tokenizer.json`, in the format of the `tokenizers` library."""
@@ -216,67 +215,6 @@ class _WordIds(dict[str, int]):
 
     def __missing__(self, word: str) -> int:
         return self._unk_id
-
-
-class Joiner:
-    """Turns ids into text as they come, words spaced as prose is written.
-
-    Args:
-        tokenizer: whose ids they are.
-    """
-
-    _NO_SPACE_BEFORE: ClassVar = frozenset(".,;:!?)]}%…’”»、。！？）」』")
-    _NO_SPACE_AFTER: ClassVar = frozenset("([{$#@“‘«（「『")
-    _NO_SPACE_AROUND: ClassVar = frozenset("/-–—_")
-    _PAIRED: ClassVar = frozenset("\"'`*")
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._bytes = b""
-        self._glued = True
-        self._open: set[str] = set()
-
-    def add(self, index: int) -> str:
-        """The text to write for the next id; at byte level, once a character is whole."""
-        token = self._tokenizer.vocabulary[index]
-        if self._tokenizer.level == "char":
-            return token
-        if self._tokenizer.level == "byte":
-            self._bytes += bytes([index])
-            return self._whole_characters()
-        if index == self._tokenizer.eos_id:
-            self._glued = True
-            self._open.clear()
-            return "\n"
-        if self._tokenizer.splitter == "whitespace":
-            space, self._glued = ("" if self._glued else " "), False
-            return space + token
-        return self._prose(token)
-
-    def end(self) -> str:
-        """What is left to write: at byte level, the replacement for a broken character."""
-        left, self._bytes = self._bytes, b""
-        return left.decode("utf-8", "replace")
-
-    def _whole_characters(self) -> str:
-        try:
-            text = self._bytes.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if error.reason == "unexpected end of data":
-                return ""
-            text = self._bytes.decode("utf-8", "replace")
-        self._bytes = b""
-        return text
-
-    def _prose(self, token: str) -> str:
-        closes = token in self._open
-        clitic = len(token) > 1 and token[0] in "'’"
-        before = self._glued or closes or clitic or token in self._NO_SPACE_BEFORE
-        before = before or token in self._NO_SPACE_AROUND
-        opens = token in self._PAIRED and not closes
-        self._open ^= {token} if token in self._PAIRED else set()
-        self._glued = opens or token in self._NO_SPACE_AFTER or token in self._NO_SPACE_AROUND
-        return token if before else " " + token
 
 
 def build_tokenizer(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from lmtrain import files
 from lmtrain.errors import CheckpointError
 from lmtrain.text.corpus import Text
-from lmtrain.text.tokenizer import Level, Splitter, Tokenizer, build_tokenizer
+from lmtrain.text.joining import Level, Splitter
+from lmtrain.text.tokenizer import Tokenizer, build_tokenizer
 
 FORMAT = 1
 

@@ -6,7 +6,6 @@ a run is resumed, so that nothing stands in them twice.
 
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -69,7 +68,8 @@ class Monitor:
         kept = list(_lines_until(self._metrics, first_step))
         if self._metrics.exists():
             files.write(self._metrics, b"".join(line + b"\n" for line in kept))
-        shutil.rmtree(run / "events", ignore_errors=True)
+        if (run / "events").exists():
+            files.remove_folder(run / "events")
         self._writers = {
             part: SummaryWriter(str(run / "events" / part)) for part in ("train", "valid")
         }

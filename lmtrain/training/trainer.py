@@ -92,7 +92,7 @@ class Trainer:
         self._validation_seconds = 0.0
         self.total_steps = total_steps(config, batches)
 
-    def train(self) -> Progress:
+    def train(self) -> None:
         """Runs the loop to its end.
 
         Raises:
@@ -122,7 +122,6 @@ class Trainer:
             if checkpoint.steps(self.run)[-1:] != [self.optimizer.step]:
                 self._record_validation()
                 self.save()
-        return self.progress
 
     def _step(self) -> None:
         begin = time.monotonic()

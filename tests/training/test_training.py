@@ -8,10 +8,11 @@ import torch
 from corpora import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import lmtrain
-from lmtrain import api, checkpoint, config
+from lmtrain import checkpoint, config
 from lmtrain.errors import ConfigError, DivergedError, RunBusyError
+from lmtrain.model.language_model import LanguageModel
 from lmtrain.training import trainer
+from lmtrain.training.run import run_training
 
 SMALL = {
     "data.level": "char", "model.hidden_size": 12, "model.num_layers": 2, "model.dropout": 0.2,
@@ -54,14 +55,7 @@ def weights(run, step=30):
         ("gru", {}),
         ("lstm", {}),
         ("peephole-lstm", {"model.peephole": "full"}),
-        (
-            "peephole-lstm",
-            {
-                "model.peephole": "diagonal",
-                "model.cell_output": "linear",
-                "optimizer.learning_rate": 0.004,
-            },
-        ),
+        ("peephole-lstm", {"model.peephole": "diagonal"}),
     ],
 )
 def test_every_cell_learns_more_than_word_frequencies_from_real_text(
@@ -76,7 +70,7 @@ def test_every_cell_learns_more_than_word_frequencies_from_real_text(
         }
     )  # fmt: skip
 
-    summary = api.run_training(chosen, tmp_path / "run", is_quiet=True)
+    summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
     assert summary.valid_loss < summary.unigram_loss - 0.2
 
@@ -87,13 +81,13 @@ def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(
     text, tmp_path, monkeypatch, stop, rule
 ):
     chosen = settings(text, optimizer__name=rule, train__save_every=1)
-    api.run_training(chosen, tmp_path / "straight", is_quiet=True)
+    run_training(chosen, tmp_path / "straight", is_quiet=True)
     kill_after(monkeypatch, stop)
     with pytest.raises(KilledError):
-        api.run_training(chosen, tmp_path / "stopped", is_quiet=True)
+        run_training(chosen, tmp_path / "stopped", is_quiet=True)
     monkeypatch.undo()
 
-    api.run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
+    run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
 
     for name in ("model.safetensors", "state.safetensors"):
         straight, stopped = (
@@ -121,13 +115,13 @@ def kill_after(monkeypatch, step):
 
 def test_lost_steps_are_done_again_without_being_recorded_twice(text, tmp_path, monkeypatch):
     chosen = settings(text)
-    api.run_training(chosen, tmp_path / "straight", is_quiet=True)
+    run_training(chosen, tmp_path / "straight", is_quiet=True)
     kill_after(monkeypatch, 18)
     with pytest.raises(KilledError):
-        api.run_training(chosen, tmp_path / "stopped", is_quiet=True)
+        run_training(chosen, tmp_path / "stopped", is_quiet=True)
     monkeypatch.undo()
 
-    api.run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
+    run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
 
     assert weights(tmp_path / "straight") == weights(tmp_path / "stopped")
     assert without_times(tmp_path / "straight") == without_times(tmp_path / "stopped")
@@ -140,15 +134,15 @@ def test_lost_steps_are_done_again_without_being_recorded_twice(text, tmp_path, 
 
 def test_the_state_is_carried_within_an_epoch_and_fresh_at_its_start(text, tmp_path, monkeypatch):
     seen = []
-    real = lmtrain.api.LanguageModel.loss
+    real = LanguageModel.loss
 
     def loss(self, inputs, targets, state=None):
         seen.append(state is not None)
         return real(self, inputs, targets, state)
 
-    monkeypatch.setattr(lmtrain.api.LanguageModel, "loss", loss)
+    monkeypatch.setattr(LanguageModel, "loss", loss)
     chosen = settings(text, train__max_steps=None, train__max_epochs=2, train__seq_len=200)
-    summary = api.run_training(chosen, tmp_path / "run", is_quiet=True)
+    summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
     per_epoch = summary.steps // 2
     assert seen == ([False] + [True] * (per_epoch - 1)) * 2
@@ -158,7 +152,7 @@ def test_patience_ends_a_run_that_gets_no_better(text, tmp_path):
     # At a rate this small no float32 weight moves.
     chosen = settings(text, optimizer__learning_rate=1e-30, train__patience=2, train__eval_every=2)
 
-    summary = api.run_training(chosen, tmp_path / "run", is_quiet=True)
+    summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
     assert summary.steps == 6
     assert [line["step"] for line in lines(tmp_path / "run", "valid")] == [2, 4, 6]
@@ -167,7 +161,7 @@ def test_patience_ends_a_run_that_gets_no_better(text, tmp_path):
 def test_training_ends_when_its_time_is_up(text, tmp_path):
     chosen = settings(text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=3)
 
-    summary = api.run_training(chosen, tmp_path / "run", is_quiet=True)
+    summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
     assert 0 < summary.steps < 10**6
     assert checkpoint.steps(tmp_path / "run")[-1] == summary.steps
@@ -184,8 +178,8 @@ def test_a_run_that_diverges_keeps_only_finite_checkpoints(text, tmp_path):
         train__eval_every=1,
     )
 
-    with pytest.raises(DivergedError, match="diverged at step"):
-        api.run_training(chosen, tmp_path / "run", is_quiet=True)
+    with pytest.raises(DivergedError, match="diverged"):
+        run_training(chosen, tmp_path / "run", is_quiet=True)
 
     for step in checkpoint.steps(tmp_path / "run"):
         tensors = checkpoint.read(checkpoint.folder(tmp_path / "run", step))
@@ -197,38 +191,34 @@ def test_a_used_folder_is_refused(text, tmp_path):
     (tmp_path / "run" / "precious").write_text("mine")
 
     with pytest.raises(RunBusyError, match="is used already"):
-        api.run_training(settings(text), tmp_path / "run", is_quiet=True)
+        run_training(settings(text), tmp_path / "run", is_quiet=True)
 
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["precious"]
 
 
 def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
     run = tmp_path / "run"
-    api.run_training(settings(text), run, is_quiet=True)
+    run_training(settings(text), run, is_quiet=True)
 
-    longer = api.run_training(
-        out=run, resume=True, overrides={"train.max_steps": 34}, is_quiet=True
-    )
+    longer = run_training(out=run, resume=True, overrides={"train.max_steps": 34}, is_quiet=True)
     with pytest.raises(ConfigError, match="keeps its text, its model"):
-        api.run_training(out=run, resume=True, overrides={"model.hidden_size": 13}, is_quiet=True)
+        run_training(out=run, resume=True, overrides={"model.hidden_size": 13}, is_quiet=True)
 
     assert longer.steps == 34
 
 
 def test_the_text_is_found_in_the_cache_when_its_file_is_gone(text, tmp_path):
     run = tmp_path / "run"
-    api.run_training(settings(text), run, is_quiet=True)
+    run_training(settings(text), run, is_quiet=True)
     text.unlink()
 
-    longer = api.run_training(
-        out=run, resume=True, overrides={"train.max_steps": 31}, is_quiet=True
-    )
+    longer = run_training(out=run, resume=True, overrides={"train.max_steps": 31}, is_quiet=True)
 
     assert longer.steps == 31
 
 
 def test_metrics_hold_finite_numbers_and_means_over_their_steps(text, tmp_path):
-    api.run_training(settings(text), tmp_path / "run", is_quiet=True)
+    run_training(settings(text), tmp_path / "run", is_quiet=True)
 
     train, valid = lines(tmp_path / "run", "train"), lines(tmp_path / "run", "valid")
     assert [line["step"] for line in train] == [*range(4, 29, 4), 30]
@@ -243,7 +233,7 @@ def test_metrics_hold_finite_numbers_and_means_over_their_steps(text, tmp_path):
 
 def test_the_dashboard_holds_what_metrics_hold(text, tmp_path):
     run = tmp_path / "run"
-    api.run_training(settings(text), run, is_quiet=True)
+    run_training(settings(text), run, is_quiet=True)
 
     for part in ("train", "valid"):
         events = EventAccumulator(str(run / "events" / part))
@@ -257,10 +247,10 @@ def test_the_dashboard_holds_what_metrics_hold(text, tmp_path):
 
 
 def test_training_neither_uses_nor_moves_the_global_chance(text, tmp_path):
-    api.run_training(settings(text), tmp_path / "one", is_quiet=True)
+    run_training(settings(text), tmp_path / "one", is_quiet=True)
     torch.rand(5)
     before = torch.get_rng_state()
-    api.run_training(settings(text), tmp_path / "two", is_quiet=True)
+    run_training(settings(text), tmp_path / "two", is_quiet=True)
 
     assert torch.equal(before, torch.get_rng_state())
     assert weights(tmp_path / "one") == weights(tmp_path / "two")

@@ -1,0 +1,114 @@
+"""Where the tree of settings becomes plain arguments: the texts, the tokenizer and the model.
+
+Below, nothing knows the tree.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from lmtrain.config import Config
+from lmtrain.errors import CheckpointError
+from lmtrain.model.language_model import LanguageModel
+from lmtrain.text import corpus
+from lmtrain.text.tokenizer import Tokenizer
+from lmtrain.text.tokens import Tokens, cached_tokenizer, load_tokens, tokenize
+
+
+def prepare(config: Config) -> tuple[Tokenizer, dict[str, Tokens]]:
+    """The tokenizer and the tokens of the training, validation and test text.
+
+    Raises:
+        TextError: text is missing, unreadable or too short.
+        MachineError: the token cache cannot be written.
+    """
+    data = config.data
+    parts = _open_parts(config)
+    tokenizer = cached_tokenizer(
+        parts["train"],
+        corpus.Text(parts["train"].sources),
+        data.level,
+        data.splitter,
+        vocab_size=data.vocab_size,
+        min_count=data.min_count,
+        lowercase=data.lowercase,
+    )
+    return tokenizer, {part: tokenize(text, tokenizer) for part, text in parts.items()}
+
+
+def _open_parts(config: Config) -> Mapping[str, corpus.Text]:
+    data = config.data
+    return corpus.open_parts(
+        data.train,
+        data.valid,
+        data.test,
+        valid_fraction=data.valid_fraction,
+        test_fraction=data.test_fraction,
+        at_line_ends=data.level == "word",
+    )
+
+
+def references(texts: Mapping[str, Tokens]) -> dict[str, dict[str, str]]:
+    """What finds the texts again: their names and their keys in the token cache."""
+    return {part: {"name": tokens.name, "key": tokens.key} for part, tokens in texts.items()}
+
+
+def find_texts(
+    saved: Mapping[str, Mapping[str, str]],
+    config: Config,
+    tokenizer: Tokenizer,
+    parts: Sequence[str] = ("train", "valid", "test"),
+) -> dict[str, Tokens]:
+    """The texts of a run again: from the token cache or, if it lost them, cut anew.
+
+    Args:
+        saved: what `references` gave when the run began.
+        config: the run's settings.
+        tokenizer: the run's tokenizer.
+        parts: which texts are wanted; those the run never had are left aside.
+
+    Raises:
+        TextError: a text is gone.
+        CheckpointError: a text is not what it was.
+    """
+    wanted = {part: saved[part] for part in parts if part in saved}
+    found = {}
+    for part, reference in wanted.items():
+        tokens = load_tokens(reference["key"], tokenizer.vocab_size, reference["name"])
+        if tokens is None:
+            break
+        found[part] = tokens
+    if len(found) == len(wanted):
+        return found
+    opened = _open_parts(config)
+    for part, reference in wanted.items():
+        tokens = tokenize(opened[part], tokenizer) if part in opened else None
+        if tokens is None or tokens.key != reference["key"]:
+            raise CheckpointError(
+                f"the {part} text {reference['name']} is not the one this run was trained with"
+            )
+        found[part] = tokens
+    return found
+
+
+def build_model(config: Config, vocab_size: int) -> LanguageModel:
+    """The model that the settings describe, with its first weights.
+
+    Raises:
+        ConfigError: no such cell, or sizes that do not fit.
+    """
+    return LanguageModel(
+        vocab_size,
+        cell=config.model.cell,
+        embedding_size=config.embedding_size,
+        hidden_size=config.model.hidden_size,
+        num_layers=config.model.num_layers,
+        dropout=config.model.dropout,
+        tied_embeddings=config.model.tied_embeddings,
+        init_scale=config.model.init_scale,
+        forget_bias=config.model.forget_bias,
+        cell_options={
+            "cell_output": config.model.cell_output,
+            "peephole": config.model.peephole,
+            "activation": config.model.activation,
+        },
+        seed=config.train.seed,
+    )

@@ -1,0 +1,79 @@
+"""From token ids back to text, one after the other, as generation draws them.
+
+Words are spaced as prose is written, bytes are held back until a character is whole.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+Level = Literal["word", "char", "byte"]
+Splitter = Literal["whitespace", "words"]
+
+
+class Joiner:
+    """Turns ids into text as they come, words spaced as prose is written.
+
+    Args:
+        vocabulary: the tokens in the order of their ids.
+        level: what a token is.
+        splitter: how words were found, at word level.
+        eos_id: the id that ends a line, at word level.
+    """
+
+    _NO_SPACE_BEFORE: ClassVar = frozenset(".,;:!?)]}%…’”»、。！？）」』")
+    _NO_SPACE_AFTER: ClassVar = frozenset("([{$#@“‘«（「『")
+    _NO_SPACE_AROUND: ClassVar = frozenset("/-–—_")
+    _PAIRED: ClassVar = frozenset("\"'`*")
+
+    def __init__(
+        self, vocabulary: Sequence[str], level: Level, splitter: Splitter, eos_id: int | None
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._level = level
+        self._splitter = splitter
+        self._eos_id = eos_id
+        self._bytes = b""
+        self._glued = True
+        self._open: set[str] = set()
+
+    def add(self, index: int) -> str:
+        """The text to write for the next id; at byte level, once a character is whole."""
+        token = self._vocabulary[index]
+        if self._level == "char":
+            return token
+        if self._level == "byte":
+            self._bytes += bytes([index])
+            return self._whole_characters()
+        if index == self._eos_id:
+            self._glued = True
+            self._open.clear()
+            return "\n"
+        if self._splitter == "whitespace":
+            space, self._glued = ("" if self._glued else " "), False
+            return space + token
+        return self._prose(token)
+
+    def end(self) -> str:
+        """What is left to write: at byte level, the replacement for a broken character."""
+        left, self._bytes = self._bytes, b""
+        return left.decode("utf-8", "replace")
+
+    def _whole_characters(self) -> str:
+        try:
+            text = self._bytes.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                return ""
+            text = self._bytes.decode("utf-8", "replace")
+        self._bytes = b""
+        return text
+
+    def _prose(self, token: str) -> str:
+        closes = token in self._open
+        clitic = len(token) > 1 and token[0] in "'’"
+        before = self._glued or closes or clitic or token in self._NO_SPACE_BEFORE
+        before = before or token in self._NO_SPACE_AROUND
+        opens = token in self._PAIRED and not closes
+        self._open ^= {token} if token in self._PAIRED else set()
+        self._glued = opens or token in self._NO_SPACE_AFTER or token in self._NO_SPACE_AROUND
+        return token if before else " " + token

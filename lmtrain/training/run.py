@@ -1,0 +1,331 @@
+"""A run from its settings: its folder, texts, model and loop; its start and its resuming."""
+
+import contextlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import lmtrain
+from lmtrain import assembly, checkpoint, device, files, screen
+from lmtrain import config as configuration
+from lmtrain.config import Config
+from lmtrain.errors import CheckpointError, ConfigError, MachineError, RunBusyError
+from lmtrain.evaluation import Evaluation, evaluate, unigram_loss
+from lmtrain.generation import stream
+from lmtrain.model.language_model import LanguageModel
+from lmtrain.text import corpus
+from lmtrain.text.batches import Batches
+from lmtrain.text.tokenizer import Tokenizer
+from lmtrain.text.tokens import Tokens
+from lmtrain.training.monitor import Monitor
+from lmtrain.training.optimizer import Optimizer, schedule
+from lmtrain.training.trainer import Trainer, total_steps
+
+_SAMPLE_TOKENS = {"word": 40, "char": 160, "byte": 160}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a training came to.
+
+    Args:
+        run: the run folder.
+        steps: updates done.
+        tokens: tokens trained on.
+        seconds: time from the start of preparation, over all processes of the run.
+        tokens_per_second: trained tokens over the time spent in training steps.
+        valid_loss: nats a token of the best validation; None without validation text.
+        best_step: the step of the best validation.
+        unigram_loss: nats a token of the validation text under word frequencies.
+        parameters: trained numbers.
+        vocab_size: tokens in the vocabulary.
+        chars_per_token: characters of the validation text over its tokens.
+    """
+
+    run: Path
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    valid_loss: float | None
+    best_step: int | None
+    unigram_loss: float | None
+    parameters: int
+    vocab_size: int
+    chars_per_token: float
+
+
+def run_training(
+    config: Config | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overrides: Mapping[str, object] | None = None,
+    is_quiet: bool = False,
+) -> Summary:
+    """Trains as the settings say and returns what it came to.
+
+    Args:
+        config: the settings; None for the recipe python-docs.
+        out: the run folder; None for a new one under runs/.
+        resume: whether to go on with the run in `out`.
+        overrides: with `resume`, settings to change.
+        is_quiet: whether no progress is shown.
+
+    Raises:
+        ConfigError: settings that cannot be used, or that a resumed run must keep.
+        CheckpointError: with `resume`, no run, or none of its checkpoints is intact.
+        RunBusyError: the run folder holds a run already, or another process trains in it.
+        LmtrainError: the others of `lmtrain.errors`, from what training calls.
+    """
+    began = time.monotonic()
+    with _out_of_memory_explained():
+        if resume:
+            if out is None:
+                raise ConfigError("resume: which run?", "try: lmtrain train --resume RUN")
+            return _resume(Path(out), overrides or {}, began=began, is_quiet=is_quiet)
+        config = config or configuration.load("python-docs")
+        run = Path(out) if out is not None else _new_run(config)
+        return _start(run, config, began=began, is_quiet=is_quiet)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that training needs, made before anything is written into the run folder."""
+
+    config: Config
+    tokenizer: Tokenizer
+    texts: Mapping[str, Tokens]
+    batches: Batches
+    model: LanguageModel
+    threads: int
+
+
+def _ready(config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens]) -> _Ready:
+    place = device.choose(config.train.device)
+    threads = device.set_threads(config.train.threads)
+    batches = Batches(texts["train"].ids, config.train.batch_size, config.train.seq_len)
+    model = assembly.build_model(config, tokenizer.vocab_size).to(place)
+    return _Ready(config, tokenizer, texts, batches, model, threads)
+
+
+def _start(run: Path, config: Config, *, began: float, is_quiet: bool) -> Summary:
+    _refuse_used(run)
+    if not is_quiet:
+        screen.note(f"reading {', '.join(config.data.train)}")
+    ready = _ready(config, *assembly.prepare(config))
+    with files.locked(run / ".lock", f"the run {run}"):
+        _refuse_used(run)
+        files.write(run / "config.toml", configuration.to_toml(config).encode())
+        files.write(run / "tokenizer.json", ready.tokenizer.to_json().encode())
+        return _train(run, ready, None, began=began, is_quiet=is_quiet)
+
+
+def _refuse_used(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or {e.name for e in run.iterdir()} - {".lock"}):
+        raise RunBusyError(
+            f"{run} is used already",
+            f"go on with it: lmtrain train --resume {run}, or train elsewhere: --out DIR",
+        )
+
+
+def _resume(run: Path, overrides: Mapping[str, object], *, began: float, is_quiet: bool) -> Summary:
+    if not checkpoint.steps(run):
+        raise CheckpointError(f"{run} is no run that can be resumed: it has no checkpoint")
+    with files.locked(run / ".lock", f"the run {run}"):
+        files.remove_leftovers(run)
+        files.remove_leftovers(run / "checkpoints")
+        saved, problems = checkpoint.newest_intact(run)
+        for problem in problems:
+            screen.note(f"skipped: {problem}")
+        config = _resumed_config(saved, overrides)
+        tokenizer = Tokenizer.from_json(saved.text("tokenizer.json"))
+        texts = assembly.find_texts(saved.state["texts"], config, tokenizer)
+        ready = _ready(config, tokenizer, texts)
+        return _train(run, ready, saved, began=began, is_quiet=is_quiet)
+
+
+def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object]) -> Config:
+    text, origin = saved.text("config.toml"), str(saved.path / "config.toml")
+    stored = configuration.parse(text, origin)
+    config = configuration.parse(text, origin, overrides)
+    if (config.data, config.model) != (stored.data, stored.model) or (
+        config.train.batch_size,
+        config.train.seed,
+    ) != (stored.train.batch_size, stored.train.seed):
+        raise ConfigError(
+            "a resumed run keeps its text, its model, its batch size and its seed",
+            "what may change: epochs, steps, seconds, learning rate and the like",
+        )
+    return config
+
+
+def _train(
+    run: Path,
+    ready: _Ready,
+    saved: checkpoint.Checkpoint | None,
+    *,
+    began: float,
+    is_quiet: bool,
+) -> Summary:
+    config, model, batches = ready.config, ready.model, ready.batches
+    train_text, valid_text = ready.texts["train"], ready.texts.get("valid")
+    _write_run_file(run, ready, saved)
+    monitor = Monitor(
+        run,
+        first_step=saved.state["step"] if saved else 0,
+        total_steps=total_steps(config.train, batches),
+        log_every=config.train.log_every,
+        chars_per_token=train_text.characters / len(train_text),
+        settings=_flat(config),
+        is_quiet=is_quiet,
+    )
+    with contextlib.closing(monitor):
+        monitor.say(
+            f"{len(train_text):,} tokens, vocabulary {ready.tokenizer.vocab_size:,}; "
+            f"{config.model.cell}, {model.num_parameters:,} parameters, "
+            f"{model.embedding.device.type}, {ready.threads} threads; run {run}"
+        )
+        trainer = Trainer(
+            run,
+            config.train,
+            model=model,
+            batches=batches,
+            optimizer=_build_optimizer(config, model, batches),
+            monitor=monitor,
+            validate=_validation(ready, valid_text) if valid_text else None,
+            write=_writing(ready),
+            documents=(
+                configuration.to_toml(config),
+                ready.tokenizer.to_json(),
+                assembly.references(ready.texts),
+            ),
+            began=began,
+        )
+        if saved:
+            trainer.restore(saved)
+        trainer.train()
+    return _summary(run, ready, trainer, time.monotonic() - began)
+
+
+def _summary(run: Path, ready: _Ready, trainer: Trainer, seconds: float) -> Summary:
+    progress, valid_text = trainer.progress, ready.texts.get("valid")
+    vocab_size = ready.tokenizer.vocab_size
+    unigram, chars_per_token = None, 0.0
+    if valid_text:
+        unigram = unigram_loss(ready.texts["train"].ids, valid_text.ids, vocab_size)
+        chars_per_token = valid_text.characters / len(valid_text)
+    return Summary(
+        run=run,
+        steps=trainer.optimizer.step,
+        tokens=progress.tokens,
+        seconds=progress.seconds + seconds,
+        tokens_per_second=progress.tokens / max(progress.train_seconds, 1e-9),
+        valid_loss=progress.best_loss,
+        best_step=progress.best_step,
+        unigram_loss=unigram,
+        parameters=ready.model.num_parameters,
+        vocab_size=vocab_size,
+        chars_per_token=chars_per_token,
+    )
+
+
+def _validation(ready: _Ready, text: Tokens) -> Callable[[], Evaluation]:
+    return lambda: evaluate(
+        ready.model,
+        text.ids,
+        start_id=ready.tokenizer.start_id,
+        unk_id=ready.tokenizer.unk_id,
+        characters=text.characters,
+        batch_size=ready.config.train.batch_size,
+    )
+
+
+def _writing(ready: _Ready) -> Callable[[int], str]:
+    def write(step: int) -> str:
+        length = _SAMPLE_TOKENS[ready.tokenizer.level]
+        seed = ready.config.train.seed + step
+        pieces = stream(ready.model, ready.tokenizer, "", num=1, max_tokens=length, seed=seed)
+        return "".join(piece for _, piece in pieces)
+
+    return write
+
+
+def _build_optimizer(config: Config, model: LanguageModel, batches: Batches) -> Optimizer:
+    rule = config.optimizer
+    return Optimizer(
+        model,
+        name=rule.name,
+        weight_decay=rule.weight_decay,
+        clip=rule.clip,
+        max_grad_norm=rule.max_grad_norm,
+        schedule=schedule(
+            rule.schedule,
+            peak=rule.learning_rate,
+            total_steps=total_steps(config.train, batches),
+            steps_per_epoch=batches.steps_per_epoch,
+            warmup_steps=rule.warmup_steps,
+            decay=rule.decay,
+            decay_after_epochs=rule.decay_after_epochs,
+        ),
+    )
+
+
+def _write_run_file(run: Path, ready: _Ready, saved: checkpoint.Checkpoint | None) -> None:
+    threads = ready.threads
+    path = run / "run.json"
+    entry = {
+        "lmtrain": lmtrain.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "argv": sys.argv,
+        "device": ready.model.embedding.device.type,
+        "threads": threads,
+        "from_step": saved.state["step"] if saved else 0,
+        "time": round(time.time(), 3),
+    }
+    starts = checkpoint.run_starts(path)
+    if saved and starts and starts[-1].get("threads") != threads:
+        before = starts[-1].get("threads")
+        screen.note(f"not bit for bit as before: {before} threads then, {threads} now")
+    checkpoint.write_run_starts(path, [*starts, entry])
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return {
+        f"{section}.{name}": value
+        for section, part in config.model_dump(mode="json").items()
+        for name, value in part.items()
+    }
+
+
+def _new_run(config: Config) -> Path:
+    place = config.data.train[0]
+    stem = place if corpus.named(place) else Path(place).name.partition(".")[0]
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-") or "text"
+    taken = {entry.name for entry in Path("runs").glob("*")}
+    stem = f"{name[:60]}-{config.model.cell}"
+    number = next(n for n in range(1, len(taken) + 2) if f"{stem}-{n}" not in taken)
+    return Path("runs") / f"{stem}-{number}"
+
+
+@contextlib.contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError) or "allocate" in text or "out of memory" in text:
+            raise MachineError(
+                "out of memory: " + text.splitlines()[0][:120] if text else "out of memory",
+                "try: a smaller --batch-size, --seq-len, --hidden-size or --vocab-size",
+            ) from error
+        raise
