@@ -1,0 +1,107 @@
+"""What the papers say can be typed: commands, options, settings, recipes; the Python runs."""
+
+import re
+import shlex
+
+import pytest
+from corpora import SENTENCES
+
+import lmtrain
+from lmtrain import cells, config
+from lmtrain.cells import base
+from lmtrain.cli.main import app
+from test_house import ROOT
+
+PAPERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted(
+    {
+        (path.name, line.strip().removeprefix("$ "))
+        for path in PAPERS
+        for line in path.read_text("utf-8").splitlines()
+        if re.match(r"\s+(\$ )?lmtrain [a-z]", line)
+    }
+)
+
+
+def options_by_command() -> dict[str, set[str]]:
+    import typer
+
+    group = typer.main.get_command(app)
+    known: dict[str, set[str]] = {}
+
+    def walk(name, command):
+        known[name] = {option for p in command.params for option in p.opts if option[0] == "-"}
+        for sub, child in getattr(command, "commands", {}).items():
+            walk(f"{name} {sub}".strip(), child)
+
+    walk("", group)
+    return known
+
+
+@pytest.mark.parametrize(("paper", "line"), COMMANDS)
+def test_commands_and_options_exist(paper, line):
+    known = options_by_command()
+    words = shlex.split(line.partition(" | ")[0], comments=True)[1:]
+    command = words[0] if f"{words[0]} {words[1] if len(words) > 1 else ''}" not in known else (
+        f"{words[0]} {words[1]}"
+    )  # fmt: skip
+
+    assert command in known
+    for word in words:
+        if word.startswith("-") and len(word) > 1:
+            assert word.partition("=")[0] in known[command] | {"--help", "-h"}
+    for key in re.findall(r"--set (\S+)=", line):
+        assert key in config.settings()
+    for name in re.findall(r"--config (\S+)", line):
+        assert name in config.recipes()
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_every_recipe_has_three_lines_of_comment_and_only_what_differs(name):
+    lines = (ROOT / "configs" / f"{name}.toml").read_text("utf-8").splitlines()
+    loaded, defaults = config.load(name).model_dump(), config.Config().model_dump()
+
+    assert all(line.startswith("# ") for line in lines[:3])
+    assert not lines[3]
+    for line in lines[3:]:
+        if "=" in line:
+            key = line.partition("=")[0].strip()
+            sections = [s for s in loaded if key in loaded[s]]
+            assert sections, key
+    assert loaded != defaults or name == "python-docs"
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_every_recipe_trains(name, tmp_path):
+    (tmp_path / "text.txt").write_text(SENTENCES * 4)
+    small = {
+        "data.train": [str(tmp_path / "text.txt")], "data.valid_fraction": 0.2,
+        "model.hidden_size": 16, "model.embedding_size": "none", "train.batch_size": 4,
+        "train.max_steps": 2, "train.threads": 1,
+    }  # fmt: skip
+
+    model = lmtrain.train(config.load(name, small), tmp_path / "run")
+
+    assert model.step == 2
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(base, "_CELLS", dict(base._CELLS))
+    (tmp_path / "novel.txt").write_text(SENTENCES)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert blocks
+
+    names: dict[str, object] = {}
+    for block in blocks:
+        quick = block.replace(
+            "overrides={", "overrides={'train.max_steps': 3, 'train.batch_size': 4, "
+        )
+        exec(compile(quick, "README.md", "exec"), names)
+
+    assert capsys.readouterr().out
+    assert cells.cell_names()
