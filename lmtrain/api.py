@@ -125,8 +125,7 @@ class TrainedModel:
         tokenizer = self.tokenizer
         texts = [sentence.rstrip("\n") for sentence in sentences]
         ends = [] if tokenizer.line_end_id is None else [tokenizer.line_end_id]
-        # The text has no newline, so what the tokenizer may add at its end is taken off first.
-        ids = [_without_end(tokenizer.encode(text).tolist(), ends) + ends for text in texts]
+        ids = [tokenizer.encode(text).tolist() + ends for text in texts]
         scores = evaluation.sentence_log_probs(self.model, ids, tokenizer.start_id)
         for text, each, log_probs in zip(texts, ids, scores, strict=True):
             tokens = [tokenizer.vocabulary[index] for index in each]
@@ -214,10 +213,6 @@ def load(path: str | Path, *, device_name: str = "auto") -> TrainedModel:
     saved.load_weights(model)
     model.to(device.choose(device_name)).eval()
     return TrainedModel(saved.path, config, tokenizer, model, int(saved.state["step"]))
-
-
-def _without_end(ids: list[int], ends: list[int]) -> list[int]:
-    return ids[: -len(ends)] if ends and ids[-len(ends) :] == ends else ids
 
 
 def _count(ids: Sequence[int], wanted: int | None) -> int:

@@ -281,6 +281,17 @@ def rotate(run: Path, keep: int) -> None:
             files.remove_folder(folder(run, step))
 
 
+def remove_after(run: Path, step: int) -> None:
+    """Removes the checkpoints of later steps.
+
+    Raises:
+        MachineError: the system refused.
+    """
+    for later in steps(run):
+        if later > step:
+            files.remove_folder(folder(run, later))
+
+
 def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
     """Every checkpoint of a run, or the one at `path`, with what is wrong with it, if anything.
 

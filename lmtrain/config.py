@@ -16,10 +16,9 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -28,6 +27,10 @@ from lmtrain.errors import ConfigError
 FORMAT = 1
 _MAX_BYTES = 1_000_000
 
+# Strict: true is not taken for 1.
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 64, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -49,24 +52,29 @@ class DataConfig(Section):
     """Validation text; without it, the tail of the training text (see data.valid_fraction)."""
     test: tuple[str, ...] = ()
     """Test text, read by `evaluate` alone; without it, see data.test_fraction."""
-    valid_fraction: Fraction = 0.1
-    """Share of the training text's characters, 0 to 1, cut from its tail for validation."""
-    test_fraction: Fraction = 0.0
-    """Share of the training text's characters, 0 to 1, cut from its very end for testing."""
+    valid_fraction: Fraction | None = None
+    """Share of the text, 0 to 1, cut off its tail for validation; else customary or 0.1."""
+    test_fraction: Fraction | None = None
+    """Share of the text, 0 to 1, cut off its very end for testing; else customary or none."""
     level: Literal["word", "char", "byte"] = "word"
     """What a token is: a word, a character or a byte of UTF-8."""
     splitter: Literal["whitespace", "words"] = "words"
     """Words between white space (text tokenized before), or words and punctuation of raw prose."""
-    vocab_size: Annotated[int, Field(ge=3)] = 10_000
+    vocab_size: Annotated[int, Field(ge=3, strict=True)] = 10_000
     """Most words in the vocabulary, `<UNK>` and `<EOS>` included, 3 or more."""
     min_count: PositiveInt = 1
     """Least occurrences of a word or character that enters the vocabulary, 1 or more."""
     lowercase: bool = False
     """Whether words are put in lower case first."""
 
+    @field_validator("train", "valid", "test", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        if self.valid_fraction + self.test_fraction >= 1:
+        if (self.valid_fraction or 0) + (self.test_fraction or 0) >= 1:
             raise ValueError("data.valid_fraction and data.test_fraction leave no training text")
         return self
 
@@ -143,8 +151,8 @@ class TrainConfig(Section):
     """Updates after which training ends; without it, as many as the epochs have."""
     max_seconds: PositiveFloat | None = None
     """Seconds after which training ends, preparation and validation included."""
-    seed: NonNegativeInt = 1
-    """Seed of weights, dropout and samples, 0 or more."""
+    seed: Seed = 1
+    """Seed of weights, dropout and samples, 0 or more and below 2^64."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute: auto takes CUDA if there is any."""
     threads: PositiveInt | None = None
@@ -239,7 +247,8 @@ def parse(text: str, origin: str, overrides: Mapping[str, object] | None = None)
     """
     try:
         tree: dict[str, Any] = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # ValueError: not TOML, or a number of more digits than Python reads.
         raise ConfigError(f"{origin} is not valid TOML: {error}") from None
     written = tree.pop("format", FORMAT)
     if written != FORMAT:
@@ -272,10 +281,12 @@ def _read(source: str | Path) -> str:
     if isinstance(source, str) and source in recipes():
         return (importlib.resources.files("lmtrain.configs") / f"{source}.toml").read_text("utf-8")
     path = Path(source)
+    if "\0" in str(source):
+        raise ConfigError(f"no configuration can be called {str(source)!a}")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"{path} is no configuration: it is over {_MAX_BYTES:,} bytes")
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
     except OSError as error:
@@ -306,7 +317,7 @@ def assignments(pairs: Iterable[str]) -> dict[str, object]:
 def _value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -334,9 +345,7 @@ def _explain(error: ValidationError, origin: str) -> list[str]:
             problems.append(f"{path} = {_shown(problem['input'])}: {problem['msg'].lower()}")
     if len(problems) == 1:
         return [f"{origin}: {problems[0]}"]
-    rest = problems[1:]
-    more = f"; and {len(rest) - 1} more" if len(rest) > 1 else ""
-    return [f"{origin}: {len(problems)} settings are wrong", problems[0], rest[0] + more]
+    return [f"{origin}: {len(problems)} settings are wrong", problems[0], "; ".join(problems[1:])]
 
 
 def _shown(value: object) -> str:
@@ -345,9 +354,8 @@ def _shown(value: object) -> str:
 
 
 def _nearest(path: str) -> str:
-    known = [*settings(), *Config.model_fields]
-    near = difflib.get_close_matches(path, known, 1, 0.5)
-    if not near:
-        last = path.rpartition(".")[2]
-        near = [name for name in known if name.rpartition(".")[2] == last]
+    known = [name for name in (*settings(), *Config.model_fields) if name != path]
+    last = path.rpartition(".")[2]
+    near = [name for name in known if name.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(path, known, 1, 0.5)
     return f": did you mean {near[0]!r}?" if near else ""

@@ -3,6 +3,7 @@
 What appears under its final name is complete: it was written aside, synced to the disk and renamed.
 """
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -44,7 +45,8 @@ def _free_megabytes(path: Path) -> int:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f"{_ASIDE}{os.getpid()}-{next(_serial)}-{path.name}"[:255])
+    # Half of the name is enough to be told apart, and stays short enough for every file system.
+    return path.with_name(f"{_ASIDE}{os.getpid()}-{next(_serial)}-{path.name[:40]}")
 
 
 def sync_folder(path: Path) -> None:
@@ -199,7 +201,7 @@ def publish_file(source: Path, path: Path) -> None:
 
 
 def spool(stream: BinaryIO) -> Path:
-    """A temporary file with all that `stream` holds, so that a pipe can be read more than once.
+    """A file of all that `stream` holds, so that a pipe can be read twice; gone at exit.
 
     Raises:
         MachineError: the temporary folder refused.
@@ -207,6 +209,7 @@ def spool(stream: BinaryIO) -> Path:
     path = Path(tempfile.gettempdir()) / f"lmtrain-{os.getpid()}-{next(_serial)}.txt"
     with writing(path) as spooled:
         shutil.copyfileobj(stream, spooled, 1 << 20)
+    atexit.register(path.unlink, missing_ok=True)
     return path
 
 

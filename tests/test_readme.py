@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 from corpora import SENTENCES
+from test_house import ROOT
 
 import lmtrain
 from lmtrain import cells, config
 from lmtrain.cells import base
 from lmtrain.cli.main import app
-from test_house import ROOT
 
 PAPERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted(

@@ -6,9 +6,7 @@ import typer
 
 from lmtrain.cli.output import JsonOption, print_json
 
-command = typer.Typer(
-    help="List public corpora, or fetch one.", rich_markup_mode=None, invoke_without_command=True
-)
+command = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 
 
 @command.callback()

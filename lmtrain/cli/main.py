@@ -11,7 +11,7 @@ import lmtrain
 from lmtrain import files, screen
 from lmtrain.cli import corpora, evaluate, info, sample, score, tokenize, train, verify
 from lmtrain.cli.output import use_utf8
-from lmtrain.errors import LmtrainError, RunInterruptedError
+from lmtrain.errors import ConfigError, LmtrainError, RunInterruptedError
 
 app = typer.Typer(
     name="lmtrain",
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
-    no_args_is_help=True,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for module in (train, sample, evaluate, score, tokenize, corpora, info, verify):
@@ -31,6 +31,10 @@ for module in (train, sample, evaluate, score, tokenize, corpora, info, verify):
         app.command(name)(module.command)
 
 
+# What typer raises for a wrong command line; it has no public name of its own.
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"lmtrain {lmtrain.__version__}")
@@ -38,12 +42,17 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(
+def _before(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+    elif context.invoked_subcommand != "train":
+        # `lmtrain sample RUN | head -1` ends in silence; a training outlives its terminal.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -56,7 +65,10 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        screen.note(f"error: {screen.one_line(error.format_message())}")
+        sys.exit(ConfigError.exit_code)
     except LmtrainError as error:
         head = "" if isinstance(error, RunInterruptedError) else "error: "
         screen.note(head + screen.printable(str(error)))

@@ -52,8 +52,8 @@ def _tokenizer(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, T
     if folder.is_dir():
         try:
             return Tokenizer.from_json((folder / "tokenizer.json").read_text("utf-8")), None
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"no run {source}: {error}") from None
+        except (OSError, UnicodeDecodeError):
+            raise CheckpointError(f"{source} is no run: it has no tokenizer.json") from None
     data = config.load(overrides={**overrides, "data.train": [source]}).data
     text = corpus.open_text([source])
     tokenizer = tokens.cached_tokenizer(

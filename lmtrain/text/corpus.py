@@ -14,6 +14,7 @@ import tomllib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -23,6 +24,7 @@ from lmtrain.text import python_docs
 
 _CHUNK_BYTES = 1 << 18
 PYTHON_DOCS = "python-docs"
+VALID_FRACTION = 0.1
 
 
 class Source(Protocol):
@@ -73,16 +75,17 @@ class FileSource:
 
     def _decoded(self, stream: BinaryIO) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")()
-        offset, lines = 0, 1
+        begun, found, lines = False, False, 1
         while raw := stream.read(_CHUNK_BYTES):
-            if offset == 0:
+            if not begun:
                 if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise TextError(
                         f"{self.name} is UTF-16 text, not UTF-8",
                         f"try: iconv -f utf-16 -t utf-8 {self.name}",
                     )
                 raw = raw.removeprefix(codecs.BOM_UTF8)
-                offset = 1
+                begun = True
+            found = found or bool(raw)
             if (at := raw.find(b"\0")) >= 0:
                 raise TextError(
                     f"{self.name} is binary: line {lines + raw.count(10, 0, at)} has a NUL byte"
@@ -95,11 +98,13 @@ class FileSource:
             lines += raw.count(b"\n")
         try:
             decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
+        except UnicodeDecodeError as error:
+            position = stream.tell() - len(error.object)
             raise TextError(
-                f"{self.name} is not UTF-8: it ends in the middle of a character, line {lines}"
+                f"{self.name} is not UTF-8: line {lines}, byte offset {position:,}, "
+                f"byte 0x{error.object[0]:02x}: it ends in the middle of a character"
             ) from None
-        if offset == 0:
+        if not found:
             raise TextError(f"{self.name} is empty")
 
     def _broken(
@@ -169,12 +174,15 @@ class Text:
         Raises:
             TextError: a source cannot be read as text.
         """
-        rest = ""
+        pieces: list[str] = []
         for chunk in self.chunks():
-            *whole, rest = (rest + chunk).split("\n")
-            yield from whole
-        if rest:
-            yield rest
+            first, *others = chunk.split("\n")
+            pieces.append(first)
+            for line in others:
+                yield "".join(pieces)
+                pieces = [line]
+        if any(pieces):
+            yield "".join(pieces)
 
     def _all_chunks(self) -> Iterator[str]:
         for source in self.sources:
@@ -220,7 +228,9 @@ class Text:
         total = self.characters
         cuts = [0]
         for index in range(len(fractions)):
-            target = int(total * (1 - sum(fractions[index:])))
+            # Exact: in floats, 0.2 + 0.1 is more than 0.3.
+            share = sum(Fraction(str(fraction)) for fraction in fractions[index:])
+            target = int(total * (1 - share))
             cuts.append(self._line_end(target) if at_line_ends else target)
         bounds = zip(cuts, [*cuts[1:], total], strict=True)
         parts = [replace(self, start=a, stop=b, _known={}) for a, b in bounds]
@@ -236,7 +246,9 @@ class Text:
         for chunk in self.chunks():
             begin = max(0, target - position)
             if begin < len(chunk):
-                if (end := chunk.find("\n", begin)) >= 0:
+                end = chunk.find("\n", begin)
+                # A newline at the very end would leave nothing behind it.
+                if 0 <= position + end < self.characters - 1 and end >= 0:
                     return position + end + 1
                 if best is None and (end := chunk.find(" ", begin)) >= 0:
                     best = position + end + 1
@@ -301,7 +313,7 @@ def open_text(places: Sequence[str], part: str = "train") -> Text:
     """
     sources = tuple(source for place in places for source in _sources(place, part))
     if not sources:
-        raise TextError("no text given")
+        raise TextError(f"no {part} text: {', '.join(places) or 'nothing was given'}")
     return Text(sources)
 
 
@@ -329,8 +341,8 @@ def open_parts(
     valid: Sequence[str],
     test: Sequence[str],
     *,
-    valid_fraction: float,
-    test_fraction: float,
+    valid_fraction: float | None,
+    test_fraction: float | None,
     at_line_ends: bool,
 ) -> Mapping[str, Text]:
     """Training, validation and test text; what is not given is cut from the training text's tail.
@@ -339,8 +351,9 @@ def open_parts(
         train: places of the training text.
         valid: places of the validation text; may be empty.
         test: places of the test text; may be empty.
-        valid_fraction: share cut off for validation if `valid` is empty.
-        test_fraction: share cut off for testing if `test` is empty.
+        valid_fraction: share cut off for validation if `valid` is empty; None for what is
+            customary for the corpus, else `VALID_FRACTION`.
+        test_fraction: the same for testing, else none.
         at_line_ends: whether cuts are moved to line ends.
 
     Raises:
@@ -348,14 +361,18 @@ def open_parts(
     """
     text = open_text(train)
     given = {"valid": list(valid), "test": list(test)}
-    fractions = {"valid": valid_fraction, "test": test_fraction}
+    wanted = {"valid": valid_fraction, "test": test_fraction}
+    customary = {"valid": VALID_FRACTION, "test": 0.0}
     if len(train) == 1 and train[0] in catalogue() and not Path(train[0]).exists():
         # A public corpus brings its customary division along.
         entry = catalogue()[train[0]]
         for part in ("valid", "test"):
             if not given[part] and fetched_file(train[0], part):
                 given[part] = [train[0]]
-        fractions |= entry.get("fractions", {})
+        customary |= entry.get("fractions", {})
+    fractions = {
+        part: customary[part] if share is None else share for part, share in wanted.items()
+    }
     cut = [part for part in given if not given[part] and fractions[part] > 0]
     pieces = text.split([fractions[part] for part in cut], at_line_ends=at_line_ends)
     parts = {"train": pieces[0], **dict(zip(cut, pieces[1:], strict=True))}

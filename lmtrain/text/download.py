@@ -116,12 +116,24 @@ def _keep(response: BinaryIO, partial: Path, have: int, total: int | None) -> No
             desc=partial.name.removesuffix(".partial"),
         ) as bar,
     ):  # fmt: skip
-        while chunk := response.read(1 << 16):
+        while chunk := _received(response):
             stream.write(chunk)
             have += len(chunk)
             bar.update(len(chunk))
     if total is not None and have < total:
         raise http.client.IncompleteRead(b"", total - have)
+
+
+def _received(response: BinaryIO) -> bytes:
+    """The next piece; a failing network is not taken for a failing disk.
+
+    Raises:
+        HTTPException: the connection broke.
+    """
+    try:
+        return response.read(1 << 16)
+    except OSError as error:
+        raise http.client.HTTPException(error.strerror or str(error)) from None
 
 
 def _unpack(archive: Path, members: Mapping[str, str], folder: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 Words are spaced as prose is written, bytes are held back until a character is whole.
 """
 
+import codecs
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -32,7 +33,7 @@ class Joiner:
         self._level = level
         self._splitter = splitter
         self._eos_id = eos_id
-        self._bytes = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._glued = True
         self._open: set[str] = set()
 
@@ -42,8 +43,7 @@ class Joiner:
         if self._level == "char":
             return token
         if self._level == "byte":
-            self._bytes += bytes([index])
-            return self._whole_characters()
+            return self._decoder.decode(bytes([index]))
         if index == self._eos_id:
             self._glued = True
             self._open.clear()
@@ -55,18 +55,7 @@ class Joiner:
 
     def end(self) -> str:
         """What is left to write: at byte level, the replacement for a broken character."""
-        left, self._bytes = self._bytes, b""
-        return left.decode("utf-8", "replace")
-
-    def _whole_characters(self) -> str:
-        try:
-            text = self._bytes.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if error.reason == "unexpected end of data":
-                return ""
-            text = self._bytes.decode("utf-8", "replace")
-        self._bytes = b""
-        return text
+        return self._decoder.decode(b"", final=True)
 
     def _prose(self, token: str) -> str:
         closes = token in self._open

@@ -25,8 +25,12 @@ def sentences() -> Iterator[str]:
     used for validation, speaks of the same matters as the rest; a paragraph comes once.
     """
     unique = {" ".join(paragraph.split()): None for paragraph in _paragraphs() if _prose(paragraph)}
-    for paragraph in sorted(unique, key=lambda text: hashlib.sha256(text.encode()).digest()):
+    for paragraph in sorted(unique, key=_hash):
         yield "".join(f"{sentence}\n" for sentence in _SENTENCE_END.split(paragraph))
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _paragraphs() -> Iterator[str]:
@@ -60,7 +64,8 @@ def _strings(path: Path) -> Iterator[str]:
         yield from _topics(tree)
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED):
-            yield ast.get_docstring(node) or ""
+            # A docstring may hold what UTF-8 cannot.
+            yield (ast.get_docstring(node) or "").encode("utf-8", "replace").decode()
 
 
 def _topics(tree: ast.Module) -> Iterator[str]:

@@ -23,19 +23,23 @@ EOS = "<EOS>"
 _SPACE = r" \t\n\r\f\v"
 # Everything printed that is no letter, mark, digit or underscore, in the blocks prose uses.
 _PUNCTUATION = r"!-/:-@\[-\^`{-~¡-©«-´¶-¹»-¿×÷‐-‧‰-⁞、-〿！-／：-＠［-｀｛-･"
-_CLITIC = r"['’](?:s|S|t|T|re|RE|ve|VE|ll|LL|d|D|m|M)"
+_LETTER = f"[^{_SPACE}{_PUNCTUATION}]"
+# 's and 't stand alone; the apostrophe of O'Neill and the point of os.path belong to their word.
+_CLITIC = rf"['’](?:s|S|t|T|re|RE|ve|VE|ll|LL|d|D|m|M)(?!{_LETTER})"
 _PATTERNS: dict[Splitter, str] = {
     "whitespace": rf"[^{_SPACE}]+",
     "words": (
         rf"{EOS}|{UNK}"
-        rf"|(?<=[^{_SPACE}{_PUNCTUATION}]){_CLITIC}(?![^{_SPACE}{_PUNCTUATION}])"
-        rf"|[^{_SPACE}{_PUNCTUATION}]+|[{_PUNCTUATION}]"
+        rf"|(?<={_LETTER}){_CLITIC}"
+        rf"|[0-9]+(?:[.,][0-9]+)+(?!{_LETTER})"
+        rf"|{_LETTER}+(?:(?:\.|(?!{_CLITIC})['’]){_LETTER}+)*"
+        rf"|[{_PUNCTUATION}]"
     ),
 }
 _ANY_CHARACTER = r"[\s\S]"
 # A run without white space longer than this is cut, so that text is read in bounded memory.
 _LONGEST_RUN = 4096
-_OVERLONG = re.compile(rf"[^{_SPACE}]{{{_LONGEST_RUN + 1},}}")
+_OVERLONG = re.compile(rf"(?<![^{_SPACE}])[^{_SPACE}]{{{_LONGEST_RUN + 1},}}")
 
 
 class Tokenizer:
@@ -112,21 +116,17 @@ class Tokenizer:
         Raises:
             TextError: at character level, a character outside the vocabulary.
         """
-        chunks = list(self.encode_chunks([text]))
-        return np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+        if self.level == "word":
+            return self._encode_words(text)
+        return self._encode_characters(text) if self.level == "char" else self._encode_bytes(text)
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int64]]:
-        """The ids of a text that comes in pieces, cut anywhere.
+        """The ids of a corpus that comes in pieces, cut anywhere; its last line gets its end.
 
         Raises:
             TextError: at character level, a character outside the vocabulary.
         """
-        if self.level == "word":
-            yield from map(self._encode_words, whole_words(chunks))
-        elif self.level == "char":
-            yield from map(self._encode_characters, chunks)
-        else:
-            yield from map(self._encode_bytes, chunks)
+        yield from map(self.encode, whole_words(chunks) if self.level == "word" else chunks)
 
     def words(self, text: str) -> list[str]:
         """The words of a text that holds no part of a word."""
@@ -190,20 +190,29 @@ class Tokenizer:
         """
         try:
             tree = json.loads(text)
-            model = tree["model"]
-            vocabulary = sorted(model["vocab"], key=model["vocab"].__getitem__)
-            ids = [model["vocab"][token] for token in vocabulary]
-            head = {key: tree[key] for key in _pipeline("byte", "words", lowercase=False)}
+            ids = dict(tree["model"]["vocab"].items())
+            vocabulary = sorted(ids, key=ids.__getitem__)
+            numbered = all(type(index) is int for index in ids.values())
+            "".join(vocabulary).encode()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"tokenizer.json is damaged: {error!a}") from None
-        if not all(type(index) is int for index in ids) or ids != list(range(len(ids))):
+        if not vocabulary or not numbered or sorted(ids.values()) != list(range(len(ids))):
             raise CheckpointError("tokenizer.json is damaged: ids are not 0, 1, 2 and so on")
-        for level, splitter, lowercase in _KINDS:
-            if head == _pipeline(level, splitter, lowercase=lowercase):
-                if level == "byte":
-                    vocabulary = [chr(byte) for byte in range(256)]
-                return Tokenizer(vocabulary, level, splitter, lowercase=lowercase)
+        for kind in _KINDS:
+            if (found := _of_kind(kind, vocabulary)) and json.loads(found.to_json()) == tree:
+                return found
         raise CheckpointError("tokenizer.json holds a way to cut text that lmtrain does not have")
+
+
+def _of_kind(kind: tuple[Level, Splitter, bool], vocabulary: Sequence[str]) -> Tokenizer | None:
+    level, splitter, lowercase = kind
+    if level == "byte":
+        vocabulary = [chr(byte) for byte in range(256)]
+    if level == "char" and any(len(token) != 1 and token != UNK for token in vocabulary):
+        return None
+    if level == "word" and not {UNK, EOS} <= set(vocabulary):
+        return None
+    return Tokenizer(vocabulary, level, splitter, lowercase=lowercase)
 
 
 class _WordIds(dict[str, int]):
@@ -267,11 +276,11 @@ def split_words(text: str, splitter: Splitter, *, lowercase: bool = False) -> li
         >>> split_words("Don't stop.\n", "words")
         ['Don', "'t", 'stop', '.', '<EOS>']
     """
+    # Before the case is changed, since that can change the length.
+    text = _OVERLONG.sub(_cut, text)
     if lowercase:
         # Character by character, as the tokenizers library does: a final sigma is no exception.
         text = text.replace("Σ", "σ").lower()
-    if _OVERLONG.search(text):
-        text = _OVERLONG.sub(_cut, text)
     return re.findall(_PATTERNS[splitter], text.replace("\n", f" {EOS} "))
 
 

@@ -4,7 +4,10 @@ The name of a token file is a hash of the text and the tokenizer, never a path o
 is used only if it is whole and its own hash is right. Knows ids and hashes, never models.
 """
 
+import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmtrain import files
-from lmtrain.errors import CheckpointError
+from lmtrain.errors import CheckpointError, TextError
 from lmtrain.text.corpus import Text
 from lmtrain.text.joining import Level, Splitter
 from lmtrain.text.tokenizer import Tokenizer, build_tokenizer
@@ -107,11 +110,11 @@ def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
     array, note = _paths(key)
     try:
         known = json.loads(note.read_bytes())
-        if files.sha256(files.file_chunks(array)) != known["sha256"]:
+        if _digest(array, known["characters"]) != known["sha256"]:
             return None
         ids = np.load(array, mmap_mode="r", allow_pickle=False)
         if ids.ndim == 1 and ids.dtype == _dtype(vocab_size):
-            return Tokens(ids, int(known["characters"]), key, name)
+            return Tokens(ids, known["characters"], key, name)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return None
@@ -121,7 +124,7 @@ def _store(text: Text, tokenizer: Tokenizer, key: str) -> Tokens:
     array, note = _paths(key)
     with files.writing(array) as stream:
         _write_array(stream, text, tokenizer)
-    known = {"characters": text.characters, "sha256": files.sha256(files.file_chunks(array))}
+    known = {"characters": text.characters, "sha256": _digest(array, text.characters)}
     files.write(note, json.dumps(known).encode())
     tokens = load_tokens(key, tokenizer.vocab_size, text.name)
     if tokens is None:
@@ -134,16 +137,29 @@ def _write_array(stream: BinaryIO, text: Text, tokenizer: Tokenizer) -> None:
     # The header is as long for every count, so that it can be written last.
     _write_header(stream, dtype, 0)
     count = 0
-    for ids in tokenizer.encode_chunks(text.chunks()):
+    digest = hashlib.sha256()
+    for ids in tokenizer.encode_chunks(_hashed(text.chunks(), digest)):
         stream.write(ids.astype(dtype).tobytes())
         count += len(ids)
+    if digest.hexdigest() != text.fingerprint:
+        raise TextError(f"{text.name} changed while it was read")
     stream.seek(0)
     _write_header(stream, dtype, count)
+
+
+def _hashed(chunks: Iterator[str], digest: "hashlib._Hash") -> Iterator[str]:
+    for chunk in chunks:
+        digest.update(chunk.encode())
+        yield chunk
 
 
 def _write_header(stream: BinaryIO, dtype: np.dtype[Any], count: int) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     np.lib.format.write_array_header_1_0(stream, {**header, "shape": (count,)})
+
+
+def _digest(array: Path, characters: int) -> str:
+    return files.sha256(itertools.chain(files.file_chunks(array), [str(characters).encode()]))
 
 
 def _dtype(vocab_size: int) -> np.dtype[Any]:

@@ -114,12 +114,7 @@ class Optimizer:
         norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=True)
         grad_norm, value = float(norm), float(loss.detach())
         if not (math.isfinite(grad_norm) and math.isfinite(value)):
-            raise DivergedError(
-                f"training diverged at step {self.step + 1:,}: "
-                f"summed loss {value:.6g}, gradient norm {grad_norm:.6g}",
-                "the step was not made; the last checkpoint is intact",
-                f"try: a smaller --lr than {self.learning_rate:g}, or optimizer.max_grad_norm",
-            )
+            raise DivergedError(f"summed loss {value:.6g}, gradient norm {grad_norm:.6g}")
         self.was_clipped = self._limit_gradients(gradients, norm, grad_norm)
         for group in self._rule.param_groups:
             group["lr"] = self.learning_rate

@@ -118,7 +118,7 @@ def _ready(config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens]) ->
 
 def _start(run: Path, config: Config, *, began: float, is_quiet: bool) -> Summary:
     _refuse_used(run)
-    if not is_quiet:
+    if not is_quiet and sys.stderr.isatty():
         screen.note(f"reading {', '.join(config.data.train)}")
     ready = _ready(config, *assembly.prepare(config))
     with files.locked(run / ".lock", f"the run {run}"):
@@ -130,9 +130,10 @@ def _start(run: Path, config: Config, *, began: float, is_quiet: bool) -> Summar
 
 def _refuse_used(run: Path) -> None:
     if run.exists() and (not run.is_dir() or {e.name for e in run.iterdir()} - {".lock"}):
+        resumable = f"go on with it: lmtrain train --resume {run}, or "
         raise RunBusyError(
             f"{run} is used already",
-            f"go on with it: lmtrain train --resume {run}, or train elsewhere: --out DIR",
+            (resumable if checkpoint.steps(run) else "") + "train elsewhere: --out DIR",
         )
 
 
@@ -145,6 +146,8 @@ def _resume(run: Path, overrides: Mapping[str, object], *, began: float, is_quie
         saved, problems = checkpoint.newest_intact(run)
         for problem in problems:
             screen.note(f"skipped: {problem}")
+        # What is newer is damaged; training makes these steps again.
+        checkpoint.remove_after(run, saved.state["step"])
         config = _resumed_config(saved, overrides)
         tokenizer = Tokenizer.from_json(saved.text("tokenizer.json"))
         texts = assembly.find_texts(saved.state["texts"], config, tokenizer)

@@ -23,6 +23,9 @@ from lmtrain.text.batches import Batches
 from lmtrain.training.monitor import Monitor
 from lmtrain.training.optimizer import Optimizer
 
+# Guessing costs log V, less than 20 nats; beyond this the numbers mean nothing any more.
+_ABSURD_NATS = 10_000.0
+
 
 @dataclass
 class Progress:
@@ -101,6 +104,18 @@ class Trainer:
             MachineError: a checkpoint could not be written.
         """
         self.model.train()
+        try:
+            self._loop()
+        except DivergedError as error:
+            step = self.optimizer.step + 1
+            saved = checkpoint.steps(self.run)
+            raise DivergedError(
+                f"training diverged at step {step:,}: {str(error).splitlines()[0]}",
+                "the last checkpoint is intact" if saved else "no checkpoint was saved before",
+                f"try: a smaller --lr than {self.optimizer.learning_rate:g}",
+            ) from error
+
+    def _loop(self) -> None:
         with _StopSignals() as stop:
             while self.optimizer.step < self.total_steps and not self._time_is_up():
                 self._step()
@@ -124,11 +139,19 @@ class Trainer:
                 self.save()
 
     def _step(self) -> None:
+        """One step of truncated backpropagation.
+
+        Raises:
+            DivergedError: the loss or the gradient is out of all bounds; nothing was updated.
+        """
         begin = time.monotonic()
         step = self.optimizer.step
         inputs, targets = (self._place(tokens) for tokens in self.batches[step])  # (T, B) each
         state = None if self.batches.starts_epoch(step) else self.state
         loss, state = self.model.loss(inputs, targets, state)
+        nats = float(loss.detach())
+        if nats > _ABSURD_NATS:
+            raise DivergedError(f"the loss is {nats:.6g} nats a token")
         # Backpropagation is truncated here: the next step gets the numbers without their history.
         self.state = state.detach()
         learning_rate = self.optimizer.learning_rate
@@ -140,7 +163,7 @@ class Trainer:
         self.monitor.record(
             step + 1,
             self.epoch(step),
-            loss=float(loss.detach()),
+            loss=nats,
             grad_norm=grad_norm,
             was_clipped=self.optimizer.was_clipped,
             learning_rate=learning_rate,
@@ -170,12 +193,7 @@ class Trainer:
             return
         result = self._validate()
         if not math.isfinite(result.loss):
-            raise DivergedError(
-                f"training diverged before step {self.optimizer.step:,}: "
-                f"validation loss {result.loss}",
-                "the last checkpoint is intact",
-                f"try: a smaller --lr than {self.optimizer.learning_rate:g}",
-            )
+            raise DivergedError(f"the validation loss is {result.loss}")
         self.model.train()
         self._validation_seconds = result.seconds
         progress, step = self.progress, self.optimizer.step
@@ -220,10 +238,7 @@ class Trainer:
         weights = self.model.state_dict()
         for name, weight in weights.items():
             if not weight.isfinite().all():
-                raise DivergedError(
-                    f"training diverged: {name} is not finite at step {self.optimizer.step:,}",
-                    "nothing was saved of it; the last checkpoint is intact",
-                )
+                raise DivergedError(f"{name} is not finite")
         config, tokenizer, texts = self._documents
         progress = {**vars(self.progress), "seconds": self._elapsed()}
         path = checkpoint.save(

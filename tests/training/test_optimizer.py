@@ -103,7 +103,7 @@ def test_numbers_that_are_not_finite_stop_before_the_update(bad_loss):
     before = model.x.tolist()
     loss = bad_loss(model)
 
-    with pytest.raises(DivergedError, match=r"diverged at step 2.*\n.*intact\n.*--lr than 1"):
+    with pytest.raises(DivergedError, match=r"summed loss .*, gradient norm"):
         rule.update(loss)
 
     assert model.x.tolist() == before

@@ -1,0 +1,43 @@
+"""`lmtrain corpora`: what can be fetched."""
+
+import pytest
+
+NAMES = ["tiny-shakespeare", "ptb", "wikitext-2", "wikitext-103", "text8", "enwik8"]
+
+
+def test_every_corpus_is_listed_with_size_licence_and_hash(lmtrain, parsed):
+    outcome = lmtrain("corpora", "--json")
+
+    assert [outcome.returncode, outcome.stderr] == [0, ""]
+    listing = parsed(outcome.stdout)
+    assert listing["schema"] == "lmtrain.corpora/1"
+    assert [entry["name"] for entry in listing["corpora"]] == NAMES
+    for entry in listing["corpora"]:
+        assert entry["about"]
+        assert entry["licence"]
+        assert entry["bytes"] > 1_000_000
+        assert not entry["is_here"]
+        assert all(len(digest) == 64 for digest in entry["sha256"].values())
+
+
+def test_the_list_reads_as_text(lmtrain):
+    outcome = lmtrain("corpora")
+
+    assert [outcome.returncode, outcome.stderr] == [0, ""]
+    for name in NAMES:
+        assert f"{name} (" in outcome.stdout
+    assert outcome.stdout.count("licence: ") == len(NAMES)
+    assert outcome.stdout.count("SHA-256 ") >= len(NAMES)
+
+
+@pytest.mark.parametrize("name", ["ptbb", "../ptb", ""])
+def test_an_unknown_corpus_is_refused_with_those_there_are(lmtrain, assert_refused, name):
+    outcome = lmtrain("corpora", "fetch", name)
+
+    assert_refused(outcome, 2, f"no corpus {name!r}", *NAMES)
+
+
+def test_a_corpus_that_was_not_fetched_says_how_to_fetch_it(lmtrain, assert_refused, tmp_path):
+    outcome = lmtrain("tokenize", "ptb", LMTRAIN_CACHE=str(tmp_path / "cache"))
+
+    assert_refused(outcome, 3, "ptb is not on this machine", "try: lmtrain corpora fetch ptb")

@@ -1,0 +1,60 @@
+"""`lmtrain evaluate`: every token of a text counted once."""
+
+import math
+import re
+
+import pytest
+from corpora import TINY
+
+
+def test_every_token_of_each_text_counts_once(word_model, lmtrain, parsed, tmp_path):
+    text = "the cat sat\n" * 150 + "a zebra"
+    (tmp_path / "text.txt").write_text(text)
+
+    outcome = lmtrain("evaluate", word_model.run, "text.txt", "-", "--json", stdin=text)
+
+    assert [outcome.returncode, outcome.stderr] == [0, ""]
+    result = parsed(outcome.stdout)
+    assert result["schema"] == "lmtrain.evaluate/1"
+    file, stdin = result["results"]
+    assert [file["file"], stdin["file"]] == ["text.txt", "-"]
+    assert file["tokens"] == 150 * 4 + 3
+    assert file["characters"] == len(text)
+    assert [file["oov"], file["oov_rate"]] == [1, pytest.approx(1 / 603)]
+    nats = file["loss"]
+    assert file["perplexity"] == pytest.approx(math.exp(nats))
+    assert file["bits_per_token"] == pytest.approx(nats / math.log(2))
+    assert file["bits_per_char"] == pytest.approx(nats * 603 / math.log(2) / len(text))
+    assert file["perplexity_without_oov"] < file["perplexity"]
+    del file["file"], file["seconds"], stdin["file"], stdin["seconds"]
+    assert file == stdin
+
+
+def test_without_a_text_the_runs_own_validation_text_is_judged(word_model, lmtrain, parsed):
+    tail = TINY[TINY.index("\n", int(0.9 * len(TINY))) + 1 :]
+
+    outcome = lmtrain("evaluate", word_model.run, "--batch-size", "4", "--json")
+
+    assert [outcome.returncode, outcome.stderr] == [0, ""]
+    (result,) = parsed(outcome.stdout)["results"]
+    trained = parsed(word_model.outcome.stdout)
+    assert result["file"] == "valid: corpus.txt"
+    assert result["tokens"] == len(tail.split()) + tail.count("\n")
+    assert result["characters"] == len(tail)
+    assert result["loss"] == pytest.approx(trained["valid_loss"], rel=1e-6)
+
+
+def test_a_character_model_prints_a_table(char_model, lmtrain, tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat\n")
+
+    outcome = lmtrain("evaluate", char_model.run, "text.txt")
+
+    assert [outcome.returncode, outcome.stderr] == [0, ""]
+    name, *rows = outcome.stdout.splitlines()
+    figures = dict(re.split(r"\s{2,}", row.strip(), maxsplit=1) for row in rows)
+    assert name == "text.txt"
+    assert figures["tokens"] == figures["characters"] == "12"
+    assert figures["out of vocabulary"] == "0 (0.00 %)"
+    assert figures["bits per token"] == figures["bits per character"]
+    loss = float(figures["loss (nats per token)"])
+    assert float(figures["perplexity"]) == pytest.approx(math.exp(loss), abs=0.002)

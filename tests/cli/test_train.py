@@ -1,0 +1,190 @@
+"""`lmtrain train`: what it prints and leaves, where text comes from, stopping and going on."""
+
+import gzip
+import json
+import math
+import signal
+import time
+import tomllib
+from hashlib import sha256
+
+import pytest
+from corpora import TINY
+
+TIMES = {"time", "tokens_per_second"}
+
+
+def weights(run, step=40):
+    """SHA-256 of a step's weights."""
+    path = run / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def metrics(run):
+    """The lines of metrics.jsonl without what differs in every run."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def test_json_sums_the_training_up(word_model, parsed):
+    summary = parsed(word_model.outcome.stdout)
+
+    assert word_model.outcome.returncode == 0
+    assert summary["schema"] == "lmtrain.train/1"
+    assert summary["run"] == "run"
+    assert summary["steps"] == 40
+    assert summary["tokens"] == 40 * 4 * 8
+    assert summary["vocab_size"] == 11
+    assert summary["best_step"] in {20, 40}
+    assert summary["valid_perplexity"] == pytest.approx(math.exp(summary["valid_loss"]))
+    assert 1 < summary["valid_perplexity"] < summary["unigram_perplexity"]
+    assert 0 < summary["seconds"] < 60
+    assert summary["tokens_per_second"] > summary["tokens"] / summary["seconds"]
+
+
+def test_a_training_ends_with_its_figures_and_what_to_type_next(char_model):
+    outcome = char_model.outcome
+
+    assert outcome.returncode == 0
+    rows = [line.split(maxsplit=1) for line in outcome.stdout.splitlines()]
+    assert [row[0] for row in rows] == [
+        "trained", "validation", "unigram", "run", "next", "lmtrain", "tensorboard",
+    ]  # fmt: skip
+    assert rows[0][1].startswith("40 steps, 1,280 tokens in ")
+    assert rows[1][1].startswith("perplexity ")
+    assert rows[3][1] == "run"
+    assert rows[4][1] == "lmtrain sample run"
+
+
+def test_progress_stays_out_of_the_results(word_model, char_model):
+    for outcome in (word_model.outcome, char_model.outcome):
+        assert "step 20, epoch 1: validation loss" in outcome.stderr
+        assert "step 40, " in outcome.stderr
+        assert "40/40" in outcome.stderr
+        assert "validation loss" not in outcome.stdout
+        assert "error" not in outcome.stderr
+        assert "Warning" not in outcome.stderr
+
+
+def test_options_go_before_set_and_set_before_the_file(word_model):
+    settings = tomllib.loads((word_model.run / "config.toml").read_text())
+
+    assert settings["model"]["hidden_size"] == 16
+    assert settings["train"]["seq_len"] == 8
+    assert settings["train"]["keep_checkpoints"] == 3
+
+
+def test_a_run_folder_is_complete_and_names_no_place_outside(word_model):
+    folder = word_model.run
+
+    assert {path.name for path in folder.iterdir()} - {".lock"} == {
+        "config.toml", "tokenizer.json", "run.json", "metrics.jsonl", "events", "checkpoints",
+        "best.json",
+    }  # fmt: skip
+    steps = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert steps == ["step-00000020", "step-00000040"]
+    for path in folder.rglob("*.*"):
+        if path.suffix in {".toml", ".json", ".jsonl"} and path.name != "run.json":
+            assert str(folder.parent) not in path.read_text()
+
+
+def test_files_globs_and_gzip_together_are_the_same_text(word_model, lmtrain, small, tmp_path):
+    lines = TINY.splitlines(keepends=True)
+    (tmp_path / "a.txt").write_text("".join(lines[:40]))
+    (tmp_path / "b1.txt").write_text("".join(lines[40:80]))
+    (tmp_path / "b2.txt").write_text("".join(lines[80:100]))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress("".join(lines[100:]).encode()))
+
+    outcome = lmtrain("train", "a.txt", "b*.txt", "c.txt.gz", *small, "--out", "run")
+
+    assert outcome.returncode == 0
+    assert weights(tmp_path / "run") == weights(word_model.run)
+
+
+def test_a_run_from_standard_input_is_the_same_and_goes_on(word_model, lmtrain, small, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    place = {"TMPDIR": str(tmp_path / "temporary")}
+
+    first = lmtrain(
+        "train", "-", *small, "--set", "train.max_steps=20", "--json", stdin=TINY, **place
+    )
+    run = tmp_path / json.loads(first.stdout)["run"]
+    second = lmtrain("train", "--resume", run, "--set", "train.max_steps=40", **place)
+
+    assert [first.returncode, second.returncode] == [0, 0]
+    assert run.parent == tmp_path / "runs"
+    assert weights(run) == weights(word_model.run)
+    assert not list((tmp_path / "temporary").glob("*lmtrain*"))
+
+
+def test_resume_gives_the_same_weights_and_metrics(word_model, lmtrain, small, tmp_path, parsed):
+    run = tmp_path / "run"
+    corpus = word_model.corpus
+
+    first = lmtrain("train", corpus, *small, "--set", "train.max_steps=20", "--out", run)
+    second = lmtrain("train", "--resume", run, "--set", "train.max_steps=40", "--json")
+
+    assert [first.returncode, second.returncode] == [0, 0]
+    assert parsed(second.stdout)["steps"] == 40
+    assert parsed(second.stdout)["tokens"] == 40 * 4 * 8
+    assert weights(run) == weights(word_model.run)
+    assert metrics(run) == metrics(word_model.run)
+
+
+ENDLESS = ("--epochs", "100000", "--set", "train.max_steps=100000", "--dropout", "0.1",
+           "--set", "train.eval_every=100000")  # fmt: skip
+
+
+def interrupt(process, run, number):
+    """Sends a signal to a process that has trained some steps; what it printed, where it stopped.
+
+    Returns standard output, standard error and the step that was saved.
+    """
+    patience = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    (saved,) = (run / "checkpoints").iterdir()
+    return stdout, stderr, int(saved.name.removeprefix("step-"))
+
+
+def test_a_run_stopped_by_ctrl_c_goes_on_as_if_never_stopped(
+    start, lmtrain, small, word_model, tmp_path, parsed
+):
+    run, settings = tmp_path / "run", (word_model.corpus, *small, *ENDLESS)
+    process = start("train", *settings, "--out", run)
+    _, stderr, step = interrupt(process, run, signal.SIGINT)
+
+    end = ("--set", f"train.max_steps={step + 21}")
+    resumed = lmtrain("train", "--resume", run, *end, "--json")
+    straight = lmtrain("train", *settings, *end, "--out", tmp_path / "straight")
+
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert [resumed.returncode, straight.returncode] == [0, 0]
+    assert parsed(resumed.stdout)["steps"] == step + 21
+    assert weights(run, step + 21) == weights(tmp_path / "straight", step + 21)
+    assert metrics(run) == metrics(tmp_path / "straight")
+
+
+def test_a_run_ended_by_sigterm_is_saved_and_says_how_to_go_on(
+    start, lmtrain, small, word_model, tmp_path, parsed
+):
+    run = tmp_path / "run"
+    process = start("train", word_model.corpus, *small, *ENDLESS, "--out", run, "--json")
+    stdout, stderr, step = interrupt(process, run, signal.SIGTERM)
+
+    resumed = lmtrain("train", "--resume", run, "--set", f"train.max_steps={step + 21}", "--json")
+
+    assert process.returncode == 143
+    assert not stdout
+    assert stderr.splitlines()[-2:] == [
+        f"interrupted at step {step:,}; saved in {run}/checkpoints/step-{step:08d}",
+        f"  go on: lmtrain train --resume {run}",
+    ]
+    assert "Traceback" not in stderr
+    assert resumed.returncode == 0
+    assert parsed(resumed.stdout)["steps"] == step + 21

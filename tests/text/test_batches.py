@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmtrain.errors import TextError
+from lmtrain.text.batches import Batches
+
+SIZES = {"batch_size": st.integers(1, 7), "seq_len": st.integers(1, 13)}
+
+
+def naive(ids: list[int], batch_size: int, seq_len: int) -> list[tuple[list, list]]:
+    """One epoch, token by token: inputs and targets as T rows of B."""
+    length = len(ids) // batch_size
+    steps, at = [], 0
+    while at + seq_len < length:
+        inputs, targets = [], []
+        for t in range(at, at + seq_len):
+            inputs.append([ids[row * length + t] for row in range(batch_size)])
+            targets.append([ids[row * length + t + 1] for row in range(batch_size)])
+        steps.append((inputs, targets))
+        at += seq_len
+    return steps
+
+
+@settings(deadline=None)
+@given(**SIZES, extra=st.integers(0, 100))
+def test_steps_are_those_of_a_naive_writing(batch_size, seq_len, extra):
+    ids = np.arange(batch_size * (seq_len + 1) + extra, dtype=np.uint16) * 3
+    expected = naive(ids.tolist(), batch_size, seq_len)
+
+    batches = Batches(ids, batch_size, seq_len)
+
+    assert batches.steps_per_epoch == len(expected)
+    for step, (inputs, targets) in enumerate(expected * 2):
+        found = batches[step]
+        assert found[0].tolist() == inputs
+        assert found[1].tolist() == targets
+
+
+@settings(deadline=None)
+@given(**SIZES, extra=st.integers(0, 100))
+def test_streams_are_contiguous_from_step_to_step(batch_size, seq_len, extra):
+    ids = np.arange(batch_size * (seq_len + 1) + extra)
+    batches = Batches(ids, batch_size, seq_len)
+
+    streams = np.concatenate([batches[step][0] for step in range(batches.steps_per_epoch)])
+
+    assert (np.diff(streams, axis=0) == 1).all()
+    assert streams[0].tolist() == [row * (len(ids) // batch_size) for row in range(batch_size)]
+
+
+@settings(deadline=None)
+@given(**SIZES, extra=st.integers(0, 100))
+def test_a_state_is_carried_to_the_token_after_it(batch_size, seq_len, extra):
+    batches = Batches(np.arange(batch_size * (seq_len + 1) + extra), batch_size, seq_len)
+
+    for step in range(2 * batches.steps_per_epoch):
+        last_targets = batches[step][1][-1].tolist()
+        follows = batches[step + 1][0][0].tolist() == last_targets
+        assert follows != batches.starts_epoch(step + 1)
+    assert batches.starts_epoch(0)
+
+
+@settings(deadline=None)
+@given(**SIZES, extra=st.integers(0, 100))
+def test_all_but_less_than_a_window_of_each_stream_is_trained_on(batch_size, seq_len, extra):
+    ids = np.arange(batch_size * (seq_len + 1) + extra)
+    batches = Batches(ids, batch_size, seq_len)
+
+    trained = batches.steps_per_epoch * seq_len * batch_size
+
+    assert trained > len(ids) - batch_size * (seq_len + 2)
+
+
+def test_a_step_is_the_same_whenever_it_is_asked_for():
+    batches = Batches(np.arange(100), 3, 5)
+    first = [batches[step][0].tolist() for step in range(20)]
+
+    assert [batches[step][0].tolist() for step in reversed(range(20))] == first[::-1]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32])
+def test_ids_are_64_bit_numbers_that_can_be_written_to(kind):
+    ids = np.arange(40, dtype=kind)
+    ids.flags.writeable = False
+
+    inputs, targets = Batches(ids, 3, 5)[0]
+    inputs[:] = 0
+
+    assert inputs.dtype == targets.dtype == np.int64
+    assert inputs.shape == targets.shape == (5, 3)
+    assert ids.tolist() == list(range(40))
+
+
+@settings(deadline=None)
+@given(**SIZES)
+def test_one_window_a_stream_is_enough_and_one_token_less_is_not(batch_size, seq_len):
+    least = batch_size * (seq_len + 1)
+
+    assert Batches(np.arange(least), batch_size, seq_len).steps_per_epoch == 1
+    with pytest.raises(TextError, match=f"needs at least {least:,}"):
+        Batches(np.arange(least - 1), batch_size, seq_len)
+
+
+def test_a_text_too_short_is_told_the_numbers_that_were_checked():
+    with pytest.raises(TextError) as caught:
+        Batches(np.arange(1417), 23, 70)
+
+    assert str(caught.value).splitlines() == [
+        "training text too short: 1,417 tokens",
+        "  batch_size 23 x (seq_len 70 + 1) needs at least 1,633",
+        "  try: --batch-size 19",
+    ]
+    assert Batches(np.arange(1417), 19, 70).steps_per_epoch == 1
+    with pytest.raises(TextError):
+        Batches(np.arange(1417), 20, 70)
+
+
+@pytest.mark.parametrize("length", [0, 1, 70])
+def test_a_text_shorter_than_a_window_is_told_to_shorten_it(length):
+    with pytest.raises(TextError, match=rf"too short: {length} tokens\n.*\n.*a smaller --seq-len"):
+        Batches(np.arange(length), 20, 70)

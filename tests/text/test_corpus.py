@@ -1,0 +1,478 @@
+import contextlib
+import gzip
+import io
+import os
+import pathlib
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmtrain import files
+from lmtrain.errors import ConfigError, LmtrainError, TextError
+from lmtrain.text import corpus
+from lmtrain.text.corpus import Text, open_parts, open_text
+
+CHUNK = 1 << 18
+CATALOGUE = {
+    "three-parts": {"files": {"train": {}, "valid": {}, "test": {}}},
+    "one-part": {"files": {"train": {}}},
+    "fractions": {"members": {"train": "x"}, "fractions": {"valid": 0.25, "test": 0.5}},
+}
+
+
+def joined(text: Text) -> str:
+    return "".join(text.chunks())
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a file and gives its path, for open_text."""
+
+    def written(content: bytes | str, name: str = "my.txt") -> str:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return written
+
+
+@pytest.fixture
+def read(write):
+    """The text of a file with some content."""
+    return lambda content, name="my.txt": joined(open_text([write(content, name)]))
+
+
+@pytest.fixture
+def refused(write):
+    """The message with which a file with some content is refused."""
+
+    def told(content: bytes, name: str = "my.txt") -> str:
+        with pytest.raises(TextError) as caught:
+            joined(open_text([write(content, name)]))
+        assert caught.value.exit_code == 3
+        return str(caught.value)
+
+    return told
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """A cache in which three corpora lie as they do once fetched."""
+    monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus, "catalogue", lambda: CATALOGUE)
+    for name, entry in CATALOGUE.items():
+        for part in entry.get("members", entry.get("files")):
+            files.write(corpus.corpus_folder(name) / f"{part}.txt", f"{name} {part}\n".encode() * 9)
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("ab\r\n é🙂\u2028\x1c\f"), min_size=1), st.integers(1, 7))
+def test_only_a_carriage_return_before_a_newline_is_dropped(tmp_path_factory, text, size):
+    path = tmp_path_factory.getbasetemp() / "newlines.txt"
+    path.write_bytes(text.encode())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "_CHUNK_BYTES", size)
+        chunks = list(open_text([str(path)]).chunks())
+
+    assert "".join(chunks) == text.replace("\r\n", "\n")
+    assert all(chunks)
+
+
+def test_a_line_end_cut_across_chunks_is_one_line_end(read):
+    before = "x" * (CHUNK - 1)
+
+    assert read(f"{before}\r\ny\r") == f"{before}\ny\r"
+    assert read(f"{before}\r\r\ny") == f"{before}\r\ny"
+
+
+def test_a_character_cut_across_chunks_is_whole(read):
+    for missing in (1, 2, 3):
+        text = "x" * (CHUNK - missing) + "🙂é"
+
+        assert read(text) == text
+
+
+def test_a_byte_order_mark_is_dropped_at_the_start_alone(read):
+    assert read("\ufeffa\ufeffb\n") == "a\ufeffb\n"
+
+
+def test_files_are_joined_each_ended_by_a_newline(write):
+    places = [write("a", "1.txt"), write("\ufeffb\n", "2.txt"), write("c\r\n", "3.txt")]
+
+    assert joined(open_text(places)) == "a\nb\nc\n"
+    assert joined(open_text(places[:1] * 2)) == "a\na\n"
+    assert open_text(places).name == f"{places[0]} and 2 more"
+
+
+def test_a_single_file_is_left_as_it_ends(read):
+    assert read("a") == "a"
+
+
+def test_compressed_text_is_read(read):
+    text = "é 你好\r\n" * 100_000
+
+    assert read(gzip.compress(text.encode()), "my.txt.gz") == text.replace("\r\n", "\n")
+    assert read(gzip.compress(b"a") + gzip.compress(b"b"), "two.gz") == "ab"
+
+
+def test_a_glob_takes_files_in_the_order_of_their_names(write, tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.txt", "a.txt", "c.md", "deep/d.txt"):
+        write(name, name)
+    monkeypatch.chdir(tmp_path)
+
+    assert joined(open_text(["*.txt"])) == "a.txt\nb.txt\n"
+    assert joined(open_text([str(tmp_path / "*.txt")])) == "a.txt\nb.txt\n"
+    assert joined(open_text(["**/*.txt"])) == "a.txt\nb.txt\ndeep/d.txt\n"
+
+
+def test_a_file_with_the_signs_of_a_glob_is_itself(write, tmp_path):
+    write("other", "a.txt")
+
+    assert joined(open_text([write("itself", "[a].txt")])) == "itself"
+
+
+def test_standard_input_can_be_read_more_than_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("é\r\n".encode())))
+
+    text = open_text(["-"])
+
+    assert joined(text) == joined(text) == "é\n"
+    assert text.name == "standard input"
+
+
+def test_empty_standard_input_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO()))
+
+    with pytest.raises(TextError, match="standard input is empty"):
+        joined(open_text(["-"]))
+
+
+def test_standard_input_leaves_nothing_behind_when_the_process_ends(tmp_path):
+    code = "from lmtrain.text.corpus import open_text; print(list(open_text(['-']).chunks()))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        input=b"a\n",
+        capture_output=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+
+    assert ended.stdout == b"['a\\n']\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_with_nothing_is_named():
+    with pytest.raises(TextError, match=r"no text file no/such\.txt\n.*python-docs, tiny-shakesp"):
+        open_text(["no/such.txt"])
+    with pytest.raises(TextError, match="no train text: nothing was given"):
+        open_text([])
+    with pytest.raises(ConfigError, match=r"no file can be called 'a\\x00b'"):
+        open_text(["a\0b"])
+
+
+def test_a_file_that_goes_away_is_named(write):
+    place = write("a")
+    text = open_text([place])
+    pathlib.Path(place).unlink()
+
+    with pytest.raises(TextError, match=r"cannot read .*my\.txt: No such file"):
+        joined(text)
+
+
+def test_a_folder_is_refused_with_the_glob_to_try(tmp_path):
+    with pytest.raises(TextError, match=r"is a folder\n.*try: '.*/\*\.txt'"):
+        joined(open_text([str(tmp_path)]))
+
+
+@pytest.mark.parametrize("name", ["my.txt", "my.txt.gz"])
+def test_an_empty_file_is_refused(refused, name):
+    assert refused(b"", name).endswith(f"{name} is empty")
+
+
+def test_an_empty_compressed_text_is_refused(refused):
+    assert refused(gzip.compress(b""), "my.gz").endswith("my.gz is empty")
+
+
+def test_a_byte_order_mark_alone_is_empty(refused):
+    assert refused(b"\xef\xbb\xbf").endswith("my.txt is empty")
+
+
+def test_one_empty_file_among_others_is_refused(write):
+    with pytest.raises(TextError, match=r"2\.txt is empty"):
+        joined(open_text([write("a", "1.txt"), write("", "2.txt")]))
+
+
+@pytest.mark.parametrize("before", [b"a\nb\n", b"\n" * CHUNK + b"x" * 10])
+def test_a_nul_byte_is_refused_with_its_line(refused, before):
+    told = refused(before + b"x\0\n")
+
+    assert told.endswith(f"my.txt is binary: line {before.count(10) + 1} has a NUL byte")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_refused_with_the_way_out(refused, encoding):
+    mark = b"" if encoding == "utf-16" else "\ufeff".encode(encoding)
+    told = refused(mark + "text\n".encode(encoding))
+
+    assert "my.txt is UTF-16 text, not UTF-8\n" in told
+    assert "try: iconv -f utf-16 -t utf-8" in told
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("before", "bad"),
+    [
+        (b"", b"\xff"),
+        (b"a\nb\nc", b"\xe9 d\n"),
+        ("é\r\n".encode() * 5, b"\x80"),
+        (b"line\n" * 60_000 + b"abc", b"\xe9\n"),
+        (b"\n" * (CHUNK - 1), b"\xe4\xbdA"),
+        (b"\n" * (CHUNK - 2), b"\xe4\xbdA"),
+        (b"\n" * (CHUNK - 3), b"\xf0\x9f\x99A"),
+        (b"\n" * (CHUNK - 4), b"\xe4\xbdA"),
+        (b"x" * CHUNK, b"\xff"),
+        (b"ab\n" * CHUNK, b"\xe9\n\n"),
+    ],
+    ids=["first", "third line", "after carriage returns", "second chunk", "border after one",
+         "border after two", "border of four", "border after three", "second chunk's first", "4th"],
+)  # fmt: skip
+def test_a_bad_byte_is_named_by_line_and_offset(refused, mark, compressed, before, bad):
+    content = mark + before + bad + b"and more\n"
+    told = refused(gzip.compress(content, 1) if compressed else content, f"my{'.gz' * compressed}")
+
+    where = f"line {before.count(10) + 1}, byte offset {len(mark + before):,}, byte 0x{bad[0]:02x}"
+    assert f" is not UTF-8: {where}\n" in told
+
+
+@pytest.mark.parametrize("before", [b"a\nb\n", b"x" * (CHUNK - 4), b"x" * (CHUNK - 5) + b"\n"])
+def test_a_character_broken_off_at_the_end_is_refused(refused, before):
+    for bad in ("🙂".encode()[:n] for n in (1, 2, 3)):
+        told = refused(before + b"a" + bad)
+
+        where = f"line {before.count(10) + 1}, byte offset {len(before) + 1:,}, byte 0xf0"
+        assert told.endswith(f"my.txt is not UTF-8: {where}: it ends in the middle of a character")
+
+
+def test_latin_1_is_refused_with_the_way_out(refused):
+    told = refused("naïve café\n".encode("latin-1"))
+
+    assert "line 1, byte offset 2, byte 0xef\n" in told
+    assert "try: iconv -f latin1 -t utf-8 " in told
+
+
+@pytest.mark.parametrize("kept", [1, 5, 9, 40, -9, -1])
+def test_truncated_gzip_is_refused(refused, kept):
+    content = gzip.compress(os.urandom(500).hex().encode())
+
+    assert "my.gz is not whole gzip data" in refused(content[:kept], "my.gz")
+
+
+def test_damaged_gzip_is_refused(refused):
+    content = bytearray(gzip.compress(b"abcdefgh" * 1000))
+    content[-6] ^= 1
+
+    assert "my.gz is not whole gzip data" in refused(bytes(content), "my.gz")
+    assert "my.gz is not whole gzip data" in refused(b"plain text\n", "my.gz")
+
+
+def test_characters_and_fingerprint_are_those_of_the_text(write, tmp_path):
+    plain, marked = open_text([write("é\nb")]), open_text([write("\ufeffé\r\nb", "2.txt")])
+    other = open_text([write("é\nc", "3.txt")])
+
+    assert (plain.characters, marked.characters) == (3, 3)
+    assert plain.fingerprint == marked.fingerprint == files.sha256(["é\nb".encode()])
+    assert plain.fingerprint != other.fingerprint
+
+
+def test_lines_have_no_newlines(write, monkeypatch):
+    monkeypatch.setattr(corpus, "_CHUNK_BYTES", 3)
+
+    assert list(open_text([write("ab\n\ncdefgh\n i")]).lines()) == ["ab", "", "cdefgh", " i"]
+    assert list(open_text([write("ab\n\n")]).lines()) == ["ab", ""]
+
+
+@settings(deadline=None)
+@given(
+    text=st.text(st.sampled_from("ab\n é🙂"), min_size=1, max_size=60),
+    fractions=st.lists(st.sampled_from([0.1, 0.25, 0.3]), min_size=1, max_size=2),
+    at_line_ends=st.booleans(),
+    size=st.integers(1, 70),
+)
+def test_parts_are_consecutive_and_lose_nothing(
+    tmp_path_factory, text, fractions, at_line_ends, size
+):
+    path = tmp_path_factory.getbasetemp() / "parts.txt"
+    path.write_bytes(text.encode())
+    parts = []
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(TextError):
+        patch.setattr(corpus, "_CHUNK_BYTES", size)
+        parts = open_text([str(path)]).split(fractions, at_line_ends=at_line_ends)
+
+    assert parts or at_line_ends or len(text) < 11
+    assert "".join(map(joined, parts)) in ("", text)
+    assert all(part.characters == len(joined(part)) > 0 for part in parts)
+
+
+def test_characters_are_split_exactly(write):
+    text = open_text([write("0123456789\n\né" * 100)])
+    whole = joined(text)
+
+    train, valid, test = text.split([0.2, 0.1], at_line_ends=False)
+
+    assert [train.characters, valid.characters, test.characters] == [910, 260, 130]
+    assert joined(train) + joined(valid) + joined(test) == whole
+
+
+def test_words_are_split_at_the_next_line_end(write, monkeypatch):
+    monkeypatch.setattr(corpus, "_CHUNK_BYTES", 4)
+    text = open_text([write("one two\nthree four\nfive six\nseven\n")])
+
+    parts = text.split([0.4, 0.2], at_line_ends=True)
+
+    assert [joined(part) for part in parts] == ["one two\nthree four\n", "five six\n", "seven\n"]
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_single_line_is_split_at_a_space(write, end):
+    text = open_text([write("one two three four five six seven" + end)])
+
+    train, valid = text.split([0.4], at_line_ends=True)
+
+    assert joined(train) == "one two three four five "
+    assert joined(valid) == "six seven" + end
+
+
+def test_a_text_that_cannot_be_split_is_refused(write):
+    for content, at_line_ends in (("a", False), ("a", True), ("word" * 9, True), ("a\n", True)):
+        text = open_text([write(content)])
+        with pytest.raises(TextError, match=rf"too short to be split: {len(content)} char") as told:
+            text.split([0.1], at_line_ends=at_line_ends)
+        assert "--valid FILE" in str(told.value)
+
+
+def test_tiny_shakespeare_is_split_as_is_customary(shakespeare):
+    parts = open_parts(
+        [str(shakespeare)], (), (), valid_fraction=0.1, test_fraction=0.0, at_line_ends=False
+    )
+
+    assert {name: part.characters for name, part in parts.items()} == {
+        "train": 1_003_854,
+        "valid": 111_540,
+    }
+
+
+def parts_of(train, valid=(), test=(), valid_fraction=0.25, test_fraction=0.0):
+    parts = open_parts(
+        train,
+        valid,
+        test,
+        valid_fraction=valid_fraction,
+        test_fraction=test_fraction,
+        at_line_ends=False,
+    )
+    return {name: joined(part) for name, part in parts.items()}
+
+
+def test_what_is_not_given_is_cut_from_the_tail(write):
+    text, other = write("01234567"), write("other", "2.txt")
+
+    assert parts_of([text]) == {"train": "012345", "valid": "67"}
+    assert parts_of([text], test_fraction=0.25) == {"train": "0123", "valid": "45", "test": "67"}
+    assert parts_of([text], [other]) == {"train": "01234567", "valid": "other"}
+    assert parts_of([text], [other], [other]) == {
+        "train": "01234567",
+        "valid": "other",
+        "test": "other",
+    }
+    assert parts_of([text], test=[other]) == {"train": "012345", "valid": "67", "test": "other"}
+    assert parts_of([text], valid_fraction=0.0) == {"train": "01234567"}
+
+
+def test_a_given_part_that_is_empty_is_named(write):
+    with pytest.raises(LmtrainError, match=r"2\.txt is empty"):
+        parts_of([write("01234567")], [write("", "2.txt")])
+
+
+def test_a_fetched_corpus_brings_its_parts_along(fetched):
+    assert parts_of(["three-parts"]) == {
+        part: f"three-parts {part}\n" * 9 for part in ("train", "valid", "test")
+    }
+    assert open_text(["three-parts"]).name == "three-parts (train)"
+
+
+def test_a_fetched_corpus_of_one_part_is_split(fetched):
+    whole = "one-part train\n" * 9
+
+    assert parts_of(["one-part"]) == {"train": whole[:101], "valid": whole[101:]}
+
+
+def test_a_fetched_corpus_may_have_customary_shares(fetched):
+    whole = "fractions train\n" * 9
+
+    assert parts_of(["fractions"], valid_fraction=None, test_fraction=None) == {
+        "train": whole[:36],
+        "valid": whole[36:72],
+        "test": whole[72:],
+    }
+
+
+def test_a_given_part_goes_before_the_customary_one(fetched, write):
+    parts = parts_of(["three-parts"], [write("mine\n")])
+
+    assert parts["valid"] == "mine\n"
+    assert parts["test"] == "three-parts test\n" * 9
+
+
+def test_a_part_of_a_fetched_corpus_can_be_named_for_other_text(fetched, write):
+    parts = parts_of([write("mine\n")], ["three-parts"], ["three-parts"])
+
+    assert parts == {
+        "train": "mine\n",
+        "valid": "three-parts valid\n" * 9,
+        "test": "three-parts test\n" * 9,
+    }
+
+
+def test_a_part_that_a_corpus_does_not_have_is_refused(fetched, write):
+    with pytest.raises(TextError, match="one-part"):
+        parts_of([write("mine\n")], ["one-part"])
+
+
+def test_a_file_goes_before_the_corpus_of_the_same_name(fetched, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "three-parts").write_text("01234567")
+
+    assert parts_of(["three-parts"]) == {"train": "012345", "valid": "67"}
+
+
+def test_a_corpus_that_was_not_fetched_says_how(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path))
+
+    with pytest.raises(TextError, match=r"ptb is not on this machine\n.*lmtrain corpora fetch ptb"):
+        open_text(["ptb"])
+
+
+def test_every_public_corpus_is_described():
+    for name, entry in corpus.catalogue().items():
+        downloads = [entry["archive"]] if "archive" in entry else list(entry["files"].values())
+
+        assert corpus.named(name)
+        assert entry["about"]
+        assert entry["licence"]
+        assert entry["level"] in ("word", "char", "byte")
+        assert all(len(bytes.fromhex(item["sha256"])) == 32 for item in downloads)
+        assert all(item["bytes"] > 0 and item["url"].startswith("http") for item in downloads)
+    assert set(corpus.catalogue()) == {
+        *("tiny-shakespeare", "ptb", "wikitext-2", "wikitext-103", "text8", "enwik8")
+    }
