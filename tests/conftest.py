@@ -24,7 +24,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def strict_torch() -> Iterator[None]:
-    """One thread, and torch.empty filled with NaN, so that reading it unwritten is seen."""
+    """One thread; torch.empty filled with NaN, so that reading it unwritten is seen.
+
+    Warnings that torch gives once in a process come every time, whatever the order of the tests.
+    """
+    torch.set_warn_always(True)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -70,7 +70,7 @@ def test_nothing_before_the_first_token_is_a_zero_embedding():
 def test_an_untrained_model_is_about_as_good_as_guessing():
     loss, _ = model().loss(tokens(), tokens(2))
 
-    assert abs(float(loss) - math.log(11)) < 0.3
+    assert abs(loss.item() - math.log(11)) < 0.3
 
 
 def test_dropout_acts_in_training_alone():
