@@ -5,8 +5,10 @@ Below, nothing knows the tree.
 
 from collections.abc import Mapping, Sequence
 
+from lmtrain import device
 from lmtrain.config import Config
 from lmtrain.errors import CheckpointError
+from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.text import corpus
 from lmtrain.text.tokenizer import Tokenizer
@@ -89,6 +91,14 @@ def find_texts(
     return found
 
 
+def is_mixed(config: Config) -> bool:
+    """Whether training steps take bf16 on this machine."""
+    precision = config.train.precision
+    if precision == "auto":
+        return device.choose(config.train.device).type == "cpu" and library.has_bf16()
+    return precision == "bf16"
+
+
 def build_model(config: Config, vocab_size: int) -> LanguageModel:
     """The model that the settings describe, with its first weights.
 
@@ -110,5 +120,6 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
             "peephole": config.model.peephole,
             "activation": config.model.activation,
         },
+        is_mixed=is_mixed(config),
         seed=config.train.seed,
     )

@@ -155,6 +155,8 @@ class TrainConfig(Section):
     """Seed of weights, dropout and samples, 0 or more and below 2^64."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute: auto takes CUDA if there is any."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of activations and products in training: auto takes bf16 where the processor has it."""
     threads: PositiveInt | None = None
     """Processor threads; without it, as many as the machine has cores."""
     eval_every: PositiveInt | None = None

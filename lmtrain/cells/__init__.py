@@ -6,6 +6,7 @@ from lmtrain.cells.base import (
     DifferentiatedCell,
     cell_names,
     create,
+    name_of,
     register,
 )
 from lmtrain.cells.gru import GRU
@@ -25,5 +26,6 @@ __all__ = [
     "SimpleGRU",
     "cell_names",
     "create",
+    "name_of",
     "register",
 ]

@@ -152,8 +152,9 @@ class DifferentiatedCell(Cell):
     ) -> CellState:
         """The gradient of the state at t−1 from that at t; `local[0]` becomes dz in place."""
 
+    @staticmethod
     def recurrent_gradients(
-        self, dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
+        dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
     ) -> dict[str, Tensor]:
         """Gradients of all parameters that meet the state, each one product over all steps.
 
@@ -161,7 +162,7 @@ class DifferentiatedCell(Cell):
             dz: gradients at the pre-activations, (T, B, G·H).
             activations: the gates, (T, B, G·H).
             previous: the state before each step, each part (T, B, H).
-            weights: the parameters by name.
+            weights: the parameters that meet the state, by name.
         """
         return {"weight_recurrent": product_over_time(dz, previous[0])}
 
@@ -191,6 +192,11 @@ def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
 def cell_names() -> list[str]:
     """The names of all registered cells."""
     return list(_CELLS)
+
+
+def name_of(cell: Cell) -> str | None:
+    """The name that the very class of a cell is registered as; None if it is not."""
+    return next((name for name, known in _CELLS.items() if known is type(cell)), None)
 
 
 def create(name: str, input_size: int, hidden_size: int, options: Mapping[str, Any]) -> Cell:

@@ -74,12 +74,13 @@ class GRU(DifferentiatedCell):
         through = torch.addcmul(delta * keep, ds, relevance)
         return (torch.addmm(through, gates[:, H:], recurrent[H:]),)
 
+    @staticmethod
     def recurrent_gradients(
-        self, dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
+        dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
     ) -> dict[str, Tensor]:
         """dW_cc = Σ_t dz_cᵀ s; the two gates as in every cell."""
         (c,) = previous
-        H = self.hidden_size
+        H = c.shape[-1]
         s = activations[..., 2 * H :] * c
         candidate = product_over_time(dz[..., :H], s)
         gates = product_over_time(dz[..., H:], c)

@@ -82,15 +82,15 @@ class PeepholeLSTM(LSTM):
             return delta_a, torch.addmm(delta_c, dz_gates, peephole)
         return delta_a, delta_c + (dz_gates * peephole).unflatten(1, (3, -1)).sum(1)
 
+    @staticmethod
     def recurrent_gradients(
-        self, dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
+        dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
     ) -> dict[str, Tensor]:
         """dP_g = Σ_t dz_gᵀ c′, or dp_g = Σ_t Σ_B dz_g ∘ c′."""
-        gradients = super().recurrent_gradients(dz, activations, previous, weights)
-        dz_gates = dz[..., self.hidden_size :]
-        if self.peephole == "full":
-            gradients["weight_peephole"] = product_over_time(dz_gates, previous[1])
+        a, c = previous
+        dz_gates = dz[..., c.shape[-1] :]
+        if weights["weight_peephole"].dim() == 2:
+            peephole = product_over_time(dz_gates, c)
         else:
-            seen = dz_gates.unflatten(-1, (3, -1)) * previous[1].unsqueeze(-2)
-            gradients["weight_peephole"] = seen.sum((0, 1)).flatten()
-        return gradients
+            peephole = (dz_gates.unflatten(-1, (3, -1)) * c.unsqueeze(-2)).sum((0, 1)).flatten()
+        return {"weight_recurrent": product_over_time(dz, a), "weight_peephole": peephole}

@@ -1,15 +1,19 @@
 """The one door to the engines: shapes are checked here once, and the engine is chosen."""
 
+import torch
 from torch import Tensor
 
 from lmtrain.cells import Cell, CellState, DifferentiatedCell
 from lmtrain.errors import ConfigError
 from lmtrain.kernels import plain, reference
+from lmtrain.kernels.native import scan as native
 
 
 def engine(cell: Cell) -> str:
-    """The name of the engine that runs a cell: plain where its backward is given, or reference."""
-    return "plain" if isinstance(cell, DifferentiatedCell) else "reference"
+    """The name of the engine that runs a cell: native, plain (torch) or reference (autograd)."""
+    if not isinstance(cell, DifferentiatedCell):
+        return "reference"
+    return "plain" if native.kernel(cell, cell.weight_input) is None else "native"
 
 
 def scan(
@@ -24,7 +28,8 @@ def scan(
 
     Args:
         cell: the cell.
-        inputs: (T, B, I), T and B at least 1.
+        inputs: (T, B, I), T and B at least 1; in bf16, hidden states are bf16 too, and products
+            take bf16 operands where the engine has them.
         state: the state before the first step, each part (B, H); None for zeros.
         lengths: steps of each row, (B,), 1 to T; None for T. Beyond them the state stands still
             and the hidden state is 0.
@@ -56,6 +61,13 @@ def scan(
         raise ConfigError(f"scan: state {shapes} is not {len(cell.state_names)} x {expected}")
     if lengths is not None and lengths.shape != (batch_size,):
         raise ConfigError(f"scan: lengths {tuple(lengths.shape)} are not ({batch_size},)")
+    if isinstance(cell, DifferentiatedCell) and lengths is None:
+        number = native.kernel(cell, inputs)
+        if number is not None:
+            return native.scan(number, cell, inputs, state, reverse=reverse)
+    if inputs.dtype == torch.bfloat16:
+        hidden, state = scan(cell, inputs.float(), state, lengths, reverse=reverse)
+        return hidden.to(inputs.dtype), state
     if isinstance(cell, DifferentiatedCell):
         return plain.scan(cell, inputs, state, lengths, reverse=reverse)
     return reference.scan(cell, inputs, state, lengths, reverse=reverse)

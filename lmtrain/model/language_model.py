@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lmtrain import cells, device
 from lmtrain.errors import ConfigError
-from lmtrain.kernels.cross_entropy import log_likelihood, mean_cross_entropy
+from lmtrain.kernels.cross_entropy import cross_entropy, log_likelihood
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent, State
 
@@ -32,6 +32,8 @@ class LanguageModel(nn.Module):
         init_scale: every weight uniform in ± this at first; None for each part's own way.
         forget_bias: what forget gates' biases start at.
         cell_options: further arguments of the cell by name.
+        is_mixed: whether training steps take bf16 for activations and the operands of products;
+            weights, sums, cell states and losses are fp32, and so is all that is not training.
         seed: of the first weights and of dropout.
 
     Raises:
@@ -57,6 +59,7 @@ class LanguageModel(nn.Module):
         init_scale: float | None = None,
         forget_bias: float = 1.0,
         cell_options: Mapping[str, Any] | None = None,
+        is_mixed: bool = False,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -79,6 +82,7 @@ class LanguageModel(nn.Module):
         if not tied_embeddings:
             self.output_weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
         self._tied = tied_embeddings
+        self._is_mixed = is_mixed
         self._initialize(init_scale, forget_bias)
 
     def _initialize(self, init_scale: float | None, forget_bias: float) -> None:
@@ -112,6 +116,8 @@ class LanguageModel(nn.Module):
         A token below 0 stands for "nothing yet": its embedding is 0, as x⟨1⟩ = 0 in the notes.
         """
         embedded = F.embedding(inputs.clamp(min=0), self.embedding)  # (T, B, E)
+        if self.training and self._is_mixed:
+            embedded = embedded.bfloat16()
         if not self.training:
             embedded = embedded * (inputs >= 0).unsqueeze(-1)
         hidden, state = self.recurrent(self.dropout(embedded), state)
@@ -125,9 +131,13 @@ class LanguageModel(nn.Module):
     def loss(
         self, inputs: Tensor, targets: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """Mean nats a token of `targets` (T, B) given `inputs` (T, B), and the state after them."""
+        """Nats of `targets` (T, B) given `inputs` (T, B), and the state after them.
+
+        Summed over time, as in the notes, and the mean over the B streams.
+        """
         hidden, state = self.hidden(inputs, state)
-        return mean_cross_entropy(hidden, self.decoder, self.output_bias, targets), state
+        scale = 1 / inputs.shape[1]
+        return cross_entropy(hidden, self.decoder, self.output_bias, targets, scale), state
 
     @torch.no_grad()
     def log_probs(

@@ -283,6 +283,7 @@ def _build_optimizer(config: Config, model: LanguageModel, batches: Batches) -> 
 
 def _write_run_file(run: Path, ready: _Ready, saved: checkpoint.Checkpoint | None) -> None:
     threads = ready.threads
+    precision = "bf16" if assembly.is_mixed(ready.config) else "fp32"
     path = run / "run.json"
     entry = {
         "lmtrain": lmtrain.__version__,
@@ -292,13 +293,14 @@ def _write_run_file(run: Path, ready: _Ready, saved: checkpoint.Checkpoint | Non
         "argv": sys.argv,
         "device": ready.model.embedding.device.type,
         "threads": threads,
+        "precision": precision,
         "from_step": saved.state["step"] if saved else 0,
         "time": round(time.time(), 3),
     }
     starts = checkpoint.run_starts(path)
-    if saved and starts and starts[-1].get("threads") != threads:
-        before = starts[-1].get("threads")
-        screen.note(f"not bit for bit as before: {before} threads then, {threads} now")
+    for what, now in (("threads", threads), ("precision", precision)):
+        if saved and starts and (before := starts[-1].get(what)) != now:
+            screen.note(f"not bit for bit as before: {what} {before} then, {now} now")
     checkpoint.write_run_starts(path, [*starts, entry])
 
 

@@ -149,14 +149,13 @@ class Trainer:
         inputs, targets = (self._place(tokens) for tokens in self.batches[step])  # (T, B) each
         state = None if self.batches.starts_epoch(step) else self.state
         loss, state = self.model.loss(inputs, targets, state)
-        nats = float(loss.detach())
+        nats = float(loss.detach()) / self.batches.seq_len
         if nats > _ABSURD_NATS:
             raise DivergedError(f"the loss is {nats:.6g} nats a token")
         # Backpropagation is truncated here: the next step gets the numbers without their history.
         self.state = state.detach()
         learning_rate = self.optimizer.learning_rate
-        # The objective of the notes sums over time; it is the mean over the streams.
-        grad_norm = self.optimizer.update(loss * self.batches.seq_len)
+        grad_norm = self.optimizer.update(loss)
         seconds = time.monotonic() - begin
         self.progress.tokens += targets.numel()
         self.progress.train_seconds += seconds

@@ -3,7 +3,7 @@ import torch
 
 from lmtrain.cells import LSTM
 from lmtrain.errors import ConfigError
-from lmtrain.kernels.scan import engine, scan
+from lmtrain.kernels.scan import scan
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,6 @@ def test_wrong_shapes_are_refused_by_name(inputs, state, lengths, words):
             parts,
             None if lengths is None else torch.ones(lengths),
         )
-
-
-def test_own_cells_run_on_the_plain_engine():
-    assert engine(LSTM(3, 7)) == "plain"
 
 
 def test_a_scan_starts_from_zeros_without_a_state():

@@ -19,14 +19,14 @@ def tokens(seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
-def test_the_loss_is_the_mean_cross_entropy_of_the_logits(cell):
+def test_the_loss_is_the_cross_entropy_of_the_logits_summed_over_time(cell):
     network = model(cell=cell)
 
     loss, _ = network.loss(tokens(), tokens(2))
     logits, _ = network(tokens())
 
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens(2).flatten())
-    assert_same(loss, expected)
+    mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens(2).flatten())
+    assert_same(loss, 5 * mean)
 
 
 def test_log_probs_of_all_words_sum_to_one():
@@ -70,7 +70,7 @@ def test_nothing_before_the_first_token_is_a_zero_embedding():
 def test_an_untrained_model_is_about_as_good_as_guessing():
     loss, _ = model().loss(tokens(), tokens(2))
 
-    assert abs(loss.item() - math.log(11)) < 0.3
+    assert abs(loss.item() / 5 - math.log(11)) < 0.3
 
 
 def test_dropout_acts_in_training_alone():
@@ -80,3 +80,26 @@ def test_dropout_acts_in_training_alone():
 
     assert not torch.equal(first, second)
     assert torch.equal(network.eval()(tokens())[0], network(tokens())[0])
+
+
+@pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
+def test_mixed_precision_is_near_fp32_in_training_and_nothing_elsewhere(cell):
+    exact, mixed = (
+        model(cell=cell, embedding_size=32, hidden_size=32, is_mixed=is_mixed)
+        for is_mixed in (False, True)
+    )
+
+    losses, gradients = [], []
+    for network in (exact, mixed):
+        loss, state = network.loss(tokens(), tokens(2))
+        losses.append(loss.item())
+        gradients.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, network.parameters())])
+        )
+        assert {part.dtype for parts in state for part in parts} == {torch.float32}
+
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert losses[1] != losses[0]
+    assert {g.dtype for g in gradients} == {torch.float32}
+    assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
+    assert torch.equal(*(network.eval()(tokens())[0] for network in (exact, mixed)))

@@ -12,6 +12,7 @@ import pytest
 from corpora import TINY, UNICODE
 
 from lmtrain.errors import LmtrainError, TextError
+from lmtrain.files import sha256
 from lmtrain.text import tokens
 from lmtrain.text.corpus import open_text
 from lmtrain.text.tokenizer import EOS, UNK, Tokenizer, build_tokenizer
@@ -258,7 +259,14 @@ def test_characters_are_those_of_the_whole_corpus_and_words_those_of_the_trainin
     assert counted(train, text, "byte").vocab_size == 256
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:-1], lambda c: b"x" + c[1:], lambda c: b""])
+def of_another_version(_):
+    content = b"{}"
+    return content + b"\n" + sha256([content]).encode()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-1], lambda c: b"x" + c[1:], lambda c: b"", of_another_version]
+)
 def test_a_damaged_vocabulary_is_counted_again(place, cache, damage):
     whole = counted(open_text([str(place)])).vocabulary
     [path] = cache.glob("*.tokenizer.json")

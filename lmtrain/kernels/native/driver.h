@@ -1,0 +1,489 @@
+// One driver for all cells: packed weights, register tiles, a thread team, one barrier a phase.
+// Included once for each instruction set, inside its namespace; see native.cpp.
+//
+// T steps, B rows, H hidden units, G gates. Each thread owns blocks of VL hidden units with all
+// their gates, and packs its slice of the weights once a call, so that the slice stays in its cache
+// over all steps. A tile is up to MOST_ROWS rows of one block (forward) or of up to four blocks
+// (backward); its sums live in registers until the cell has made activations and state of them.
+
+#if VL == 16
+constexpr int MOST_ROWS = 6;
+#else
+constexpr int MOST_ROWS = 3;
+#endif
+
+template <class Num> struct Pairs { static constexpr int K = 1; };  // rows of weights interleaved
+template <> struct Pairs<bf16> { static constexpr int K = 2; };
+
+// Operands are as long as a multiple of this; what is beyond their end meets weights of 0.
+#ifdef AMX
+constexpr int64_t STEP = 32;
+#else
+constexpr int64_t STEP = 2;
+#endif
+
+// A matrix packed for products: for each group of N vectors, for each k (or pair), N vectors.
+template <class Num> struct Pack {
+  Num* data;
+  int64_t depth;  // operand length, padded
+  int wide;       // vectors a group: N
+  Num* group(int64_t index) const { return data + index * depth * wide * VL; }
+};
+
+// n numbers as operands of products.
+template <class Num> static inline void convert(Num* to, const float* from, int64_t n) {
+  for (; n > 0; n -= VL, to += VL, from += VL) {
+    int many = (int)std::min<int64_t>(VL, n);
+    store(to, load(from, many), many);
+  }
+}
+
+// sums[r][n] += operand[r] · weights[n] over `depth`.
+template <int R, int N>
+static inline void multiply(vec (&sums)[R][N], const float* operand, int64_t stride,
+                            const float* weights, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k) {
+    vec w[N];
+    for (int n = 0; n < N; ++n) __builtin_memcpy(&w[n], weights + (k * N + n) * VL, sizeof(vec));
+    for (int r = 0; r < R; ++r) {
+      vec x = splat(operand[r * stride + k]);
+      for (int n = 0; n < N; ++n) sums[r][n] += x * w[n];
+    }
+  }
+}
+
+#ifdef BF16
+template <int R, int N>
+static inline void multiply(vec (&sums)[R][N], const bf16* operand, int64_t stride,
+                            const bf16* weights, int64_t depth) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    __m512bh w[N];
+    for (int n = 0; n < N; ++n)
+      w[n] = (__m512bh)_mm512_loadu_si512(weights + (k * N + n * 2) * VL);
+    for (int r = 0; r < R; ++r) {
+      int32_t pair;
+      __builtin_memcpy(&pair, operand + r * stride + k, 4);
+      __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      for (int n = 0; n < N; ++n)
+        sums[r][n] = (vec)_mm512_dpbf16_ps((__m512)sums[r][n], x, w[n]);
+    }
+  }
+}
+#endif
+
+#ifdef AMX
+// Sums of tiles: up to 16 rows by 16 units each, M tiles of rows by N of vectors, all sums at once.
+// Tile registers 0 to 3 hold sums, 4 and 5 operands, 6 and 7 weights.
+template <int M, int N>
+static inline void multiply_tiles(float* const (&out)[2], int64_t out_stride,
+                                  const bf16* const (&operand)[2], int64_t stride,
+                                  const bf16* weights, int64_t wide, int64_t depth) {
+  _tile_zero(0);
+  if (N == 2) _tile_zero(1);
+  if (M == 2) _tile_zero(2);
+  if (M == 2 && N == 2) _tile_zero(3);
+  for (int64_t k = 0; k < depth; k += STEP) {
+    _tile_loadd(4, operand[0] + k, stride * 2);
+    if (M == 2) _tile_loadd(5, operand[1] + k, stride * 2);
+    _tile_loadd(6, weights + k * wide * VL, wide * 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (M == 2) _tile_dpbf16ps(2, 5, 6);
+    if (N == 2) {
+      _tile_loadd(7, weights + (k * wide + 2) * VL, wide * 64);
+      _tile_dpbf16ps(1, 4, 7);
+      if (M == 2) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, out[0], out_stride * 4);
+  if (N == 2) _tile_stored(1, out[0] + VL, out_stride * 4);
+  if (M == 2) _tile_stored(2, out[1], out_stride * 4);
+  if (M == 2 && N == 2) _tile_stored(3, out[1] + VL, out_stride * 4);
+}
+
+// How rows are cut into tiles of one height; the last may take rows of the one before it again.
+struct TileRows {
+  int64_t tiles, height, rows;
+  explicit TileRows(int64_t rows)
+      : tiles((rows + 15) / 16), height((rows + tiles - 1) / tiles), rows(rows) {}
+  int64_t begin(int64_t tile) const { return std::min(tile * height, rows - height); }
+  void configure() const {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {};
+    } config;
+    for (int i = 0; i < 8; ++i) config.rows[i] = i < 6 ? (uint8_t)height : 16;
+    _tile_loadconfig(&config);
+  }
+};
+
+// (row, vector, lane) = the products of all rows with `wide` vectors of weights.
+static inline void multiply_all(float* sums, const TileRows& rows, const bf16* operand,
+                                int64_t stride, const bf16* weights, int64_t wide, int64_t depth) {
+  for (int64_t tile = 0; tile < rows.tiles; tile += 2) {
+    bool is_pair = tile + 1 < rows.tiles;
+    int64_t first = rows.begin(tile), second = is_pair ? rows.begin(tile + 1) : first;
+    const bf16* const operands[2] = {operand + first * stride, operand + second * stride};
+    for (int64_t n = 0; n < wide; n += 2) {
+      float* const out[2] = {sums + (first * wide + n) * VL, sums + (second * wide + n) * VL};
+      const bf16* from = weights + n * 2 * VL;
+      bool is_wide = n + 1 < wide;
+      if (is_pair && is_wide)
+        multiply_tiles<2, 2>(out, wide * VL, operands, stride, from, wide, depth);
+      else if (is_pair)
+        multiply_tiles<2, 1>(out, wide * VL, operands, stride, from, wide, depth);
+      else if (is_wide)
+        multiply_tiles<1, 2>(out, wide * VL, operands, stride, from, wide, depth);
+      else
+        multiply_tiles<1, 1>(out, wide * VL, operands, stride, from, wide, depth);
+    }
+  }
+}
+#endif
+
+// Which gates a recurrent product adds to, and which rows of which matrix it takes.
+struct Product {
+  int matrix;    // 0: weight_recurrent, 1: weight_peephole
+  int row_gate;  // first row block in the matrix
+  int gate;      // first gate it adds to
+  int count;     // gates
+  int state;     // the state part that is its operand; -1: the cell writes it itself
+  bool waits;    // backward: whether it reads what another product's end wrote
+};
+
+template <int I> struct Int { static constexpr int value = I; };
+
+// Calls f(row, Int<R>) for tiles of at most MOST_ROWS rows, as equal as can be.
+template <class F> static inline void for_tiles(int64_t rows, F f) {
+  int64_t tiles = (rows + MOST_ROWS - 1) / MOST_ROWS, row = 0;
+  for (int64_t i = 0; i < tiles; ++i) {
+    int64_t count = rows / tiles + (i < rows % tiles);
+    switch (count) {
+      case 1: f(row, Int<1>{}); break;
+      case 2: f(row, Int<2>{}); break;
+      case 3: f(row, Int<3>{}); break;
+#if VL == 16
+      case 4: f(row, Int<4>{}); break;
+      case 5: f(row, Int<5>{}); break;
+      case 6: f(row, Int<6>{}); break;
+#endif
+    }
+    row += count;
+  }
+}
+
+template <class Cell, class Num> struct Worker {
+  static constexpr int G = Cell::gates;
+  static constexpr int P = sizeof(Cell::products) / sizeof(Product);
+  const Arguments& a;
+  Team& team;
+  int id, threads;
+  int64_t first, last;           // own blocks
+  Pack<Num> packs[P];            // own slices
+  Num* operands[P][2];           // forward: (B, depth) each, by parity of the step
+  Num* dz_operand[2];            // backward: (B, G·H padded)
+  int64_t dz_stride;
+#ifdef AMX
+  TileRows tile_rows;
+  float* sums[P];                // own, (B, vectors, VL): what the tile registers leave
+#endif
+
+  int64_t T() const { return a.steps; }
+  int64_t B() const { return a.rows; }
+  int64_t H() const { return a.units; }
+  static int64_t padded(int64_t n) { return (n + STEP - 1) / STEP * STEP; }
+  static int64_t blocks(int64_t units) { return (units + VL - 1) / VL; }
+  int lanes(int64_t block) const { return (int)std::min<int64_t>(VL, H() - block * VL); }
+  int64_t time(int64_t s) const { return a.reverse ? T() - 1 - s : s; }
+  int64_t before(int64_t t) const { return a.reverse ? t + 1 : t; }
+  int64_t after(int64_t t) const { return a.reverse ? t : t + 1; }
+  const float* matrix(int which) const { return which ? a.peephole : a.recurrent; }
+
+  // Bytes that all threads' packs and the operands need; every region starts on a cache line.
+  static int64_t region(int64_t numbers) { return (numbers * sizeof(Num) + 63) / 64 * 64; }
+  static int64_t operand_bytes(const Arguments& a, int, bool is_backward) {
+    return 2 * P * region(a.rows * padded(a.units) + STEP) +
+           (is_backward ? 2 * region(a.rows * padded(G * a.units) + STEP) : 0);
+  }
+  static int64_t pack_bytes(const Arguments& a, const Product& p, int threads) {
+    // A slice may hold one block more than the average.
+    return region((blocks(a.units) / threads + 1) * VL * p.count * padded(a.units));
+  }
+  static int64_t sums_bytes(const Arguments& a) {
+#ifdef AMX
+    return a.rows * 4 * VL * sizeof(float);
+#else
+    return 0;
+#endif
+  }
+  static int64_t workspace(const Arguments& a, int threads, bool is_backward) {
+    int64_t need = operand_bytes(a, threads, is_backward);
+    for (const Product& p : Cell::products)
+      need += threads * (pack_bytes(a, p, threads) + sums_bytes(a));
+    return need;
+  }
+
+  Worker(const Arguments& a, Team& team, int id, int threads, char* space, bool is_backward)
+      : a(a), team(team), id(id), threads(threads)
+#ifdef AMX
+        , tile_rows(a.rows)
+#endif
+  {
+    int64_t all = blocks(H());
+    first = all * id / threads;
+    last = all * (id + 1) / threads;
+    auto take = [&](int64_t bytes) {
+      space += bytes;
+      return (Num*)(space - bytes);
+    };
+    for (int i = 0; i < P; ++i)
+      for (Num*& operand : operands[i]) operand = take(region(B() * padded(H()) + STEP));
+    dz_stride = padded(G * H());
+    for (Num*& operand : dz_operand) operand = is_backward ? take(region(B() * dz_stride + STEP)) : nullptr;
+    for (int i = 0; i < P; ++i) {
+      const Product& p = Cell::products[i];
+      int64_t each = pack_bytes(a, p, threads);
+      Num* slice = take(threads * each) + id * (each / (int64_t)sizeof(Num));
+      packs[i] = {slice, is_backward ? padded(p.count * H()) : padded(H()), p.count};
+      is_backward ? pack_backward(i) : pack_forward(i);
+#ifdef AMX
+      sums[i] = (float*)(space + id * sums_bytes(a));
+      space += threads * sums_bytes(a);
+#endif
+    }
+#ifdef AMX
+    tile_rows.configure();
+#endif
+  }
+#ifdef AMX
+  ~Worker() { _tile_release(); }
+#endif
+
+  // (k, n, lane) = W[(row_gate + n)·H + unit][k], a group for each own block. Words of 32 bits, a
+  // float or a pair of bf16, are moved from rows of k to columns of lanes.
+  void pack_forward(int i) {
+    const Product& p = Cell::products[i];
+    constexpr int K = Pairs<Num>::K, WORDS = 16;
+    for (int64_t block = first; block < last; ++block)
+      for (int n = 0; n < p.count; ++n) {
+        Num* out = packs[i].group(block - first) + n * VL * K;
+        const float* in = matrix(p.matrix) + ((p.row_gate + n) * H() + block * VL) * H();
+        for (int64_t k = 0; k < packs[i].depth; k += WORDS * K) {
+          alignas(64) uint32_t words[VL][WORDS] = {};
+          for (int lane = 0; lane < lanes(block); ++lane)
+            convert((Num*)words[lane], in + lane * H() + k, std::min<int64_t>(WORDS * K, H() - k));
+          int64_t many = std::min<int64_t>(WORDS, (packs[i].depth - k) / K);
+          for (int64_t word = 0; word < many; ++word) {
+            uint32_t* column = (uint32_t*)(out + (k / K + word) * p.count * VL * K);
+            for (int lane = 0; lane < VL; ++lane) column[lane] = words[lane][word];
+          }
+        }
+      }
+  }
+
+  // (k, n, lane) = W[row_gate·H + k][unit], a group for each four own blocks.
+  void pack_backward(int i) {
+    const Product& p = Cell::products[i];
+    constexpr int K = Pairs<Num>::K;
+    const float* from = matrix(p.matrix) + p.row_gate * H() * H();
+    for (int64_t block = first; block < last; block += 4) {
+      int wide = (int)std::min<int64_t>(4, last - block);
+      Num* group = packs[i].data + (block - first) * packs[i].depth * VL;
+      for (int64_t k = 0; k < packs[i].depth; k += K)
+        for (int n = 0; n < wide; ++n) {
+          Num rows[K][VL] = {};
+          for (int j = 0; j < K; ++j)
+            if (k + j < p.count * H())
+              convert(rows[j], from + (k + j) * H() + (block + n) * VL, lanes(block + n));
+          Num* out = group + (k * wide + n * K) * VL;
+          for (int lane = 0; lane < VL; ++lane)
+            for (int j = 0; j < K; ++j) out[lane * K + j] = rows[j][lane];
+        }
+    }
+  }
+
+  // The products that a phase of `block` begins with, where they are not made in its tiles.
+  void multiply_before(int64_t s, int64_t block, bool is_second) {
+#ifdef AMX
+    for (int i = 0; i < P; ++i)
+      if ((Cell::products[i].state < 0) == is_second)
+        multiply_all(sums[i], tile_rows, operands[i][s & 1], padded(H()),
+                     packs[i].group(block - first), packs[i].wide, packs[i].depth);
+#endif
+  }
+
+  void forward();
+  void backward();
+};
+
+// R rows of one block at one step: what a cell's equations are written with.
+template <class Cell, class Num, int R> struct Tile {
+  using W = Worker<Cell, Num>;
+  W& w;
+  int64_t s, t, row, block;
+  int n;
+
+  Tile(W& w, int64_t s, int64_t row, int64_t block)
+      : w(w), s(s), t(w.time(s)), row(row), block(block), n(w.lanes(block)) {}
+
+  int64_t unit() const { return block * VL; }
+  bool is_other() const { return w.a.is_other_form; }
+  Num* gate_at(void* base, int r, int g) const {
+    return (Num*)base + ((t * w.B() + row + r) * W::G + g) * w.H() + unit();
+  }
+  float* state_at(int part, int64_t place, int r) const {
+    return w.a.history[part] + (place * w.B() + row + r) * w.H() + unit();
+  }
+
+  vec gate(int r, int g) const { return load(gate_at(w.a.gates, r, g), n); }
+  void save_gate(int r, int g, vec v) const { store(gate_at(w.a.gates, r, g), v, n); }
+  vec previous(int part, int r) const { return load(state_at(part, w.before(t), r), n); }
+  vec current(int part, int r) const { return load(state_at(part, w.after(t), r), n); }
+
+  template <int N> void inputs(vec (&sums)[R][N], int g) const {
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < N; ++i) sums[r][i] = gate(r, g + i);
+  }
+  template <int I, int N> void add_product(vec (&sums)[R][N]) const {
+    static_assert(N == Cell::products[I].count);
+#ifdef AMX
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < N; ++i)
+        sums[r][i] += load(w.sums[I] + ((row + r) * N + i) * VL, VL);
+    return;
+#endif
+    int64_t stride = W::padded(w.H());
+    multiply<R, N>(sums, w.operands[I][s & 1] + row * stride, stride,
+                   w.packs[I].group(block - w.first), w.packs[I].depth);
+  }
+  // An operand that a product of this step (ahead 0) or of the next (ahead 1) takes.
+  void operand(int i, int ahead, int r, vec v) const {
+    store(w.operands[i][(s + ahead) & 1] + (row + r) * W::padded(w.H()) + unit(), v, n);
+  }
+  void save_state(int part, int r, vec v) const {
+    store(state_at(part, w.after(t), r), v, n);
+    if (part == 0)
+      store((Num*)w.a.hidden + (t * w.B() + row + r) * w.H() + unit(), v, n);
+    for (int i = 0; i < W::P; ++i)
+      if (Cell::products[i].state == part) operand(i, 1, r, v);
+  }
+
+  // Backward.
+  vec grad_hidden(int r) const {
+    return load((const Num*)w.a.grad_hidden + (t * w.B() + row + r) * w.H() + unit(), n);
+  }
+  float* delta_at(int part, int r) const { return w.a.delta[part] + (row + r) * w.H() + unit(); }
+  vec delta(int part, int r) const { return load(delta_at(part, r), n); }
+  void save_delta(int part, int r, vec v) const { store(delta_at(part, r), v, n); }
+  void save_dz(int r, int g, vec v) const {
+    store(gate_at(w.a.dz, r, g), v, n);
+    store(w.dz_operand[s & 1] + (row + r) * w.dz_stride + g * w.H() + unit(), v, n);
+  }
+};
+
+template <class Cell, class Num> void Worker<Cell, Num>::forward() {
+  for (int i = 0; i < P; ++i)
+    if (int part = Cell::products[i].state; part >= 0)
+      for (int64_t block = first; block < last; ++block)
+        for (int64_t row = 0; row < B(); ++row) {
+          Tile<Cell, Num, 1> tile(*this, 0, row, block);
+          tile.operand(i, 0, 0, tile.previous(part, 0));
+        }
+  team.wait(threads);
+  for (int64_t s = 0; s < T(); ++s) {
+    for (int64_t block = first; block < last; ++block) {
+      multiply_before(s, block, false);
+      for_tiles(B(), [&](int64_t row, auto rows) {
+        Cell::forward(Tile<Cell, Num, rows.value>(*this, s, row, block));
+      });
+    }
+    team.wait(threads);
+    if constexpr (Cell::has_second_phase) {
+      for (int64_t block = first; block < last; ++block) {
+        multiply_before(s, block, true);
+        for_tiles(B(), [&](int64_t row, auto rows) {
+          Cell::forward_second(Tile<Cell, Num, rows.value>(*this, s, row, block));
+        });
+      }
+      team.wait(threads);
+    }
+  }
+}
+
+#ifdef AMX
+// delta += dz · W for all rows and up to four blocks; Cell::after takes each sum.
+template <class Cell, class Num, int I>
+static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int wide) {
+  const Pack<Num>& pack = w.packs[I];
+  multiply_all(w.sums[I], w.tile_rows, w.dz_operand[s & 1] + Cell::products[I].gate * w.H(),
+               w.dz_stride, pack.data + (block - w.first) * pack.depth * VL, wide, pack.depth);
+  for (int i = 0; i < wide; ++i)
+    for (int64_t row = 0; row < w.B(); ++row)
+      Cell::template after<I>(Tile<Cell, Num, 1>(w, s, row, block + i), 0,
+                              load(w.sums[I] + (row * wide + i) * VL, VL));
+}
+#else
+// The sums of a backward product; one copy for all cells, since these are the most to compile.
+template <class Num, int R, int N>
+[[gnu::noinline]] static void sum_backward(vec (&out)[R][N], const Num* dz, int64_t stride,
+                                           const Num* weights, int64_t depth) {
+  vec sums[R][N] = {};
+  multiply<R, N>(sums, dz, stride, weights, depth);
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < N; ++i) out[r][i] = sums[r][i];
+}
+
+// delta += dz · W for R rows and N blocks; Cell::after takes each sum.
+template <class Cell, class Num, int I, int R, int N>
+static inline void rows_backward(Worker<Cell, Num>& w, int64_t s, int64_t row, int64_t block) {
+  vec sums[R][N];
+  const Pack<Num>& pack = w.packs[I];
+  sum_backward<Num, R, N>(sums, w.dz_operand[s & 1] + row * w.dz_stride +
+                                    Cell::products[I].gate * w.H(),
+                          w.dz_stride, pack.data + (block - w.first) * pack.depth * VL, pack.depth);
+  for (int i = 0; i < N; ++i) {
+    Tile<Cell, Num, R> tile(w, s, row, block + i);
+    for (int r = 0; r < R; ++r) Cell::template after<I>(tile, r, sums[r][i]);
+  }
+}
+
+// The same for all rows and up to four blocks.
+template <class Cell, class Num, int I>
+static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int wide) {
+  for_tiles(w.B(), [&](int64_t row, auto rows) {
+    constexpr int R = rows.value;
+    switch (wide) {
+      case 1: rows_backward<Cell, Num, I, R, 1>(w, s, row, block); break;
+      case 2: rows_backward<Cell, Num, I, R, 2>(w, s, row, block); break;
+      case 3: rows_backward<Cell, Num, I, R, 3>(w, s, row, block); break;
+      default: rows_backward<Cell, Num, I, R, 4>(w, s, row, block);
+    }
+  });
+}
+#endif
+
+template <class Cell, class Num, int I>
+static void all_products_backward(Worker<Cell, Num>& w, int64_t s) {
+  if (Cell::products[I].waits) w.team.wait(w.threads);
+  for (int64_t block = w.first; block < w.last; block += 4)
+    product_backward<Cell, Num, I>(w, s, block, (int)std::min<int64_t>(4, w.last - block));
+}
+
+template <class Cell, class Num> void Worker<Cell, Num>::backward() {
+  team.wait(threads);
+  for (int64_t s = T() - 1; s >= 0; --s) {
+    for (int64_t block = first; block < last; ++block)
+      for_tiles(B(), [&](int64_t row, auto rows) {
+        Cell::backward(Tile<Cell, Num, rows.value>(*this, s, row, block));
+      });
+    team.wait(threads);
+    all_products_backward<Cell, Num, P - 1>(*this, s);
+    if constexpr (P == 2) all_products_backward<Cell, Num, 0>(*this, s);
+  }
+}
+
+template <class Cell, class Num> static void run(const Arguments& a, Team& team, int id,
+                                                 int threads, void* space, bool is_backward) {
+  Worker<Cell, Num> worker(a, team, id, threads, (char*)space, is_backward);
+  is_backward ? worker.backward() : worker.forward();
+}

@@ -1,0 +1,229 @@
+"""The compiled library: found, loaded, and called with pointers whose sizes were checked before.
+
+Without it (no compiler when lmtrain was installed, or `LMTRAIN_KERNELS=torch`) the plain-torch
+engine does the same work; `absence` says why.
+"""
+
+import ctypes
+import functools
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lmtrain.errors import ConfigError, MachineError
+
+LEVELS = ("portable", "AVX2", "AVX512", "AVX512-BF16", "AMX-BF16")
+"""What the kernels are compiled for, from the most modest on."""
+
+_SWITCH = "LMTRAIN_KERNELS"
+_LEVEL_SWITCH = "LMTRAIN_LEVEL"
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("steps", "rows", "units", "reverse", "other")),
+        *((name, ctypes.c_void_p) for name in ("gates", "recurrent", "peephole")),
+        ("history", ctypes.c_void_p * 2),
+        *((name, ctypes.c_void_p) for name in ("hidden", "grad_hidden", "dz")),
+        ("delta", ctypes.c_void_p * 2),
+    )
+
+
+class _Loss(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "vocab")),
+        *((name, ctypes.c_void_p) for name in ("logits", "bias", "targets", "nats", "grad_bias")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class _Threads(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_int),
+        ("parallel", ctypes.c_void_p),
+        ("team_size", ctypes.c_void_p),
+    )
+
+
+def absence() -> str | None:
+    """Why there are no native kernels here; None where there are.
+
+    Raises:
+        ConfigError: LMTRAIN_KERNELS is neither native nor torch.
+    """
+    choice = os.environ.get(_SWITCH, "native")
+    if choice not in ("native", "torch"):
+        raise ConfigError(f"{_SWITCH}={choice} is neither native nor torch")
+    if choice == "torch":
+        return f"{_SWITCH}=torch"
+    return None if _library() is not None else "lmtrain was installed without a C++ compiler"
+
+
+def level() -> int:
+    """Index into LEVELS of what runs here; the environment's LMTRAIN_LEVEL lowers it.
+
+    Raises:
+        ConfigError: LMTRAIN_LEVEL is a level that this processor does not have.
+    """
+    best = _best_level()
+    chosen = os.environ.get(_LEVEL_SWITCH)
+    if chosen is None:
+        return best
+    if chosen not in LEVELS[: best + 1]:
+        raise ConfigError(f"{_LEVEL_SWITCH}={chosen} is none of {', '.join(LEVELS[: best + 1])}")
+    return LEVELS.index(chosen)
+
+
+@functools.cache
+def _best_level() -> int:
+    return int(_loaded().lmtrain_level())
+
+
+def has_bf16() -> bool:
+    """Whether products of bf16 numbers are native here."""
+    return absence() is None and level() >= LEVELS.index("AVX512-BF16")
+
+
+@functools.cache
+def cell_number(name: str) -> int:
+    """The number of a cell by its name in table.h; below 0 if it is not there."""
+    return int(_loaded().lmtrain_cell(name.encode()))
+
+
+def scan(
+    cell: int,
+    *,
+    gates: Tensor,
+    recurrent: Tensor,
+    peephole: Tensor | None,
+    history: Iterable[Tensor],
+    reverse: bool,
+    hidden: Tensor | None = None,
+    grad_hidden: Tensor | None = None,
+    dz: Tensor | None = None,
+    delta: Iterable[Tensor] = (),
+) -> None:
+    """One scan over time: forward where `hidden` is given, else backward.
+
+    Args:
+        cell: its number.
+        gates: input products (T, B, G·H), which the forward turns into activations; bf16 or fp32,
+            as `hidden`, `grad_hidden` and `dz` then are.
+        recurrent: (G·H, H), fp32.
+        peephole: (3H, H) or (3H), fp32, or None.
+        history: each part of the state, (T + 1, B, H), fp32; the forward fills it.
+        reverse: whether time runs from T to 1.
+        hidden: receives the hidden states, (T, B, H).
+        grad_hidden: their gradient, (T, B, H).
+        dz: receives the gradients at the pre-activations, (T, B, G·H).
+        delta: the gradients of each part of the last state, (B, H), fp32; become those of the
+            first.
+
+    Raises:
+        MachineError: no memory.
+    """
+    history, delta = list(history), list(delta)
+    steps, rows, units = len(gates), gates.shape[1], recurrent.shape[1]
+    arguments = _Arguments(
+        *(steps, rows, units, int(reverse), cell % 2),
+        *(_pointer(gates), _pointer(recurrent), _pointer(peephole)),
+        _pair(history),
+        *(_pointer(hidden), _pointer(grad_hidden), _pointer(dz)),
+        _pair(delta),
+    )
+    is_mixed = gates.dtype == torch.bfloat16
+    failed = _loaded().lmtrain_scan(
+        ctypes.byref(arguments), cell // 2, is_mixed, hidden is None, level(), _threads()
+    )
+    if failed:
+        raise MachineError("no memory for the recurrent weights")
+
+
+def cross_entropy(
+    logits: Tensor, bias: Tensor, targets: Tensor, grad_bias: Tensor | None, scale: float
+) -> Tensor:
+    """Nats of each row of logits; with `grad_bias`, the logits become their gradients.
+
+    Args:
+        logits: (N, V), bf16 or fp32, without the bias.
+        bias: (V), fp32.
+        targets: (N), int64, below V; below 0 where there is no loss.
+        grad_bias: (V), fp32, added to; None for no gradient.
+        scale: of the gradients.
+
+    Raises:
+        MachineError: no memory.
+    """
+    rows, vocab = logits.shape
+    nats = torch.empty(rows)
+    loss = _Loss(
+        *(rows, vocab, _pointer(logits), _pointer(bias), _pointer(targets)),
+        *(_pointer(nats), _pointer(grad_bias), scale),
+    )
+    is_mixed = logits.dtype == torch.bfloat16
+    if _loaded().lmtrain_cross_entropy(ctypes.byref(loss), is_mixed, level(), _threads()):
+        raise MachineError("no memory for the softmax")
+    return nats
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _pair(tensors: list[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+    return (ctypes.c_void_p * 2)(*(tensor.data_ptr() for tensor in tensors))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    for path in Path(__file__).parent.glob("compiled*.so"):
+        library = ctypes.CDLL(str(path))
+        library.lmtrain_cell.argtypes = [ctypes.c_char_p]
+        library.lmtrain_scan.argtypes = [
+            ctypes.c_void_p,
+            *[ctypes.c_int] * 4,
+            _Threads,
+        ]
+        library.lmtrain_cross_entropy.argtypes = [
+            ctypes.c_void_p,
+            *[ctypes.c_int] * 2,
+            _Threads,
+        ]
+        return library
+    return None
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    if library is None:
+        raise MachineError(f"no native kernels: {absence()}")
+    return library
+
+
+def _threads() -> _Threads:
+    return _Threads(torch.get_num_threads(), *_openmp())
+
+
+@functools.cache
+def _openmp() -> tuple[int | None, int | None]:
+    """Addresses of GOMP_parallel and omp_get_num_threads in the OpenMP that torch has loaded.
+
+    Its threads wait for work already; others beside them would fight them for the processor.
+    """
+    try:
+        mapped = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None, None
+    for path in sorted(set(re.findall(r"/\S*/libgomp\S*\.so\S*", mapped))):
+        openmp = ctypes.CDLL(path)
+        if hasattr(openmp, "GOMP_parallel"):
+            addresses = (
+                ctypes.cast(function, ctypes.c_void_p).value
+                for function in (openmp.GOMP_parallel, openmp.omp_get_num_threads)
+            )
+            return next(addresses), next(addresses)
+    return None, None

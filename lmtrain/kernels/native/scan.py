@@ -1,0 +1,162 @@
+"""Cells whose scan over time is native: `lmtrain::scan`, with its backward, as operators of torch.
+
+Input products and weight gradients are single products over all time steps, done by torch; the
+library runs what depends on time. Precision follows the inputs: with bf16 inputs the operands of
+all products and the kept activations are bf16; sums, state and gradients of weights are fp32.
+
+T steps, B rows, I input_size, H hidden_size, G gates.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmtrain import cells
+from lmtrain.cells import Cell, CellState, DifferentiatedCell
+from lmtrain.kernels.native import library
+
+# Which class gives the weight gradients of a kernel.
+_CLASSES: dict[int, type[DifferentiatedCell]] = {}
+
+
+def kernel(cell: Cell, inputs: Tensor) -> int | None:
+    """The number of the kernel that runs this cell on these inputs; None if none does."""
+    is_fp32 = inputs.dtype == torch.float32
+    if inputs.device.type != "cpu" or cell.bias.dtype != torch.float32 or library.absence():
+        return None
+    if not is_fp32 and not (inputs.dtype == torch.bfloat16 and library.has_bf16()):
+        return None
+    if (name := cells.name_of(cell)) is None:
+        return None
+    number = library.cell_number(" ".join([name, *(getattr(cell, o) for o in cell.options)]))
+    return number if number >= 0 else None
+
+
+def scan(
+    number: int, cell: DifferentiatedCell, inputs: Tensor, state: CellState, *, reverse: bool
+) -> tuple[Tensor, CellState]:
+    """As `reference.scan` without lengths, by the kernel of that number.
+
+    The hidden states have the inputs' precision.
+    """
+    _CLASSES[number] = type(cell)
+    weights = dict(cell.named_parameters())
+    hidden, last, _, _ = _scan(
+        inputs.contiguous(),
+        list(state),
+        weights["weight_input"].to(inputs.dtype),
+        weights["bias"].to(inputs.dtype),
+        weights["weight_recurrent"],
+        weights.get("weight_peephole"),
+        number,
+        reverse,
+    )
+    return hidden, tuple(last)
+
+
+@torch.library.custom_op("lmtrain::scan", mutates_args=())
+def _scan(
+    inputs: Tensor,
+    state: list[Tensor],
+    weight_input: Tensor,
+    bias: Tensor,
+    weight_recurrent: Tensor,
+    weight_peephole: Tensor | None,
+    cell: int,
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Hidden states, last state, activations (T, B, G·H) and history, each part (T + 1, B, H)."""
+    steps, rows, _ = inputs.shape
+    gates = F.linear(inputs, weight_input, bias)
+    history = [part.new_empty(steps + 1, *part.shape) for part in state]
+    for states, part in zip(history, state, strict=True):
+        states[steps if reverse else 0] = part
+    hidden = inputs.new_empty(steps, rows, weight_recurrent.shape[1])
+    library.scan(
+        cell,
+        gates=gates,
+        recurrent=weight_recurrent.contiguous(),
+        peephole=None if weight_peephole is None else weight_peephole.contiguous(),
+        history=history,
+        reverse=reverse,
+        hidden=hidden,
+    )
+    last = [states[0 if reverse else steps].clone() for states in history]
+    return hidden, last, gates, history
+
+
+@torch.library.custom_op("lmtrain::scan_backward", mutates_args=())
+def _scan_backward(
+    grad_hidden: Tensor,
+    grad_last: list[Tensor],
+    activations: Tensor,
+    history: list[Tensor],
+    weight_recurrent: Tensor,
+    weight_peephole: Tensor | None,
+    cell: int,
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients at the pre-activations, (T, B, G·H), and of the first state, each part (B, H)."""
+    dz = torch.empty_like(activations)
+    delta = [part.clone(memory_format=torch.contiguous_format) for part in grad_last]
+    library.scan(
+        cell,
+        gates=activations,
+        recurrent=weight_recurrent.contiguous(),
+        peephole=None if weight_peephole is None else weight_peephole.contiguous(),
+        history=history,
+        reverse=reverse,
+        grad_hidden=grad_hidden.contiguous(),
+        dz=dz,
+        delta=delta,
+    )
+    return dz, delta
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    x, _, weight_input, _, weight_recurrent, weight_peephole, ctx.cell, ctx.reverse = inputs
+    hidden, _, activations, history = output
+    ctx.save_for_backward(
+        *(x, weight_input, weight_recurrent, weight_peephole, activations, *history)
+    )
+    # Nobody differentiates the activations and the history: no zeros are made for them.
+    ctx.set_materialize_grads(False)
+    ctx.hidden = hidden.shape
+
+
+def _backward(
+    ctx: Any, grad_hidden: Tensor | None, grad_last: list[Tensor | None], *_unused: Any
+) -> tuple[Any, ...]:
+    x, weight_input, recurrent, peephole, activations, *history = ctx.saved_tensors
+    if grad_hidden is None:
+        grad_hidden = activations.new_zeros(ctx.hidden)
+    dz, grad_state = _scan_backward(
+        grad_hidden,
+        [
+            torch.zeros_like(states[0]) if grad is None else grad
+            for grad, states in zip(grad_last, history, strict=True)
+        ],
+        *(activations, history, recurrent, peephole, ctx.cell, ctx.reverse),
+    )
+    steps = len(x)
+    before = slice(1, steps + 1) if ctx.reverse else slice(0, steps)
+    previous = tuple(states[before].to(dz.dtype) for states in history)
+    weights = {"weight_recurrent": recurrent}
+    if peephole is not None:
+        weights["weight_peephole"] = peephole
+    gradients = _CLASSES[ctx.cell].recurrent_gradients(dz, activations, previous, weights)
+    flat = dz.flatten(0, 1)  # (T·B, G·H)
+    return (
+        dz @ weight_input if ctx.needs_input_grad[0] else None,
+        grad_state,
+        flat.T @ x.flatten(0, 1),
+        flat.sum(0),
+        gradients["weight_recurrent"].to(recurrent.dtype),
+        None if peephole is None else gradients["weight_peephole"].to(peephole.dtype),
+        *(None, None),  # cell, reverse
+    )
+
+
+torch.library.register_autograd("lmtrain::scan", _backward, setup_context=_setup_context)

@@ -1,0 +1,71 @@
+// Vectors of VL floats: loads and stores with a tail, bf16 operands, the non-linearities.
+// Included once for each instruction set, inside its namespace; see native.cpp.
+
+typedef float vec __attribute__((vector_size(4 * VL)));
+typedef int32_t ivec __attribute__((vector_size(4 * VL)));
+
+static inline vec splat(float x) { return x - vec{}; }
+
+// The first n of VL numbers; the others are 0.
+static inline vec load(const float* p, int n) {
+#if VL == 16
+  return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+  vec v{};
+  __builtin_memcpy(&v, p, n == VL ? sizeof v : n * sizeof(float));
+  return v;
+#endif
+}
+
+static inline void store(float* p, vec v, int n) {
+#if VL == 16
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+  __builtin_memcpy(p, &v, n == VL ? sizeof v : n * sizeof(float));
+#endif
+}
+
+#ifdef BF16
+static inline vec load(const bf16* p, int n) {
+  __m256i half = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+}
+
+static inline void store(bf16* p, vec v, int n) {
+  __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)v);
+  _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), half);
+}
+#endif
+
+// e^x: 2^k · e^r with |r| <= ln 2 / 2, e^r by a polynomial; x is held within ±87.
+static inline vec exp_(vec x) {
+  x = x > 87.0f ? splat(87.0f) : x;
+  x = x < -87.0f ? splat(-87.0f) : x;
+  const vec magic = splat(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
+  vec shifted = x * 1.44269504088896341f + magic;
+  vec k = shifted - magic;
+  vec r = x - k * 0.693359375f + k * 2.12194440e-4f;
+  vec p = splat(1.98756915e-4f);
+  p = p * r + 1.39819994e-3f;
+  p = p * r + 8.33345205e-3f;
+  p = p * r + 4.16657959e-2f;
+  p = p * r + 1.66666654e-1f;
+  p = p * r + 5.00000012e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // The low bits of `shifted` hold k; magic's own bits leave at the top.
+  return p * (vec)(((ivec)shifted << 23) + (ivec)splat(1.0f));
+}
+
+static inline vec sigmoid(vec x) { return 1.0f / (1.0f + exp_(-x)); }
+
+// tanh x; near 0, where 1 - 2 / (e^2x + 1) would lose digits, an odd polynomial.
+static inline vec tanh_(vec x) {
+  vec far = 1.0f - 2.0f / (exp_(x + x) + 1.0f);
+  vec s = x * x;
+  vec p = splat(-5.70498872745e-3f);
+  p = p * s + 2.06390887954e-2f;
+  p = p * s - 5.37397155531e-2f;
+  p = p * s + 1.33314422036e-1f;
+  p = p * s - 3.33332819422e-1f;
+  return s < 0.390625f ? x + x * s * p : far;
+}

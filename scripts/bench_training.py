@@ -1,0 +1,242 @@
+"""Whole training steps of lmtrain beside the same models of torch.nn, alternating in one process.
+
+    python scripts/bench_training.py                       # every configuration, LSTM
+    python scripts/bench_training.py ptb-small --cells     # one configuration, every cell
+    python scripts/bench_training.py --json > result.json
+
+A step is forward, backward, clipping and SGD on random tokens. Times are medians over rounds in
+which every competitor takes its turn; `rate` is model FLOP/s, 2 FLOP for each weight a token meets
+in a product and thrice that with the backward; `share` is that rate over the rate of a large bf16
+product measured in the same run.
+"""
+
+import argparse
+import contextlib
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmtrain.kernels.native import library
+from lmtrain.model.language_model import LanguageModel
+from lmtrain.training.optimizer import Optimizer
+
+LIMIT = 5.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and a batch: V tokens, E numbers an embedding, H units of each layer, B x T tokens."""
+
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    num_layers: int
+    batch_size: int
+    seq_len: int
+
+    def flops(self, gates: int, peephole: int = 0) -> float:
+        """FLOP of one training step in matrix products."""
+        width, weights = self.embedding_size, self.vocab_size * self.hidden_size
+        for _ in range(self.num_layers):
+            weights += self.hidden_size * (gates * (width + self.hidden_size))
+            weights += peephole * self.hidden_size**2
+            width = self.hidden_size
+        return 6.0 * weights * self.batch_size * self.seq_len
+
+
+SHAPES = {
+    "ptb-small": Shape(10_000, 200, 200, 2, 20, 20),
+    "ptb-medium": Shape(10_000, 650, 650, 2, 20, 35),
+    "ptb-large": Shape(10_000, 1500, 1500, 2, 20, 35),
+    "char-2x256": Shape(65, 256, 256, 2, 64, 64),
+    "char-3x512": Shape(65, 512, 512, 3, 64, 64),
+    "awd": Shape(10_000, 400, 1150, 3, 40, 70),
+}
+GATES = {"rnn": 1, "simple-gru": 2, "gru": 3, "lstm": 4, "peephole-lstm": 4}
+TORCH = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class TorchModel(nn.Module):
+    """The same model of torch.nn's own layers."""
+
+    def __init__(self, shape: Shape, cell: str) -> None:
+        super().__init__()
+        sizes = shape.embedding_size, shape.hidden_size, shape.num_layers
+        self.embedding = nn.Embedding(shape.vocab_size, shape.embedding_size)
+        self.layers = TORCH[cell](*sizes)
+        self.decoder = nn.Linear(shape.hidden_size, shape.vocab_size)
+
+    def forward(self, tokens: Tensor, state: object) -> tuple[Tensor, object]:
+        """Logits (T, B, V) and the state after the tokens (T, B)."""
+        hidden, state = self.layers(self.embedding(tokens), state)
+        return self.decoder(hidden), state
+
+
+def torch_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
+    """A training step of torch.nn, in fp32 or under bf16 autocast."""
+    model = TorchModel(shape, cell)
+    rule = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+    inputs, targets = tokens(shape)
+    state: object = None
+
+    def step() -> None:
+        nonlocal state
+        rule.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            logits, after = model(inputs, state)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        state = after.detach() if isinstance(after, Tensor) else tuple(s.detach() for s in after)
+        (loss * shape.seq_len).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), LIMIT, foreach=True)
+        rule.step()
+
+    return step
+
+
+def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
+    """A training step of lmtrain."""
+    model = LanguageModel(
+        shape.vocab_size,
+        cell=cell,
+        embedding_size=shape.embedding_size,
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        is_mixed=is_mixed,
+    )
+    rule = Optimizer(
+        model,
+        name="sgd",
+        weight_decay=0.0,
+        clip="l2",
+        max_grad_norm=LIMIT,
+        schedule=lambda _: 0.1,
+    )
+    inputs, targets = tokens(shape)
+    state = None
+
+    def step() -> None:
+        nonlocal state
+        loss, after = model.loss(inputs, targets, state)
+        state = after.detach()
+        rule.update(loss)
+
+    return step
+
+
+def tokens(shape: Shape) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, (T, B) each."""
+    chance = torch.Generator().manual_seed(1)
+    size = (2, shape.seq_len, shape.batch_size)
+    inputs, targets = torch.randint(0, shape.vocab_size, size, generator=chance)
+    return inputs, targets
+
+
+def product_rate(kind: torch.dtype) -> float:
+    """FLOP/s of a large product, the best of some."""
+    size = 2048
+    a, b = torch.randn(size, size).to(kind), torch.randn(size, size).to(kind)
+    times = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(times)
+
+
+def medians(steps: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
+    """Median seconds of each step, all taking turns for about that long."""
+    for step in steps.values():
+        step()
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(times[next(iter(times))]) < 5:
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def measure(name: str, cell: str, seconds: float, rates: dict[str, float]) -> dict[str, object]:
+    """One row: times, ratios and rates of one shape and cell."""
+    shape = SHAPES[name]
+    steps = {"own fp32": own_step(shape, cell, is_mixed=False)}
+    if library.has_bf16():
+        steps["own bf16"] = own_step(shape, cell, is_mixed=True)
+    if cell in TORCH:
+        steps["torch fp32"] = torch_step(shape, cell, is_mixed=False)
+        steps["torch bf16"] = torch_step(shape, cell, is_mixed=True)
+    found = medians(steps, seconds)
+    flops = shape.flops(GATES[cell], 3 if cell == "peephole-lstm" else 0)
+    best = min(time for each, time in found.items() if each.startswith("own"))
+    row: dict[str, object] = {
+        "shape": name,
+        "cell": cell,
+        "seconds": found,
+        "gflops": {each: flops / time / 1e9 for each, time in found.items()},
+        "share": flops / best / rates["bf16" if library.has_bf16() else "fp32"],
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    if cell in TORCH:
+        row["ratio"] = min(found["torch fp32"], found["torch bf16"]) / best
+        row["ratio_fp32"] = found["torch fp32"] / found["own fp32"]
+    return row
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("shapes", nargs="*", default=list(SHAPES), metavar="shape")
+    parser.add_argument("--cells", action="store_true", help="every cell, not the LSTM alone")
+    parser.add_argument("--seconds", type=float, default=12.0, help="for each row")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if unknown := set(options.shapes) - set(SHAPES):
+        parser.error(f"no shape {', '.join(unknown)}; there are {', '.join(SHAPES)}")
+    torch.set_num_threads(options.threads)
+    rates = {"fp32": product_rate(torch.float32), "bf16": product_rate(torch.bfloat16)}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "level": library.LEVELS[library.level()],
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "product_gflops": {kind: rate / 1e9 for kind, rate in rates.items()},
+    }
+    rows = []
+    if not options.json:
+        print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
+    for name in options.shapes:
+        for cell in GATES if options.cells else ["lstm"]:
+            row = measure(name, cell, options.seconds, rates)
+            rows.append(row)
+            if not options.json:
+                show(row)
+    if options.json:
+        json.dump({"schema": "lmtrain.bench/1", "machine": machine, "rows": rows}, sys.stdout)
+
+
+def show(row: dict[str, object]) -> None:
+    """Prints one row."""
+    times, rates = row["seconds"], row["gflops"]
+    assert isinstance(times, dict) and isinstance(rates, dict)
+    parts = [f"{each} {time * 1e3:.1f} ms {rates[each]:.0f} G" for each, time in times.items()]
+    ratio = f"ratio {row['ratio']:.2f}, in fp32 {row['ratio_fp32']:.2f}; " if "ratio" in row else ""
+    print(
+        f"{row['shape']:>10} {row['cell']:>13}: {ratio}share {row['share']:.0%}; {'; '.join(parts)}"
+    )
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

@@ -1,0 +1,87 @@
+// Every cell at odd sizes on memory of exactly the size it needs, for the sanitizers of a compiler.
+
+#include "native.cpp"
+
+#include <cstdio>
+#include <random>
+
+static std::mt19937 chance(1);
+
+static std::vector<char> numbers(int64_t count, bool is_bf16) {
+  std::vector<char> bytes(count * (is_bf16 ? 2 : 4));
+  for (int64_t i = 0; i < count; ++i) {
+    float x = (float)(chance() % 2001) / 1000 - 1;
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    uint16_t half = bits >> 16;
+    if (is_bf16)
+      std::memcpy(&bytes[2 * i], &half, 2);
+    else
+      std::memcpy(&bytes[4 * i], &x, 4);
+  }
+  return bytes;
+}
+
+static int scans = 0;
+
+// Each call gets memory of its own size, so that a step beyond it is seen.
+static void forget_space() {
+  std::free(kept.data);
+  kept.data = nullptr;
+  kept.size = 0;
+}
+
+static void scan(int cell, int64_t steps, int64_t rows, int64_t units, int level, bool is_mixed,
+                 int threads, bool reverse) {
+  const char* name = portable::entries<float>[cell].names[0];
+  int gates = std::strstr(name, "rnn") ? 1 : std::strstr(name, "simple") ? 2
+              : std::strstr(name, "gru") ? 3 : 4;
+  int64_t state = rows * units;
+  int64_t see = std::strstr(name, "full") ? 3 * units * units
+                : std::strstr(name, "diagonal") ? 3 * units : 0;
+  auto z = numbers(steps * state * gates, is_mixed), dz = z;
+  auto recurrent = numbers(gates * units * units, false), peephole = numbers(see, false);
+  std::vector<char> history[2] = {numbers((steps + 1) * state, false),
+                                  numbers((steps + 1) * state, false)};
+  std::vector<char> delta[2] = {numbers(state, false), numbers(state, false)};
+  auto hidden = numbers(steps * state, is_mixed);
+  Arguments a{steps, rows, units, reverse, steps % 2, z.data(), (float*)recurrent.data(),
+              (float*)peephole.data(), {(float*)history[0].data(), (float*)history[1].data()},
+              hidden.data(), hidden.data(), dz.data(),
+              {(float*)delta[0].data(), (float*)delta[1].data()}};
+  for (int is_backward : {0, 1}) {
+    forget_space();
+    lmtrain_scan(&a, cell, is_mixed, is_backward, level, {threads, nullptr, nullptr});
+    ++scans;
+  }
+}
+
+static void cross_entropy(int64_t rows, int64_t vocab, int level, bool is_mixed, int threads) {
+  auto logits = numbers(rows * vocab, is_mixed), bias = numbers(vocab, false);
+  auto grad_bias = numbers(vocab, false), nats = numbers(rows, false);
+  std::vector<int64_t> targets(rows);
+  for (int64_t& target : targets) target = (int64_t)(chance() % (vocab + 1)) - 1;
+  for (float* gradient : {(float*)nullptr, (float*)grad_bias.data()}) {
+    forget_space();
+    Loss loss{rows, vocab, logits.data(), (float*)bias.data(), targets.data(),
+              (float*)nats.data(), gradient, 0.5f};
+    lmtrain_cross_entropy(&loss, is_mixed, level, {threads, nullptr, nullptr});
+    ++scans;
+  }
+}
+
+int main() {
+  for (int level = 0; level <= lmtrain_level(); ++level)
+    for (bool is_mixed : {false, true}) {
+      if (is_mixed && level < AVX512_BF16) continue;
+      for (int threads : {1, 2, 3}) {
+        for (int cell = 0; cell < 6; ++cell)
+          for (int64_t units : {1, 7, 17, 65})
+            for (int64_t rows : {1, 3, 7})
+              scan(cell, 1 + rows % 3, rows, units, level, is_mixed, threads, units % 2);
+        for (int64_t vocab : {1, 7, 16, 33})
+          for (int64_t rows : {1, 5}) cross_entropy(rows, vocab, level, is_mixed, threads);
+      }
+    }
+  std::printf("%d scans\n", scans);
+}

@@ -1,0 +1,243 @@
+"""The native scans against the float64 reference: every cell, odd sizes, both precisions."""
+
+import itertools
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lmtrain import device
+from lmtrain.cells import LSTM, Cell, cell_names, create
+from lmtrain.errors import ConfigError
+from lmtrain.kernels import plain, reference
+from lmtrain.kernels.native import library
+from lmtrain.kernels.native import scan as native
+from lmtrain.kernels.scan import engine, scan
+
+if library.absence():
+    pytest.skip(f"no native kernels: {library.absence()}", allow_module_level=True)
+
+OPTIONS = {
+    "rnn": [{"activation": each} for each in ("tanh", "relu")],
+    "lstm": [{"cell_output": each} for each in ("tanh", "linear")],
+    "peephole-lstm": [
+        {"cell_output": output, "peephole": form}
+        for output in ("tanh", "linear")
+        for form in ("full", "diagonal")
+    ],
+}
+OWN = [name for name in cell_names() if create(name, 1, 1, {}).__module__.startswith("lmtrain.")]
+CELLS = [(name, options) for name in OWN for options in OPTIONS.get(name, [{}])]
+LEVELS = library.LEVELS[: library.level() + 1]
+KINDS = [torch.float32, torch.bfloat16] if library.has_bf16() else [torch.float32]
+SIZES = list(itertools.product((1, 7, 17, 200, 257), (1, 3, 20), (1, 2, 33)))
+each_cell = pytest.mark.parametrize(("name", "options"), CELLS, ids=str)
+
+
+def make(name: str, options: dict[str, str], input_size: int, hidden_size: int) -> Cell:
+    cell = create(name, input_size, hidden_size, options)
+    # The state of 33 steps stays of the order of 1 at any width.
+    cell.initialize(device.generator(3), 0.5 / hidden_size**0.5, 0.5)
+    return cell
+
+
+def chance(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=device.generator(seed))
+
+
+def results(run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool) -> list[Tensor]:
+    """Outputs, last state, and every gradient with upstream gradients into all of them."""
+    inputs = inputs.clone().requires_grad_()
+    state = [part.clone().requires_grad_() for part in state]
+    hidden, last = run(cell, inputs, tuple(state), reverse)
+    outputs = [hidden, *last]
+    upstream = [chance(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
+    gradients = torch.autograd.grad(outputs, [inputs, *state, *cell.parameters()], upstream)
+    return [tensor.detach().double() for tensor in (*outputs, *gradients)]
+
+
+def by_reference(cell, inputs, state, reverse):
+    return reference.scan(cell, inputs, state, None, reverse=reverse)
+
+
+def by_native(cell, inputs, state, reverse):
+    assert native.kernel(cell, inputs) is not None
+    return scan(cell, inputs, state, reverse=reverse)
+
+
+def check(name, options, size, kinds=(torch.float32,), reverse=False, has_state=True) -> None:
+    """The results of each kind, a precision, for a size H, B, T: the reference runs once."""
+    hidden_size, rows, steps = size
+    cell = make(name, options, 5, hidden_size)
+    inputs = chance(steps, rows, 5, seed=1).bfloat16()  # numbers that both precisions have
+    parts = range(len(cell.state_names))
+    state = [chance(rows, hidden_size, seed=2 + part) * has_state for part in parts]
+    found = {kind: results(by_native, cell, inputs.to(kind), state, reverse) for kind in kinds}
+    expected = results(
+        by_reference, cell.double(), inputs.double(), [s.double() for s in state], reverse
+    )
+    largest = max(truth.norm() for truth in expected)
+    for kind, actual in found.items():
+        compared = list(enumerate(zip(actual, expected, strict=True)))
+        if kind == torch.bfloat16 and options.get("activation") == "relu":
+            # The slope of relu jumps at 0, and rounding takes some sums across: no gradients.
+            compared = compared[:2]
+        for index, (ours, truth) in compared:
+            # The gradients of a single unit are sums of a few numbers that may cancel each other.
+            scale = largest if hidden_size == 1 else truth.norm()
+            error = (ours - truth).norm()
+            limit = 1e-5 if kind == torch.float32 else 1e-2
+            assert error <= limit * scale, (
+                f"{name} {options} {size} {kind} {index}: {error / scale}"
+            )
+
+
+@each_cell
+def test_every_size_equals_the_reference(name, options):
+    for size, threads in zip(SIZES, itertools.cycle([1, 2])):
+        torch.set_num_threads(threads)
+        check(name, options, size, KINDS)
+
+
+@each_cell
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_instruction_set_computes_the_same(name, options, level, monkeypatch):
+    monkeypatch.setenv("LMTRAIN_LEVEL", level)
+    for reverse, has_state in itertools.product((False, True), repeat=2):
+        check(name, options, (21, 7, 5), reverse=reverse, has_state=has_state)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cell=st.sampled_from(CELLS),
+    size=st.tuples(st.integers(1, 70), st.integers(1, 14), st.integers(1, 9)),
+    reverse=st.booleans(),
+    has_state=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_any_shape_equals_the_reference(cell, size, reverse, has_state, threads):
+    torch.set_num_threads(threads)
+    check(*cell, size, reverse=reverse, has_state=has_state)
+
+
+@each_cell
+def test_two_runs_are_equal_to_the_bit(name, options):
+    torch.set_num_threads(2)
+    cell = make(name, options, 5, 33)
+    state = [chance(7, 33, seed=2 + i) for i in range(len(cell.state_names))]
+    for kind in KINDS:
+        inputs = chance(6, 7, 5, seed=1).to(kind)
+
+        first, again = (results(by_native, cell, inputs, state, False) for _ in range(2))
+
+        assert all(map(torch.equal, first, again))
+
+
+def test_threads_of_python_may_scan_at_once():
+    torch.set_num_threads(2)
+    cell, inputs = make("lstm", {}, 5, 40), chance(30, 6, 5, seed=1)
+    state = [chance(6, 40, seed=2), chance(6, 40, seed=3)]
+    expected = results(by_native, cell, inputs, state, False)
+    found: list[list[Tensor]] = []
+
+    def work() -> None:
+        found.extend(results(by_native, cell, inputs, state, False) for _ in range(20))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert len(found) == 60
+    for each in found:
+        assert all(map(torch.equal, each, expected))
+
+
+def test_views_are_taken_for_what_they_hold():
+    cell = make("lstm", {}, 5, 8)
+    inputs = chance(3, 6, 5, seed=1).transpose(0, 1)  # (6, 3, 5), not contiguous
+    state = [chance(8, 3, seed=2).T, chance(1, 8, seed=3).expand(3, 8)]
+
+    actual = results(by_native, cell, inputs, state, False)
+
+    same = results(by_native, cell, inputs.contiguous(), [s.contiguous() for s in state], False)
+    assert all(map(torch.equal, actual, same))
+
+
+def test_denormal_numbers_are_harmless():
+    cell = make("lstm", {}, 5, 8)
+    tiny = [torch.full((3, 8), 1e-40), torch.full((3, 8), 1e-40)]
+
+    found = results(by_native, cell, chance(4, 3, 5, seed=1), tiny, False)
+
+    assert all(result.isfinite().all() for result in found)
+    assert float(torch.tensor(1e-40) * 1) > 0  # and remain what they were outside
+
+
+def test_extreme_inputs_saturate_the_gates():
+    cell = make("lstm", {}, 5, 8)
+
+    hidden, _ = scan(cell, torch.full((4, 3, 5), 1e30))
+
+    assert hidden.isfinite().all()
+    assert hidden.abs().max() <= 1
+
+
+def test_the_operator_keeps_the_rules_of_torch():
+    cell = make("peephole-lstm", {}, 5, 8)
+    weights = [cell.weight_input, cell.bias, cell.weight_recurrent, cell.weight_peephole]
+    state = [torch.zeros(3, 8), torch.zeros(3, 8)]
+    arguments = (chance(4, 3, 5, seed=1), state, *weights, native.kernel(cell, state[0]), False)
+
+    torch.library.opcheck(native._scan, arguments, test_utils=["test_schema"])
+
+
+def test_other_types_and_cells_of_ones_own_take_another_engine():
+    class Own(LSTM):
+        pass
+
+    assert engine(LSTM(3, 7)) == "native"
+    assert engine(LSTM(3, 7).double()) == "plain"
+    assert engine(Own(3, 7)) == "plain"
+
+
+def test_torch_alone_can_be_asked_for(monkeypatch):
+    cell, inputs = make("lstm", {}, 5, 8), chance(4, 3, 5, seed=1)
+    expected = plain.scan(cell, inputs, cell.zero_state(3), None, reverse=False)[0]
+
+    monkeypatch.setenv("LMTRAIN_KERNELS", "torch")
+
+    assert engine(cell) == "plain"
+    assert torch.equal(scan(cell, inputs)[0], expected)
+
+
+@pytest.mark.parametrize("switch", ["LMTRAIN_KERNELS", "LMTRAIN_LEVEL"])
+def test_a_wrong_switch_is_refused(switch, monkeypatch):
+    monkeypatch.setenv(switch, "fast")
+
+    with pytest.raises(ConfigError, match=f"{switch}=fast"):
+        scan(LSTM(3, 7), torch.zeros(2, 2, 3).bfloat16())
+
+
+def test_no_byte_is_read_or_written_out_of_bounds(tmp_path):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ here")
+    program = tmp_path / "sanitized"
+    source = Path(__file__).with_name("sanitized.cpp")
+    flags = ["-std=c++17", "-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags += ["-pthread", "-Wno-psabi", "-I", str(Path(library.__file__).parent)]
+    command = [compiler, *flags, str(source), "-o", str(program)]
+    subprocess.run(command, check=True, capture_output=True)
+
+    ended = subprocess.run([program], capture_output=True, text=True, timeout=120)
+
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "scans" in ended.stdout
