@@ -121,5 +121,7 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
             "activation": config.model.activation,
         },
         is_mixed=is_mixed(config),
+        # Rules that remember or decay need every row in every step.
+        has_sparse_embedding=config.optimizer.name == "sgd" and config.optimizer.weight_decay == 0,
         seed=config.train.seed,
     )

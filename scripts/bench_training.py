@@ -20,9 +20,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmtrain.kernels.native import library
@@ -34,7 +34,7 @@ LIMIT = 5.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and a batch: V tokens, E numbers an embedding, H units of each layer, B x T tokens."""
+    """A model and a batch: V tokens, E numbers an embedding, H units a layer, B x T tokens."""
 
     vocab_size: int
     embedding_size: int
@@ -93,7 +93,7 @@ def torch_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]
         rule.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
             logits, after = model(inputs, state)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         state = after.detach() if isinstance(after, Tensor) else tuple(s.detach() for s in after)
         (loss * shape.seq_len).backward()
         nn.utils.clip_grad_norm_(model.parameters(), LIMIT, foreach=True)
@@ -111,6 +111,7 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
         hidden_size=shape.hidden_size,
         num_layers=shape.num_layers,
         is_mixed=is_mixed,
+        has_sparse_embedding=True,
     )
     rule = Optimizer(
         model,
@@ -167,7 +168,7 @@ def medians(steps: dict[str, Callable[[], None]], seconds: float) -> dict[str, f
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def measure(name: str, cell: str, seconds: float, rates: dict[str, float]) -> dict[str, object]:
+def measure(name: str, cell: str, seconds: float, rates: dict[str, float]) -> dict[str, Any]:
     """One row: times, ratios and rates of one shape and cell."""
     shape = SHAPES[name]
     steps = {"own fp32": own_step(shape, cell, is_mixed=False)}
@@ -179,7 +180,7 @@ def measure(name: str, cell: str, seconds: float, rates: dict[str, float]) -> di
     found = medians(steps, seconds)
     flops = shape.flops(GATES[cell], 3 if cell == "peephole-lstm" else 0)
     best = min(time for each, time in found.items() if each.startswith("own"))
-    row: dict[str, object] = {
+    row: dict[str, Any] = {
         "shape": name,
         "cell": cell,
         "seconds": found,
@@ -226,10 +227,9 @@ def main() -> None:
         json.dump({"schema": "lmtrain.bench/1", "machine": machine, "rows": rows}, sys.stdout)
 
 
-def show(row: dict[str, object]) -> None:
+def show(row: dict[str, Any]) -> None:
     """Prints one row."""
     times, rates = row["seconds"], row["gflops"]
-    assert isinstance(times, dict) and isinstance(rates, dict)
     parts = [f"{each} {time * 1e3:.1f} ms {rates[each]:.0f} G" for each, time in times.items()]
     ratio = f"ratio {row['ratio']:.2f}, in fp32 {row['ratio_fp32']:.2f}; " if "ratio" in row else ""
     print(

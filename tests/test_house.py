@@ -72,9 +72,9 @@ def test_imports_point_down_the_map(path):
     own = place(path)
     for name in imported(path):
         for target in targets(name):
-            same_folder = own.rpartition("/")[0] == target.rpartition("/")[0]
+            same_floor = own.partition("/")[0] == target.partition("/")[0]
             assert layers[target] < layers[own] or (
-                same_folder and layers[own] != 6 and rows.index(target) < rows.index(own)
+                same_floor and layers[own] != 6 and rows.index(target) < rows.index(own)
             ), f"{own} imports {target}"
 
 

@@ -168,8 +168,8 @@ class DifferentiatedCell(Cell):
 
 
 def product_over_time(dz: Tensor, recurrent: Tensor) -> Tensor:
-    """Σ_t dzᵀ a over all steps and rows: (T, B, R) and (T, B, H) give (R, H)."""
-    return dz.flatten(0, 1).T @ recurrent.flatten(0, 1)
+    """Σ_t dzᵀ a over all steps and rows, in dz's precision: (T, B, R) and (T, B, H) give (R, H)."""
+    return dz.flatten(0, 1).T @ recurrent.flatten(0, 1).to(dz.dtype)
 
 
 def register(name: str) -> Callable[[type[Cell]], type[Cell]]:

@@ -34,6 +34,8 @@ class LanguageModel(nn.Module):
         cell_options: further arguments of the cell by name.
         is_mixed: whether training steps take bf16 for activations and the operands of products;
             weights, sums, cell states and losses are fp32, and so is all that is not training.
+        has_sparse_embedding: whether the embedding's gradient may be sparse, one row for each
+            token of the batch, where it has more rows than the batch; not if it is tied.
         seed: of the first weights and of dropout.
 
     Raises:
@@ -60,6 +62,7 @@ class LanguageModel(nn.Module):
         forget_bias: float = 1.0,
         cell_options: Mapping[str, Any] | None = None,
         is_mixed: bool = False,
+        has_sparse_embedding: bool = False,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -83,6 +86,7 @@ class LanguageModel(nn.Module):
             self.output_weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
         self._tied = tied_embeddings
         self._is_mixed = is_mixed
+        self._has_sparse_embedding = has_sparse_embedding and not tied_embeddings
         self._initialize(init_scale, forget_bias)
 
     def _initialize(self, init_scale: float | None, forget_bias: float) -> None:
@@ -115,7 +119,8 @@ class LanguageModel(nn.Module):
 
         A token below 0 stands for "nothing yet": its embedding is 0, as x⟨1⟩ = 0 in the notes.
         """
-        embedded = F.embedding(inputs.clamp(min=0), self.embedding)  # (T, B, E)
+        is_sparse = self._has_sparse_embedding and inputs.numel() < self.vocab_size
+        embedded = F.embedding(inputs.clamp(min=0), self.embedding, sparse=is_sparse)  # (T, B, E)
         if self.training and self._is_mixed:
             embedded = embedded.bfloat16()
         if not self.training:

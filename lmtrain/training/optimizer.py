@@ -56,6 +56,15 @@ def schedule(
     return learning_rate
 
 
+def _norm(gradients: list[Tensor], clip: str) -> Tensor:
+    """The L1 norm over all gradients for clip l1, else the L2 norm."""
+    if clip == "l1":
+        return torch.stack([gradient.abs().sum() for gradient in gradients]).sum()
+    # A product with itself is several times as fast as torch's norm of a long vector.
+    flat = [gradient.flatten() for gradient in gradients]
+    return torch.stack([numbers.dot(numbers) for numbers in flat]).sum().sqrt()
+
+
 class Optimizer:
     """Updates the parameters of a model.
 
@@ -84,6 +93,7 @@ class Optimizer:
         self._limit = max_grad_norm
         self.step = 0
         self.was_clipped = False
+        self._is_linear = name == "sgd" and weight_decay == 0
         self._rule = _RULES[name](
             self._parameters.values(),
             lr=schedule(0),
@@ -109,30 +119,50 @@ class Optimizer:
         """
         self._rule.zero_grad(set_to_none=True)
         loss.backward()
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm_type = 1.0 if self._clip == "l1" else 2.0
-        norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=True)
+        gradients = self._gradients()
+        norm = _norm(gradients, self._clip)
         grad_norm, value = float(norm), float(loss.detach())
         if not (math.isfinite(grad_norm) and math.isfinite(value)):
             raise DivergedError(f"summed loss {value:.6g}, gradient norm {grad_norm:.6g}")
-        self.was_clipped = self._limit_gradients(gradients, norm, grad_norm)
+        rate = self.learning_rate * self._clipped(gradients, grad_norm)
         for group in self._rule.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = rate
         self._rule.step()
         self.step += 1
         return grad_norm
 
-    def _limit_gradients(self, gradients: list[Tensor], norm: Tensor, grad_norm: float) -> bool:
+    def _gradients(self) -> list[Tensor]:
+        """The numbers of all gradients; of sparse ones those that are not 0."""
+        gradients = []
+        for parameter in self._parameters.values():
+            gradient = parameter.grad
+            if gradient is not None and gradient.is_sparse:
+                parameter.grad = gradient = gradient.coalesce()
+                gradient = gradient.values()
+            if gradient is not None:
+                gradients.append(gradient)
+        return gradients
+
+    def _clipped(self, gradients: list[Tensor], grad_norm: float) -> float:
+        """Clips the gradients; returns what is left to multiply the learning rate with."""
+        self.was_clipped = False
         if self._limit is None:
-            return False
+            return 1.0
         if self._clip == "value":
             largest = float(torch.stack([g.abs().max() for g in gradients]).max())
-            torch.nn.utils.clip_grad_value_(self._parameters.values(), self._limit, foreach=True)
-            return largest > self._limit
-        if grad_norm > self._limit:
-            torch._foreach_mul_(gradients, self._limit / grad_norm)
-            return True
-        return False
+            self.was_clipped = largest > self._limit
+            if self.was_clipped:
+                torch._foreach_clamp_min_(gradients, -self._limit)
+                torch._foreach_clamp_max_(gradients, self._limit)
+            return 1.0
+        self.was_clipped = grad_norm > self._limit
+        factor = self._limit / grad_norm if self.was_clipped else 1.0
+        if self._is_linear:
+            # One pass less over the gradients: p − r · (f · g) = p − (r · f) · g.
+            return factor
+        if self.was_clipped:
+            torch._foreach_mul_(gradients, factor)
+        return 1.0
 
     def state_tensors(self) -> dict[str, Tensor]:
         """What the update rule remembers, as tensors named `optimizer/PARAMETER/KEY`."""

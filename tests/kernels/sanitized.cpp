@@ -44,10 +44,11 @@ static void scan(int cell, int64_t steps, int64_t rows, int64_t units, int level
   std::vector<char> history[2] = {numbers((steps + 1) * state, false),
                                   numbers((steps + 1) * state, false)};
   std::vector<char> delta[2] = {numbers(state, false), numbers(state, false)};
+  auto grad_bias = numbers(gates * units, false);
   auto hidden = numbers(steps * state, is_mixed);
   Arguments a{steps, rows, units, reverse, steps % 2, z.data(), (float*)recurrent.data(),
               (float*)peephole.data(), {(float*)history[0].data(), (float*)history[1].data()},
-              hidden.data(), hidden.data(), dz.data(),
+              hidden.data(), hidden.data(), dz.data(), (float*)grad_bias.data(),
               {(float*)delta[0].data(), (float*)delta[1].data()}};
   for (int is_backward : {0, 1}) {
     forget_space();

@@ -376,6 +376,8 @@ template <class Cell, class Num, int R> struct Tile {
   vec delta(int part, int r) const { return load(delta_at(part, r), n); }
   void save_delta(int part, int r, vec v) const { store(delta_at(part, r), v, n); }
   void save_dz(int r, int g, vec v) const {
+    float* sum = w.a.grad_bias + g * w.H() + unit();
+    store(sum, load(sum, n) + v, n);
     store(gate_at(w.a.dz, r, g), v, n);
     store(w.dz_operand[s & 1] + (row + r) * w.dz_stride + g * w.H() + unit(), v, n);
   }

@@ -28,7 +28,7 @@ class _Arguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("steps", "rows", "units", "reverse", "other")),
         *((name, ctypes.c_void_p) for name in ("gates", "recurrent", "peephole")),
         ("history", ctypes.c_void_p * 2),
-        *((name, ctypes.c_void_p) for name in ("hidden", "grad_hidden", "dz")),
+        *((name, ctypes.c_void_p) for name in ("hidden", "grad_hidden", "dz", "bias")),
         ("delta", ctypes.c_void_p * 2),
     )
 
@@ -105,6 +105,7 @@ def scan(
     hidden: Tensor | None = None,
     grad_hidden: Tensor | None = None,
     dz: Tensor | None = None,
+    grad_bias: Tensor | None = None,
     delta: Iterable[Tensor] = (),
 ) -> None:
     """One scan over time: forward where `hidden` is given, else backward.
@@ -120,6 +121,7 @@ def scan(
         hidden: receives the hidden states, (T, B, H).
         grad_hidden: their gradient, (T, B, H).
         dz: receives the gradients at the pre-activations, (T, B, G·H).
+        grad_bias: (G·H), fp32; the sum of `dz` over time and rows is added to it.
         delta: the gradients of each part of the last state, (B, H), fp32; become those of the
             first.
 
@@ -132,7 +134,7 @@ def scan(
         *(steps, rows, units, int(reverse), cell % 2),
         *(_pointer(gates), _pointer(recurrent), _pointer(peephole)),
         _pair(history),
-        *(_pointer(hidden), _pointer(grad_hidden), _pointer(dz)),
+        *(_pointer(hidden), _pointer(grad_hidden), _pointer(dz), _pointer(grad_bias)),
         _pair(delta),
     )
     is_mixed = gates.dtype == torch.bfloat16

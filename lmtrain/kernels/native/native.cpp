@@ -36,6 +36,7 @@ extern "C" struct Arguments {
   void* hidden;             // (T, B, H) Num
   const void* grad_hidden;  // (T, B, H) Num
   void* dz;                 // (T, B, G, H) Num
+  float* grad_bias;         // (G, H), added to: the sum of dz over time and rows
   float* delta[2];          // (B, H): gradient of the last state, then of the first
 };
 

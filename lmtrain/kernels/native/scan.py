@@ -47,7 +47,7 @@ def scan(
         inputs.contiguous(),
         list(state),
         weights["weight_input"].to(inputs.dtype),
-        weights["bias"].to(inputs.dtype),
+        weights["bias"],
         weights["weight_recurrent"],
         weights.get("weight_peephole"),
         number,
@@ -69,7 +69,7 @@ def _scan(
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Hidden states, last state, activations (T, B, G·H) and history, each part (T + 1, B, H)."""
     steps, rows, _ = inputs.shape
-    gates = F.linear(inputs, weight_input, bias)
+    gates = F.linear(inputs, weight_input, bias.to(inputs.dtype))
     history = [part.new_empty(steps + 1, *part.shape) for part in state]
     for states, part in zip(history, state, strict=True):
         states[steps if reverse else 0] = part
@@ -97,9 +97,10 @@ def _scan_backward(
     weight_peephole: Tensor | None,
     cell: int,
     reverse: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Gradients at the pre-activations, (T, B, G·H), and of the first state, each part (B, H)."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients at the pre-activations (T, B, G·H), of the bias (G·H) and of the first state."""
     dz = torch.empty_like(activations)
+    grad_bias = torch.zeros(activations.shape[2])
     delta = [part.clone(memory_format=torch.contiguous_format) for part in grad_last]
     library.scan(
         cell,
@@ -110,9 +111,10 @@ def _scan_backward(
         reverse=reverse,
         grad_hidden=grad_hidden.contiguous(),
         dz=dz,
+        grad_bias=grad_bias,
         delta=delta,
     )
-    return dz, delta
+    return dz, grad_bias, delta
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -132,7 +134,7 @@ def _backward(
     x, weight_input, recurrent, peephole, activations, *history = ctx.saved_tensors
     if grad_hidden is None:
         grad_hidden = activations.new_zeros(ctx.hidden)
-    dz, grad_state = _scan_backward(
+    dz, grad_bias, grad_state = _scan_backward(
         grad_hidden,
         [
             torch.zeros_like(states[0]) if grad is None else grad
@@ -142,7 +144,7 @@ def _backward(
     )
     steps = len(x)
     before = slice(1, steps + 1) if ctx.reverse else slice(0, steps)
-    previous = tuple(states[before].to(dz.dtype) for states in history)
+    previous = tuple(states[before] for states in history)
     weights = {"weight_recurrent": recurrent}
     if peephole is not None:
         weights["weight_peephole"] = peephole
@@ -152,7 +154,7 @@ def _backward(
         dz @ weight_input if ctx.needs_input_grad[0] else None,
         grad_state,
         flat.T @ x.flatten(0, 1),
-        flat.sum(0),
+        grad_bias,
         gradients["weight_recurrent"].to(recurrent.dtype),
         None if peephole is None else gradients["weight_peephole"].to(peephole.dtype),
         *(None, None),  # cell, reverse

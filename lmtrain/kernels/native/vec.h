@@ -56,11 +56,21 @@ static inline vec exp_(vec x) {
   return p * (vec)(((ivec)shifted << 23) + (ivec)splat(1.0f));
 }
 
-static inline vec sigmoid(vec x) { return 1.0f / (1.0f + exp_(-x)); }
+// 1 / x for 1 <= x < e^88: an estimate and a step of Newton's, a quarter of a division's time.
+static inline vec reciprocal(vec x) {
+#if VL == 16
+  vec y = (vec)_mm512_rcp14_ps((__m512)x);
+  return y * (2.0f - x * y);
+#else
+  return 1.0f / x;
+#endif
+}
+
+static inline vec sigmoid(vec x) { return reciprocal(1.0f + exp_(-x)); }
 
 // tanh x; near 0, where 1 - 2 / (e^2x + 1) would lose digits, an odd polynomial.
 static inline vec tanh_(vec x) {
-  vec far = 1.0f - 2.0f / (exp_(x + x) + 1.0f);
+  vec far = 1.0f - 2.0f * reciprocal(exp_(x + x) + 1.0f);
   vec s = x * x;
   vec p = splat(-5.70498872745e-3f);
   p = p * s + 2.06390887954e-2f;
