@@ -6,7 +6,9 @@
 // over all steps. A tile is up to MOST_ROWS rows of one block (forward) or of up to four blocks
 // (backward); its sums live in registers until the cell has made activations and state of them.
 
-#if VL == 16
+#if defined(AMX)
+constexpr int MOST_ROWS = 2;  // the sums wait in memory
+#elif VL == 16
 constexpr int MOST_ROWS = 6;
 #else
 constexpr int MOST_ROWS = 3;
@@ -161,8 +163,10 @@ template <class F> static inline void for_tiles(int64_t rows, F f) {
     switch (count) {
       case 1: f(row, Int<1>{}); break;
       case 2: f(row, Int<2>{}); break;
+#ifndef AMX
       case 3: f(row, Int<3>{}); break;
-#if VL == 16
+#endif
+#if VL == 16 && !defined(AMX)
       case 4: f(row, Int<4>{}); break;
       case 5: f(row, Int<5>{}); break;
       case 6: f(row, Int<6>{}); break;

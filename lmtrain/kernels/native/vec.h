@@ -37,6 +37,34 @@ static inline void store(bf16* p, vec v, int n) {
 }
 #endif
 
+#ifdef BF16
+// e^x to 3e-6 of itself, enough where results become bf16: 2^k · 2^f with |f| <= 1/2, 2^f by a
+// polynomial; x is held within ±87.
+static inline vec exp_(vec x) {
+  x = x > 87.0f ? splat(87.0f) : x;
+  x = x < -87.0f ? splat(-87.0f) : x;
+  vec t = x * 1.44269504088896341f;
+  vec f = (vec)_mm512_reduce_ps((__m512)t, 0);
+  vec p = splat(9.57010143e-3f);
+  p = p * f + 5.59178603e-2f;
+  p = p * f + 2.40247448e-1f;
+  p = p * f + 6.93121815e-1f;
+  p = p * f + 9.99999261e-1f;
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)(t - f));
+}
+
+// 1 / x to 2^-14 of itself.
+static inline vec reciprocal(vec x) { return (vec)_mm512_rcp14_ps((__m512)x); }
+
+// tanh x; near 0, where 1 - 2 / (e^2x + 1) would lose digits, an odd polynomial.
+static inline vec tanh_(vec x) {
+  vec far = 1.0f - 2.0f * reciprocal(exp_(x + x) + 1.0f);
+  vec s = x * x;
+  vec p = splat(-4.07492399e-2f) * s + 1.30612520e-1f;
+  p = p * s + -3.33170180e-1f;
+  return s < 0.390625f ? x + x * s * p : far;
+}
+#else
 // e^x: 2^k · e^r with |r| <= ln 2 / 2, e^r by a polynomial; x is held within ±87.
 static inline vec exp_(vec x) {
   x = x > 87.0f ? splat(87.0f) : x;
@@ -66,8 +94,6 @@ static inline vec reciprocal(vec x) {
 #endif
 }
 
-static inline vec sigmoid(vec x) { return reciprocal(1.0f + exp_(-x)); }
-
 // tanh x; near 0, where 1 - 2 / (e^2x + 1) would lose digits, an odd polynomial.
 static inline vec tanh_(vec x) {
   vec far = 1.0f - 2.0f * reciprocal(exp_(x + x) + 1.0f);
@@ -79,3 +105,6 @@ static inline vec tanh_(vec x) {
   p = p * s - 3.33332819422e-1f;
   return s < 0.390625f ? x + x * s * p : far;
 }
+#endif
+
+static inline vec sigmoid(vec x) { return reciprocal(1.0f + exp_(-x)); }
