@@ -61,7 +61,8 @@ def scan(
         raise ConfigError(f"scan: state {shapes} is not {len(cell.state_names)} x {expected}")
     if lengths is not None and lengths.shape != (batch_size,):
         raise ConfigError(f"scan: lengths {tuple(lengths.shape)} are not ({batch_size},)")
-    if isinstance(cell, DifferentiatedCell) and lengths is None:
+    # A single step would pay more for packing its weights than the native scan saves.
+    if isinstance(cell, DifferentiatedCell) and lengths is None and len(inputs) > 1:
         number = native.kernel(cell, inputs)
         if number is not None:
             return native.scan(number, cell, inputs, state, reverse=reverse)

@@ -19,6 +19,7 @@ from lmtrain.config import Config
 from lmtrain.errors import CheckpointError, ConfigError, MachineError, RunBusyError
 from lmtrain.evaluation import Evaluation, evaluate, unigram_loss
 from lmtrain.generation import stream
+from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.text import corpus
 from lmtrain.text.batches import Batches
@@ -194,8 +195,11 @@ def _train(
         monitor.say(
             f"{len(train_text):,} tokens, vocabulary {ready.tokenizer.vocab_size:,}; "
             f"{config.model.cell}, {model.num_parameters:,} parameters, "
-            f"{model.embedding.device.type}, {ready.threads} threads; run {run}"
+            f"{model.embedding.device.type}, {ready.threads} threads, {_precision(config)}; "
+            f"run {run}"
         )
+        if model.embedding.device.type == "cpu" and (reason := library.absence()):
+            monitor.say(f"recurrent layers run on torch alone: {reason}")
         trainer = Trainer(
             run,
             config.train,
@@ -281,9 +285,13 @@ def _build_optimizer(config: Config, model: LanguageModel, batches: Batches) -> 
     )
 
 
+def _precision(config: Config) -> str:
+    """The precision of training steps on this machine."""
+    return "bf16" if assembly.is_mixed(config) else "fp32"
+
+
 def _write_run_file(run: Path, ready: _Ready, saved: checkpoint.Checkpoint | None) -> None:
     threads = ready.threads
-    precision = "bf16" if assembly.is_mixed(ready.config) else "fp32"
     path = run / "run.json"
     entry = {
         "lmtrain": lmtrain.__version__,
@@ -293,12 +301,12 @@ def _write_run_file(run: Path, ready: _Ready, saved: checkpoint.Checkpoint | Non
         "argv": sys.argv,
         "device": ready.model.embedding.device.type,
         "threads": threads,
-        "precision": precision,
+        "precision": _precision(ready.config),
         "from_step": saved.state["step"] if saved else 0,
         "time": round(time.time(), 3),
     }
     starts = checkpoint.run_starts(path)
-    for what, now in (("threads", threads), ("precision", precision)):
+    for what, now in (("threads", threads), ("precision", entry["precision"])):
         if saved and starts and (before := starts[-1].get(what)) != now:
             screen.note(f"not bit for bit as before: {what} {before} then, {now} now")
     checkpoint.write_run_starts(path, [*starts, entry])

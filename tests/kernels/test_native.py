@@ -67,8 +67,9 @@ def by_reference(cell, inputs, state, reverse):
 
 
 def by_native(cell, inputs, state, reverse):
-    assert native.kernel(cell, inputs) is not None
-    return scan(cell, inputs, state, reverse=reverse)
+    number = native.kernel(cell, inputs)
+    assert number is not None
+    return native.scan(number, cell, inputs, state, reverse=reverse)
 
 
 def check(name, options, size, kinds=(torch.float32,), reverse=False, has_state=True) -> None:

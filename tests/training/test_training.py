@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lmtrain import checkpoint, config
 from lmtrain.errors import ConfigError, DivergedError, RunBusyError
+from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.training import trainer
 from lmtrain.training.run import run_training
@@ -73,6 +74,34 @@ def test_every_cell_learns_more_than_word_frequencies_from_real_text(
     summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
     assert summary.valid_loss < summary.unigram_loss - 0.2
+
+
+@pytest.mark.skipif(not library.has_bf16(), reason="no bf16 products on this processor")
+@pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
+def test_bf16_learns_as_much_from_real_text_as_fp32(cell, shakespeare, tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        chosen = config.load(
+            overrides={
+                "data.train": [str(shakespeare)], "data.level": "char", "model.cell": cell,
+                "model.hidden_size": 64, "model.num_layers": 2, "train.batch_size": 32,
+                "train.seq_len": 25, "train.max_steps": 150, "optimizer.learning_rate": 0.005,
+                "train.threads": 1, "data.valid_fraction": 0.02, "train.precision": precision,
+            }
+        )  # fmt: skip
+        summary = run_training(chosen, tmp_path / precision, is_quiet=True)
+        losses[precision] = summary.valid_loss
+
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+
+
+def test_a_run_without_native_kernels_says_so(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LMTRAIN_KERNELS", "torch")
+
+    run_training(settings(text, train__max_steps=2), tmp_path / "run")
+
+    assert "recurrent layers run on torch alone: LMTRAIN_KERNELS=torch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stop", [1, 7, 10, 13, 29])
