@@ -2,8 +2,9 @@
 
 ŷ⟨t⟩ = softmax(W_y a⟨t⟩ + b_y),  L⟨t⟩ = −log ŷ⟨t⟩[y⟨t⟩]
 
-Loss and gradients come from one pass over pieces of rows: a piece's logits become its gradients
-dz = ŷ − [y] in place and are then forgotten, so that the logits are never whole in memory.
+Loss and gradients come together, piece by piece, and a piece's logits become its gradients
+dz = ŷ − [y] in place, so that the logits are never whole in memory. Pieces are rows; with a large
+vocabulary they are slices of it, met twice: for log Σ e^z first, then for the gradients.
 """
 
 from typing import Any
@@ -16,7 +17,12 @@ from lmtrain.errors import ConfigError
 from lmtrain.kernels.native import library
 
 # Bytes of logits held at once.
-_MOST_BYTES = 32 << 20
+_MOST_BYTES = 24 << 20
+# The same for slices of the vocabulary, beside which the gradients of all rows are held.
+_SLICE_BYTES = 4 << 20
+# Pieces of rows beyond which adding up gradients of all weights costs more than computing the
+# logits of all rows twice.
+_MOST_PIECES = 8
 
 
 def cross_entropy(
@@ -63,18 +69,13 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
     ) -> Tensor:
-        operand = weight.to(hidden.dtype)
-        total = torch.zeros((), dtype=bias.dtype, device=bias.device)
-        grad_weight: Tensor | None = None
-        grad_bias = torch.zeros_like(bias)
-        grad_hidden = []
-        for rows, came in _pieces(hidden, weight, targets):
-            logits = rows @ operand.T  # (N, V)
-            total += _nats(logits, bias, came, grad_bias, scale).sum()
-            grad_hidden.append(logits @ operand)
-            piece = (logits.T @ rows).to(weight.dtype)
-            grad_weight = piece if grad_weight is None else grad_weight.add_(piece)
-        ctx.save_for_backward(torch.cat(grad_hidden).view_as(hidden), grad_weight, grad_bias)
+        pieces = _pieces(hidden, weight, targets)
+        if len(pieces) <= _MOST_PIECES:
+            total, *gradients = _by_rows(pieces, weight, bias, scale)
+        else:
+            rows = hidden.flatten(0, 1)
+            total, *gradients = _by_slices(rows, weight, bias, targets.flatten(), scale)
+        ctx.save_for_backward(gradients[0].view_as(hidden), *gradients[1:])
         return total * scale
 
     @staticmethod
@@ -87,7 +88,7 @@ class _CrossEntropy(torch.autograd.Function):
         return (*gradients, None, None)
 
 
-def _pieces(hidden: Tensor, weight: Tensor, targets: Tensor) -> "zip[tuple[Tensor, Tensor]]":
+def _pieces(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Rows of hidden states (N, H) and their targets (N), so many that their logits fit.
 
     Raises:
@@ -98,27 +99,98 @@ def _pieces(hidden: Tensor, weight: Tensor, targets: Tensor) -> "zip[tuple[Tenso
     rows = max(1, _MOST_BYTES // (len(weight) * hidden.element_size()))
     flat = hidden.flatten(0, 1)
     pieces = -(-len(flat) // rows)
-    return zip(flat.chunk(pieces), targets.flatten().chunk(pieces), strict=True)
+    return list(zip(flat.chunk(pieces), targets.flatten().chunk(pieces), strict=True))
+
+
+def _by_rows(
+    pieces: list[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    """Σ L, and the scaled gradients of hidden states, weights and bias."""
+    operand = weight.to(pieces[0][0].dtype)
+    total, grad_bias = bias.new_zeros(()), torch.zeros_like(bias)
+    grad_weight = torch.empty(0)
+    grad_hidden = []
+    for rows, came in pieces:
+        logits = rows @ operand.T  # (N, V)
+        total += _nats(logits, bias, came, grad_bias, scale).sum()
+        grad_hidden.append(logits @ operand)
+        piece = (logits.T @ rows).to(weight.dtype)
+        grad_weight = grad_weight.add_(piece) if len(grad_hidden) > 1 else piece
+    return total, torch.cat(grad_hidden), grad_weight, grad_bias
+
+
+def _by_slices(
+    rows: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    """As `_by_rows`, for all rows (N, H) and targets (N) at once."""
+    width = max(1, _SLICE_BYTES // (len(rows) * rows.element_size()))
+    log_sums = bias.new_full((len(rows),), -torch.inf)
+    score = bias.new_zeros(len(rows))
+    for first in range(0, len(weight), width):
+        part = slice(first, first + width)
+        logits = rows @ weight[part].to(rows.dtype).T  # (N, width)
+        came = targets - first
+        inside = ((came >= 0) & (came < len(bias[part]))).nonzero().squeeze(1)
+        score[inside] = logits[inside, came[inside]].to(bias.dtype) + bias[targets[inside]]
+        log_sums = torch.logaddexp(log_sums, _slice_log_sums(logits, bias[part]))
+    known = targets >= 0
+    total = torch.where(known, log_sums - score, 0).sum()
+    log_sums = torch.where(known, log_sums, torch.inf)
+    grad_hidden = torch.zeros_like(rows, dtype=bias.dtype)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.zeros_like(bias)
+    for first in range(0, len(weight), width):
+        part = slice(first, first + width)
+        operand = weight[part].to(rows.dtype)
+        logits = rows @ operand.T
+        _slice_gradient(logits, bias[part], targets - first, log_sums, grad_bias[part], scale)
+        grad_weight[part] = logits.T @ rows
+        grad_hidden += logits @ operand
+    return total, grad_hidden.to(rows.dtype), grad_weight, grad_bias
 
 
 def _nats(
     logits: Tensor, bias: Tensor, targets: Tensor, grad_bias: Tensor | None, scale: float
 ) -> Tensor:
-    """As `library.cross_entropy`, which does it where it can."""
+    """L of each row of logits (N, V); with `grad_bias`, which is added to, they become dz."""
+    targets = targets.contiguous()
     if _is_native(logits, bias):
-        return library.cross_entropy(logits, bias, targets.contiguous(), grad_bias, scale)
+        nats = torch.empty(len(logits))
+        library.cross_entropy(logits, bias, targets, nats=nats, grad_bias=grad_bias, scale=scale)
+        return nats
     z = logits.to(bias.dtype) + bias
-    log_sum = z.logsumexp(1)
     known = targets >= 0
+    log_sums = torch.where(known, z.logsumexp(1), torch.inf)
     came = targets.clamp(min=0).unsqueeze(1)
-    nats = torch.where(known, log_sum - z.gather(1, came).squeeze(1), 0)
+    nats = torch.where(known, log_sums - z.gather(1, came).squeeze(1), 0)
     if grad_bias is not None:
-        dz = z.sub_(log_sum.unsqueeze(1)).exp_()
-        dz.scatter_add_(1, came, torch.full_like(dz[:, :1], -1)).mul_(scale)
-        dz.masked_fill_(~known.unsqueeze(1), 0)
-        grad_bias += dz.sum(0)
-        logits.copy_(dz)
+        _slice_gradient(logits, bias, targets, log_sums, grad_bias, scale)
     return nats
+
+
+def _slice_log_sums(logits: Tensor, bias: Tensor) -> Tensor:
+    """Log Σ e^z of each row over a slice of the vocabulary."""
+    if _is_native(logits, bias):
+        log_sums = torch.empty(len(logits))
+        nowhere = torch.full((len(logits),), -1)
+        library.cross_entropy(logits, bias, nowhere, log_sums=log_sums)
+        return log_sums
+    return (logits.to(bias.dtype) + bias).logsumexp(1)
+
+
+def _slice_gradient(
+    logits: Tensor, bias: Tensor, came: Tensor, log_sums: Tensor, grad_bias: Tensor, scale: float
+) -> None:
+    """Turns a slice's logits into dz = scale · (e^(z − log Σ e^z) − [y]), 0 where log Σ is ∞."""
+    if _is_native(logits, bias):
+        library.cross_entropy(
+            logits, bias, came, log_sums=log_sums, grad_bias=grad_bias, scale=scale
+        )
+        return
+    dz = (logits.to(bias.dtype) + bias).sub_(log_sums.unsqueeze(1)).exp_()
+    inside = ((came >= 0) & (came < len(bias)) & log_sums.isfinite()).nonzero().squeeze(1)
+    dz[inside, came[inside]] -= 1
+    grad_bias += dz.mul_(scale).sum(0)
+    logits.copy_(dz)
 
 
 def _is_native(logits: Tensor, bias: Tensor) -> bool:

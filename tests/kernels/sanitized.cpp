@@ -62,13 +62,15 @@ static void cross_entropy(int64_t rows, int64_t vocab, int level, bool is_mixed,
   auto grad_bias = numbers(vocab, false), nats = numbers(rows, false);
   std::vector<int64_t> targets(rows);
   for (int64_t& target : targets) target = (int64_t)(chance() % (vocab + 1)) - 1;
-  for (float* gradient : {(float*)nullptr, (float*)grad_bias.data()}) {
-    forget_space();
-    Loss loss{rows, vocab, logits.data(), (float*)bias.data(), targets.data(),
-              (float*)nats.data(), gradient, 0.5f};
-    lmtrain_cross_entropy(&loss, is_mixed, level, {threads, nullptr, nullptr});
-    ++scans;
-  }
+  auto log_sums = numbers(rows, false);
+  for (float* gradient : {(float*)nullptr, (float*)grad_bias.data()})
+    for (float* sums : {(float*)nullptr, (float*)log_sums.data()}) {
+      forget_space();
+      Loss loss{rows, vocab, logits.data(), (float*)bias.data(), targets.data(),
+                (float*)nats.data(), sums, gradient, 0.5f};
+      lmtrain_cross_entropy(&loss, is_mixed, level, {threads, nullptr, nullptr});
+      ++scans;
+    }
 }
 
 int main() {

@@ -56,6 +56,7 @@ def test_a_loss_inside_an_expression_has_its_factor():
 @pytest.mark.parametrize("most_bytes", [1, 4000, 1 << 25])
 def test_pieces_padding_and_types_change_nothing(kind, vocab_size, most_bytes, monkeypatch):
     monkeypatch.setattr(cross_entropy, "_MOST_BYTES", most_bytes)
+    monkeypatch.setattr(cross_entropy, "_SLICE_BYTES", 800)
     given = wanting(example(vocab_size))
     given[3][1, 2] = given[3][4, 0] = -1
     known = given[3] >= 0

@@ -14,30 +14,21 @@ static inline float largest_of(vec v) {
   return largest;
 }
 
-// One row. `powers` is scratch of `vocab` floats; `grad_bias` is added to.
+// Scores of one row become e^(score - most), `most` the largest of them. Returns their sum.
 template <class Num>
-static void cross_entropy_row(const Loss& a, int64_t row, float* powers, float* grad_bias) {
-  const int64_t V = a.vocab, target = a.targets[row];
-  Num* logits = (Num*)a.logits + row * V;
-  if (target < 0) {
-    a.nats[row] = 0;
-    if (grad_bias) std::fill(logits, logits + V, Num{});
-    return;
-  }
+static float exponentiate(const Num* logits, const float* bias, int64_t V, float* powers,
+                          float& most) {
   vec largest = splat(-std::numeric_limits<float>::infinity());
   int64_t whole = V / VL * VL;
-  auto score = [&](int64_t v, int n) { return load(logits + v, n) + load(a.bias + v, n); };
+  int rest = (int)(V - whole);
   for (int64_t v = 0; v < whole; v += VL) {
-    vec z = score(v, VL);
+    vec z = load(logits + v, VL) + load(bias + v, VL);
     store(powers + v, z, VL);
     largest = z > largest ? z : largest;
   }
-  float most = largest_of(largest);
-  if (int n = (int)(V - whole)) {
-    store(powers + whole, score(whole, n), n);
-    for (int i = 0; i < n; ++i) most = std::max(most, powers[whole + i]);
-  }
-  float score_of_target = powers[target];
+  store(powers + whole, load(logits + whole, rest) + load(bias + whole, rest), rest);
+  most = largest_of(largest);
+  for (int i = 0; i < rest; ++i) most = std::max(most, powers[whole + i]);
   vec sums{};
   for (int64_t v = 0; v < whole; v += VL) {
     vec power = exp_(load(powers + v, VL) - most);
@@ -45,11 +36,52 @@ static void cross_entropy_row(const Loss& a, int64_t row, float* powers, float* 
     sums += power;
   }
   float sum = sum_of(sums);
-  if (int n = (int)(V - whole)) {
-    store(powers + whole, exp_(load(powers + whole, n) - most), n);
-    for (int i = 0; i < n; ++i) sum += powers[whole + i];
+  store(powers + whole, exp_(load(powers + whole, rest) - most), rest);
+  for (int i = 0; i < rest; ++i) sum += powers[whole + i];
+  return sum;
+}
+
+// One row of a slice: the log of its sum, or its gradient from that of the whole vocabulary.
+template <class Num>
+static void slice_row(const Loss& a, int64_t row, float* powers, float* grad_bias) {
+  const int64_t V = a.vocab, target = a.targets[row];
+  Num* logits = (Num*)a.logits + row * V;
+  if (!grad_bias) {
+    float most, sum = exponentiate(logits, a.bias, V, powers, most);
+    a.log_sums[row] = most + std::log(sum);
+    return;
   }
-  a.nats[row] = most + std::log(sum) - score_of_target;
+  if (std::isinf(a.log_sums[row])) {  // nothing to predict
+    std::fill(logits, logits + V, Num{});
+    return;
+  }
+  for (int64_t v = 0; v < V; v += VL) {
+    int n = (int)std::min<int64_t>(VL, V - v);
+    vec z = load(logits + v, n) + load(a.bias + v, n);
+    store(powers + v, exp_(z - a.log_sums[row]) * a.scale, n);
+  }
+  if (0 <= target && target < V) powers[target] -= a.scale;
+  for (int64_t v = 0; v < V; v += VL) {
+    int n = (int)std::min<int64_t>(VL, V - v);
+    vec dz = load(powers + v, n);
+    store(logits + v, dz, n);
+    store(grad_bias + v, load(grad_bias + v, n) + dz, n);
+  }
+}
+
+// One row of the whole vocabulary. `powers` is scratch of V floats; `grad_bias` is added to.
+template <class Num>
+static void whole_row(const Loss& a, int64_t row, float* powers, float* grad_bias) {
+  const int64_t V = a.vocab, target = a.targets[row];
+  Num* logits = (Num*)a.logits + row * V;
+  if (target < 0) {
+    a.nats[row] = 0;
+    if (grad_bias) std::fill(logits, logits + V, Num{});
+    return;
+  }
+  float score = load(logits + target, 1)[0] + a.bias[target];
+  float most, sum = exponentiate(logits, a.bias, V, powers, most);
+  a.nats[row] = most + std::log(sum) - score;
   if (!grad_bias) return;
   float factor = a.scale / sum;
   powers[target] -= sum;
@@ -69,7 +101,8 @@ template <class Num> static void cross_entropy(const Loss& a, Team& team, int id
   float* grad_bias = a.grad_bias ? powers + a.vocab : nullptr;
   if (grad_bias) std::fill(grad_bias, grad_bias + a.vocab, 0.0f);
   for (int64_t row = a.rows * id / threads; row < a.rows * (id + 1) / threads; ++row)
-    cross_entropy_row<Num>(a, row, powers, grad_bias);
+    a.log_sums ? slice_row<Num>(a, row, powers, grad_bias)
+               : whole_row<Num>(a, row, powers, grad_bias);
   if (!grad_bias) return;
   team.wait(threads);
   for (int64_t v = a.vocab * id / threads; v < a.vocab * (id + 1) / threads; ++v)

@@ -36,7 +36,10 @@ class _Arguments(ctypes.Structure):
 class _Loss(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "vocab")),
-        *((name, ctypes.c_void_p) for name in ("logits", "bias", "targets", "nats", "grad_bias")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("logits", "bias", "targets", "nats", "sums", "grad_bias")
+        ),
         ("scale", ctypes.c_float),
     )
 
@@ -146,30 +149,38 @@ def scan(
 
 
 def cross_entropy(
-    logits: Tensor, bias: Tensor, targets: Tensor, grad_bias: Tensor | None, scale: float
-) -> Tensor:
-    """Nats of each row of logits; with `grad_bias`, the logits become their gradients.
+    logits: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    *,
+    nats: Tensor | None = None,
+    log_sums: Tensor | None = None,
+    grad_bias: Tensor | None = None,
+    scale: float = 1.0,
+) -> None:
+    """Softmax cross-entropy of rows of logits; with `grad_bias`, they become their gradients.
 
     Args:
         logits: (N, V), bf16 or fp32, without the bias.
         bias: (V), fp32.
-        targets: (N), int64, below V; below 0 where there is no loss.
+        targets: (N), int64, below V; below 0 where there is no loss. For a slice of the
+            vocabulary counted from its first token, and any number may stand there.
+        nats: receives the losses, (N), fp32; None for a slice.
+        log_sums: for a slice, (N), fp32: log Σ_v e^(z_v + b_v). Received without `grad_bias`,
+            and given with it, for the whole vocabulary; infinite where there is no loss.
         grad_bias: (V), fp32, added to; None for no gradient.
         scale: of the gradients.
 
     Raises:
         MachineError: no memory.
     """
-    rows, vocab = logits.shape
-    nats = torch.empty(rows)
     loss = _Loss(
-        *(rows, vocab, _pointer(logits), _pointer(bias), _pointer(targets)),
-        *(_pointer(nats), _pointer(grad_bias), scale),
+        *(*logits.shape, _pointer(logits), _pointer(bias), _pointer(targets)),
+        *(_pointer(nats), _pointer(log_sums), _pointer(grad_bias), scale),
     )
     is_mixed = logits.dtype == torch.bfloat16
     if _loaded().lmtrain_cross_entropy(ctypes.byref(loss), is_mixed, level(), _threads()):
         raise MachineError("no memory for the softmax")
-    return nats
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

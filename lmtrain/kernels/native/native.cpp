@@ -40,13 +40,16 @@ extern "C" struct Arguments {
   float* delta[2];          // (B, H): gradient of the last state, then of the first
 };
 
-// Rows of logits that become losses and, where grad_bias is given, gradients.
+// Rows of logits that become losses and, where grad_bias is given, gradients. With log_sums the
+// logits are a slice of the vocabulary: first it gives the slice's sums, then, with those over the
+// whole vocabulary, its gradients.
 extern "C" struct Loss {
   int64_t rows, vocab;
   void* logits;            // (rows, V) Num, without the bias; the gradient is left here
   const float* bias;       // (V)
   const int64_t* targets;  // (rows); below 0: no loss
-  float* nats;             // (rows)
+  float* nats;             // (rows), null for a slice
+  float* log_sums;         // (rows) of a slice, else null: log Σ_v e^(z_v + b_v)
   float* grad_bias;        // (V), added to; null: no gradient
   float scale;             // of the gradients
 };
