@@ -12,6 +12,7 @@ product measured in the same run.
 
 import argparse
 import contextlib
+import itertools
 import json
 import platform
 import resource
@@ -25,8 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmtrain import cells
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.model.recurrent import Recurrent
 from lmtrain.training.optimizer import Optimizer
 
 LIMIT = 5.0
@@ -34,32 +37,35 @@ LIMIT = 5.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and a batch: V tokens, E numbers an embedding, H units a layer, B x T tokens."""
+    """A model and a batch: V tokens, E numbers an embedding, layers of H units, B x T tokens."""
 
     vocab_size: int
     embedding_size: int
-    hidden_size: int
-    num_layers: int
+    layers: tuple[int, ...]
     batch_size: int
     seq_len: int
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output weights are the embeddings: where the last layer is narrower."""
+        return self.layers[-1] == self.embedding_size != self.layers[0]
+
     def flops(self, gates: int, peephole: int = 0) -> float:
         """FLOP of one training step in matrix products."""
-        width, weights = self.embedding_size, self.vocab_size * self.hidden_size
-        for _ in range(self.num_layers):
-            weights += self.hidden_size * (gates * (width + self.hidden_size))
-            weights += peephole * self.hidden_size**2
-            width = self.hidden_size
+        width, weights = self.embedding_size, self.vocab_size * self.layers[-1]
+        for units in self.layers:
+            weights += units * (gates * (width + units)) + peephole * units**2
+            width = units
         return 6.0 * weights * self.batch_size * self.seq_len
 
 
 SHAPES = {
-    "ptb-small": Shape(10_000, 200, 200, 2, 20, 20),
-    "ptb-medium": Shape(10_000, 650, 650, 2, 20, 35),
-    "ptb-large": Shape(10_000, 1500, 1500, 2, 20, 35),
-    "char-2x256": Shape(65, 256, 256, 2, 64, 64),
-    "char-3x512": Shape(65, 512, 512, 3, 64, 64),
-    "awd": Shape(10_000, 400, 1150, 3, 40, 70),
+    "ptb-small": Shape(10_000, 200, (200, 200), 20, 20),
+    "ptb-medium": Shape(10_000, 650, (650, 650), 20, 35),
+    "ptb-large": Shape(10_000, 1500, (1500, 1500), 20, 35),
+    "char-2x256": Shape(65, 256, (256, 256), 64, 64),
+    "char-3x512": Shape(65, 512, (512, 512, 512), 64, 64),
+    "awd": Shape(10_000, 400, (1150, 1150, 400), 40, 70),
 }
 GATES = {"rnn": 1, "simple-gru": 2, "gru": 3, "lstm": 4, "peephole-lstm": 4}
 TORCH = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -70,15 +76,25 @@ class TorchModel(nn.Module):
 
     def __init__(self, shape: Shape, cell: str) -> None:
         super().__init__()
-        sizes = shape.embedding_size, shape.hidden_size, shape.num_layers
         self.embedding = nn.Embedding(shape.vocab_size, shape.embedding_size)
-        self.layers = TORCH[cell](*sizes)
-        self.decoder = nn.Linear(shape.hidden_size, shape.vocab_size)
+        if len(set(shape.layers)) == 1:
+            sizes = [(shape.embedding_size, shape.layers[0], len(shape.layers))]
+        else:
+            widths = [shape.embedding_size, *shape.layers]
+            sizes = [(*pair, 1) for pair in itertools.pairwise(widths)]
+        self.layers = nn.ModuleList(TORCH[cell](*each) for each in sizes)
+        self.decoder = nn.Linear(shape.layers[-1], shape.vocab_size)
+        if shape.is_tied:
+            self.decoder.weight = self.embedding.weight
 
-    def forward(self, tokens: Tensor, state: object) -> tuple[Tensor, object]:
+    def forward(self, tokens: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """Logits (T, B, V) and the state after the tokens (T, B)."""
-        hidden, state = self.layers(self.embedding(tokens), state)
-        return self.decoder(hidden), state
+        hidden, after = self.embedding(tokens), []
+        for layers, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
+            hidden, last = layers(hidden, before)
+            cut = last.detach() if isinstance(last, Tensor) else tuple(s.detach() for s in last)
+            after.append(cut)
+        return self.decoder(hidden), after
 
 
 def torch_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
@@ -86,15 +102,14 @@ def torch_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]
     model = TorchModel(shape, cell)
     rule = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
     inputs, targets = tokens(shape)
-    state: object = None
+    state: list[Any] = []
 
     def step() -> None:
         nonlocal state
         rule.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
-            logits, after = model(inputs, state)
+            logits, state = model(inputs, state)
             loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        state = after.detach() if isinstance(after, Tensor) else tuple(s.detach() for s in after)
         (loss * shape.seq_len).backward()
         nn.utils.clip_grad_norm_(model.parameters(), LIMIT, foreach=True)
         rule.step()
@@ -108,11 +123,22 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
         shape.vocab_size,
         cell=cell,
         embedding_size=shape.embedding_size,
-        hidden_size=shape.hidden_size,
-        num_layers=shape.num_layers,
+        hidden_size=shape.layers[-1],
+        num_layers=1,
+        tied_embeddings=shape.is_tied,
         is_mixed=is_mixed,
         has_sparse_embedding=True,
     )
+    widths = iter(shape.layers)
+    model.recurrent = Recurrent(
+        lambda size: cells.create(cell, size, next(widths), {}),
+        shape.embedding_size,
+        len(shape.layers),
+        0.0,
+        model.generator,
+    )
+    for layer in model.recurrent.cells:
+        layer.initialize(model.generator, None, 1.0)
     rule = Optimizer(
         model,
         name="sgd",
