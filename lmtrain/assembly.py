@@ -113,6 +113,7 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
         num_layers=config.model.num_layers,
         dropout=config.model.dropout,
         tied_embeddings=config.model.tied_embeddings,
+        has_adaptive_softmax=config.model.softmax == "adaptive",
         init_scale=config.model.init_scale,
         forget_bias=config.model.forget_bias,
         cell_options={

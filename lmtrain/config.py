@@ -94,6 +94,8 @@ class ModelConfig(Section):
     """Chance, 0 to 1, that a number between layers (never within time) is dropped."""
     tied_embeddings: bool = False
     """Whether the output weights are the embeddings (embedding_size must equal hidden_size)."""
+    softmax: Literal["full", "adaptive"] = "full"
+    """Over all words alike, or cheaper for rare ones: for many tens of thousands of words."""
     cell_output: Literal["tanh", "linear"] = "tanh"
     """LSTM cells: a = Γo ∘ tanh(c), or a = Γo ∘ c, which has no bound and diverges more easily."""
     peephole: Literal["full", "diagonal"] = "full"

@@ -150,8 +150,7 @@ def generate(
 
 
 def _logits(model: LanguageModel, hidden: torch.Tensor) -> NDArray[np.float64]:
-    logits = torch.nn.functional.linear(hidden[0], model.decoder, model.output_bias)
-    return np.asarray(logits.double().cpu().numpy())
+    return np.asarray(model.logits(hidden)[0].double().cpu().numpy())
 
 
 def stream(

@@ -54,6 +54,7 @@ VALUES = {
     "train.max_seconds": st.none() | RATE,
     "train.seed": st.integers(0, 2**63),
     "train.device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "model.softmax": st.sampled_from(["full", "adaptive"]),
     "train.precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "train.threads": st.none() | POSITIVE,
     "train.eval_every": st.none() | POSITIVE,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lmtrain import cells, device
 from lmtrain.errors import ConfigError
 from lmtrain.kernels.cross_entropy import cross_entropy, log_likelihood
+from lmtrain.model.adaptive_softmax import AdaptiveSoftmax
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent, State
 
@@ -29,6 +30,7 @@ class LanguageModel(nn.Module):
         num_layers: L, recurrent layers.
         dropout: probability of dropping a number on the way into, between and out of the layers.
         tied_embeddings: whether W_y is the embedding; E must equal H.
+        has_adaptive_softmax: whether rare words share a cheaper softmax; see AdaptiveSoftmax.
         init_scale: every weight uniform in ± this at first; None for each part's own way.
         forget_bias: what forget gates' biases start at.
         cell_options: further arguments of the cell by name.
@@ -39,7 +41,8 @@ class LanguageModel(nn.Module):
         seed: of the first weights and of dropout.
 
     Raises:
-        ConfigError: no such cell, a size below 1, or tied embeddings of another size.
+        ConfigError: no such cell, a size below 1, tied embeddings of another size or with an
+            adaptive softmax, or an adaptive softmax of few tokens.
 
     Example:
         >>> model = LanguageModel(10, embedding_size=4, hidden_size=8, num_layers=1)
@@ -58,6 +61,7 @@ class LanguageModel(nn.Module):
         num_layers: int,
         dropout: float = 0.0,
         tied_embeddings: bool = False,
+        has_adaptive_softmax: bool = False,
         init_scale: float | None = None,
         forget_bias: float = 1.0,
         cell_options: Mapping[str, Any] | None = None,
@@ -70,7 +74,10 @@ class LanguageModel(nn.Module):
             raise ConfigError(
                 f"tied embeddings: embedding_size {embedding_size} is not hidden_size {hidden_size}"
             )
+        if tied_embeddings and has_adaptive_softmax:
+            raise ConfigError("tied embeddings: an adaptive softmax has weights of its own")
         self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
         self.generator = device.generator(seed)
         self.embedding = nn.Parameter(torch.empty(vocab_size, embedding_size))
         self.dropout = Dropout(dropout, self.generator)
@@ -81,9 +88,13 @@ class LanguageModel(nn.Module):
             dropout,
             self.generator,
         )
-        self.output_bias = nn.Parameter(torch.empty(vocab_size))
-        if not tied_embeddings:
-            self.output_weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.adaptive_softmax: AdaptiveSoftmax | None = None
+        if has_adaptive_softmax:
+            self.adaptive_softmax = AdaptiveSoftmax(hidden_size, vocab_size)
+        else:
+            self.output_bias = nn.Parameter(torch.empty(vocab_size))
+            if not tied_embeddings:
+                self.output_weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
         self._tied = tied_embeddings
         self._is_mixed = is_mixed
         self._has_sparse_embedding = has_sparse_embedding and not tied_embeddings
@@ -93,7 +104,7 @@ class LanguageModel(nn.Module):
         # Uniform embeddings of this width have unit-sized sums over E, whatever E is.
         own = {
             "embedding": math.sqrt(3 / self.embedding.shape[1]) / 2,
-            "output_weight": 1 / math.sqrt(self.decoder.shape[1]),
+            "output_weight": 1 / math.sqrt(self.hidden_size),
             "output_bias": 0.0,
         }
         with torch.no_grad():
@@ -103,10 +114,12 @@ class LanguageModel(nn.Module):
         for layer in self.recurrent.cells:
             if isinstance(layer, cells.Cell):
                 layer.initialize(self.generator, init_scale, forget_bias)
+        if self.adaptive_softmax is not None:
+            self.adaptive_softmax.initialize(self.generator, init_scale)
 
     @property
     def decoder(self) -> Tensor:
-        """W_y, (V, H)."""
+        """W_y of the full softmax, (V, H)."""
         return self.embedding if self._tied else self.output_weight
 
     @property
@@ -131,7 +144,14 @@ class LanguageModel(nn.Module):
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (T, B, V) for tokens (T, B), and the state after them."""
         hidden, state = self.hidden(inputs, state)
-        return F.linear(hidden, self.decoder, self.output_bias), state
+        return self.logits(hidden), state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Numbers (T, B, V) whose softmax is ŷ, from hidden states (T, B, H)."""
+        if self.adaptive_softmax is not None:
+            log_probs: Tensor = self.adaptive_softmax(hidden)
+            return log_probs
+        return F.linear(hidden, self.decoder, self.output_bias)
 
     def loss(
         self, inputs: Tensor, targets: Tensor, state: State | None = None
@@ -142,6 +162,8 @@ class LanguageModel(nn.Module):
         """
         hidden, state = self.hidden(inputs, state)
         scale = 1 / inputs.shape[1]
+        if self.adaptive_softmax is not None:
+            return -scale * self.adaptive_softmax.log_likelihood(hidden, targets).sum(), state
         return cross_entropy(hidden, self.decoder, self.output_bias, targets, scale), state
 
     @torch.no_grad()
@@ -150,4 +172,6 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, State]:
         """Log P of each token of `targets`, (T, B), in nats, and the state after `inputs`."""
         hidden, state = self.hidden(inputs, state)
+        if self.adaptive_softmax is not None:
+            return self.adaptive_softmax.log_likelihood(hidden, targets), state
         return log_likelihood(hidden, self.decoder, self.output_bias, targets), state

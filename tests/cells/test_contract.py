@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from every_cell import CELLS, each_cell
 from numerics import assert_same
 from torch import Tensor
 
@@ -11,18 +12,7 @@ from lmtrain import device
 from lmtrain.cells import Cell, CellState, DifferentiatedCell, cell_names, create
 from lmtrain.kernels import plain, reference
 
-OPTIONS = {
-    "rnn": [{"activation": each} for each in ("tanh", "relu")],
-    "lstm": [{"cell_output": each} for each in ("tanh", "linear")],
-    "peephole-lstm": [
-        {"cell_output": output, "peephole": form}
-        for output in ("tanh", "linear")
-        for form in ("full", "diagonal")
-    ],
-}
-CELLS = [(name, options) for name in cell_names() for options in OPTIONS.get(name, [{}])]
 SHAPES = [(1, 1, 1, 1), (5, 3, 4, 7), (2, 1, 3, 13), (13, 7, 1, 2)]
-each_cell = pytest.mark.parametrize(("name", "options"), CELLS, ids=str)
 
 
 def make(name: str, options: dict[str, str], input_size: int, hidden_size: int) -> Cell:

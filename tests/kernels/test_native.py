@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from every_cell import CELLS, each_cell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from lmtrain import device
-from lmtrain.cells import LSTM, Cell, cell_names, create
+from lmtrain.cells import LSTM, Cell, create
 from lmtrain.errors import ConfigError
 from lmtrain.kernels import plain, reference
 from lmtrain.kernels.native import library
@@ -23,21 +24,9 @@ from lmtrain.kernels.scan import engine, scan
 if library.absence():
     pytest.skip(f"no native kernels: {library.absence()}", allow_module_level=True)
 
-OPTIONS = {
-    "rnn": [{"activation": each} for each in ("tanh", "relu")],
-    "lstm": [{"cell_output": each} for each in ("tanh", "linear")],
-    "peephole-lstm": [
-        {"cell_output": output, "peephole": form}
-        for output in ("tanh", "linear")
-        for form in ("full", "diagonal")
-    ],
-}
-OWN = [name for name in cell_names() if create(name, 1, 1, {}).__module__.startswith("lmtrain.")]
-CELLS = [(name, options) for name in OWN for options in OPTIONS.get(name, [{}])]
 LEVELS = library.LEVELS[: library.level() + 1]
 KINDS = [torch.float32, torch.bfloat16] if library.has_bf16() else [torch.float32]
 SIZES = list(itertools.product((1, 7, 17, 200, 257), (1, 3, 20), (1, 2, 33)))
-each_cell = pytest.mark.parametrize(("name", "options"), CELLS, ids=str)
 
 
 def make(name: str, options: dict[str, str], input_size: int, hidden_size: int) -> Cell:
@@ -125,6 +114,34 @@ def test_every_instruction_set_computes_the_same(name, options, level, monkeypat
 def test_any_shape_equals_the_reference(cell, size, reverse, has_state, threads):
     torch.set_num_threads(threads)
     check(*cell, size, reverse=reverse, has_state=has_state)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_functions_of_the_gates_are_accurate(kind, level, monkeypatch):
+    if kind == torch.bfloat16 and not level.endswith("BF16"):
+        pytest.skip("no bf16 at this level")
+    monkeypatch.setenv("LMTRAIN_LEVEL", level)
+    small = torch.logspace(-6, 0, 500)
+    z = torch.cat([-small, small, torch.linspace(-80, 80, 4001)]).to(kind)
+    gates = z.view(1, -1, 1).repeat(1, 1, 4)  # one unit: candidate, update, forget, output
+    history = [torch.zeros(2, len(z), 1), torch.zeros(2, len(z), 1)]
+
+    library.scan(
+        library.cell_number("lstm tanh"),
+        gates=gates,
+        recurrent=torch.zeros(4, 1),
+        peephole=None,
+        history=history,
+        reverse=False,
+        hidden=torch.empty(1, len(z), 1, dtype=kind),
+    )
+
+    # Within 2 units in the last place of bf16 is within 2^-7 of the number.
+    limit = 1e-6 if kind == torch.float32 else 2**-7
+    for found, function in ((gates[0, :, 0], torch.tanh), (gates[0, :, 2], torch.sigmoid)):
+        exact = function(z.double())
+        assert ((found.double() - exact) / exact).abs().max() < limit
 
 
 @each_cell

@@ -5,6 +5,7 @@ import torch
 
 from lmtrain import device
 from lmtrain.errors import CheckpointError, DivergedError
+from lmtrain.model.language_model import LanguageModel
 from lmtrain.training.optimizer import Optimizer, schedule
 
 
@@ -138,3 +139,22 @@ def test_a_state_of_another_model_is_refused():
         optimizer(Bowl()).restore(1, {"optimizer/z/exp_avg": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="optimizer/x/exp_avg does not fit"):
         optimizer(Bowl()).restore(1, {"optimizer/x/exp_avg": torch.zeros(7)})
+
+
+@pytest.mark.parametrize("clip", ["l2", "l1", "value"])
+def test_a_sparse_embedding_learns_what_a_dense_one_does(clip):
+    weights, norms = [], []
+    for is_sparse in (False, True):
+        model = LanguageModel(
+            300, embedding_size=6, hidden_size=8, num_layers=1, has_sparse_embedding=is_sparse
+        )
+        rule = optimizer(model, clip=clip, max_grad_norm=0.01)
+        for step in range(3):
+            ids = torch.randint(0, 300, (2, 5, 4), generator=device.generator(step))
+            norms.append(rule.update(model.loss(*ids)[0]))
+        assert model.embedding.grad.is_sparse is is_sparse
+        assert rule.was_clipped
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+
+    assert norms[3:] == pytest.approx(norms[:3], rel=1e-5)
+    assert torch.allclose(*weights, rtol=1e-5, atol=1e-7)

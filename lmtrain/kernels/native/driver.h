@@ -2,9 +2,10 @@
 // Included once for each instruction set, inside its namespace; see native.cpp.
 //
 // T steps, B rows, H hidden units, G gates. Each thread owns blocks of VL hidden units with all
-// their gates, and packs its slice of the weights once a call, so that the slice stays in its cache
-// over all steps. A tile is up to MOST_ROWS rows of one block (forward) or of up to four blocks
-// (backward); its sums live in registers until the cell has made activations and state of them.
+// their gates, and packs its slice of the weights once a call, so that the slice stays in its
+// cache over all steps. A tile is up to MOST_ROWS rows of one block (forward) or of up to four
+// blocks (backward); its sums live in registers until the cell has made activations and state of
+// them. With AMX they come out of tile registers through a few KB of memory.
 
 #if defined(AMX)
 constexpr int MOST_ROWS = 2;  // the sums wait in memory
@@ -243,7 +244,8 @@ template <class Cell, class Num> struct Worker {
     for (int i = 0; i < P; ++i)
       for (Num*& operand : operands[i]) operand = take(region(B() * padded(H()) + STEP));
     dz_stride = padded(G * H());
-    for (Num*& operand : dz_operand) operand = is_backward ? take(region(B() * dz_stride + STEP)) : nullptr;
+    for (Num*& operand : dz_operand)
+      operand = is_backward ? take(region(B() * dz_stride + STEP)) : nullptr;
     for (int i = 0; i < P; ++i) {
       const Product& p = Cell::products[i];
       int64_t each = pack_bytes(a, p, threads);
@@ -354,11 +356,11 @@ template <class Cell, class Num, int R> struct Tile {
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < N; ++i)
         sums[r][i] += load(w.sums[I] + ((row + r) * N + i) * VL, VL);
-    return;
-#endif
+#else
     int64_t stride = W::padded(w.H());
     multiply<R, N>(sums, w.operands[I][s & 1] + row * stride, stride,
                    w.packs[I].group(block - w.first), w.packs[I].depth);
+#endif
   }
   // An operand that a product of this step (ahead 0) or of the next (ahead 1) takes.
   void operand(int i, int ahead, int r, vec v) const {

@@ -1,4 +1,5 @@
-// c = Γu ∘ c̃ + Γf ∘ c′, a = Γo ∘ h(c), h = tanh, or the identity as the other form; see cells/lstm.py and cells/peephole_lstm.py.
+// c = Γu ∘ c̃ + Γf ∘ c′, a = Γo ∘ h(c), h = tanh, or the identity as the other form; see
+// cells/lstm.py and cells/peephole_lstm.py.
 // Gates: candidate, update, forget, output. State: hidden a, cell_state c.
 
 enum Peephole { NONE, FULL, DIAGONAL };

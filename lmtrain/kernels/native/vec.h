@@ -65,7 +65,8 @@ static inline vec tanh_(vec x) {
   return s < 0.390625f ? x + x * s * p : far;
 }
 #else
-// e^x: 2^k · e^r with |r| <= ln 2 / 2, e^r by a polynomial; x is held within ±87.
+// e^x: 2^k · e^r with |r| <= ln 2 / 2, e^r by a polynomial; x is held within ±87. The coefficients
+// of this and of tanh are those of Moshier's Cephes library.
 static inline vec exp_(vec x) {
   x = x > 87.0f ? splat(87.0f) : x;
   x = x < -87.0f ? splat(-87.0f) : x;

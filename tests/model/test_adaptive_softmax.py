@@ -1,0 +1,70 @@
+import pytest
+import torch
+from numerics import assert_same
+
+from lmtrain import device
+from lmtrain.errors import ConfigError
+from lmtrain.model.language_model import LanguageModel
+
+
+def model(**changes) -> LanguageModel:
+    arguments = {"embedding_size": 8, "hidden_size": 32, "num_layers": 1, **changes}
+    return LanguageModel(300, has_adaptive_softmax=True, **arguments)
+
+
+def tokens(seed: int) -> torch.Tensor:
+    return torch.randint(0, 300, (5, 3), generator=device.generator(seed))
+
+
+def test_probabilities_of_all_words_sum_to_one():
+    logits, _ = model()(tokens(1))
+
+    assert logits.shape == (5, 3, 300)
+    assert_same(logits.exp().sum(-1), torch.ones(5, 3))
+
+
+def test_the_loss_is_that_of_the_probabilities():
+    network = model()
+    logits, _ = network(tokens(1))
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens(2).flatten())
+
+    assert_same(network.loss(tokens(1), tokens(2))[0], 5 * expected)
+    assert_same(-network.log_probs(tokens(1), tokens(2))[0].mean(), expected)
+
+
+def test_rare_words_cost_few_parameters():
+    full = LanguageModel(300, embedding_size=8, hidden_size=32, num_layers=1)
+
+    assert model().num_parameters < 0.6 * full.num_parameters
+
+
+def test_the_seed_alone_decides_the_first_weights():
+    before = torch.get_rng_state()
+    one, other = model(seed=3), model(seed=4)
+
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(*(m.adaptive_softmax.clusters.head.weight for m in (one, other)))
+    for first, same in zip(one.parameters(), model(seed=3).parameters(), strict=True):
+        assert torch.equal(first, same)
+
+
+def test_it_learns_in_either_precision():
+    for is_mixed in (False, True):
+        network = model(is_mixed=is_mixed)
+        rule = torch.optim.Adam(network.parameters(), lr=0.01)
+        losses = []
+        for _ in range(30):
+            rule.zero_grad()
+            loss, _ = network.loss(tokens(1), tokens(2))
+            loss.backward()
+            rule.step()
+            losses.append(float(loss.detach()))
+
+        assert losses[-1] < 0.5 * losses[0]
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(ConfigError, match="has weights of its own"):
+        model(embedding_size=32, tied_embeddings=True)
+    with pytest.raises(ConfigError, match="of 11 tokens: 100 are the least"):
+        LanguageModel(11, has_adaptive_softmax=True, embedding_size=4, hidden_size=4, num_layers=1)
