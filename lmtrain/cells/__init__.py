@@ -7,6 +7,7 @@ from lmtrain.cells.base import (
     cell_names,
     create,
     name_of,
+    product_over_time,
     register,
 )
 from lmtrain.cells.gru import GRU
@@ -27,5 +28,6 @@ __all__ = [
     "cell_names",
     "create",
     "name_of",
+    "product_over_time",
     "register",
 ]

@@ -114,7 +114,7 @@ def _by_rows(
         logits = rows @ operand.T  # (N, V)
         total += _nats(logits, bias, came, grad_bias, scale).sum()
         grad_hidden.append(logits @ operand)
-        piece = (logits.T @ rows).to(weight.dtype)
+        piece = (library.transposed(logits) @ rows).to(weight.dtype)
         grad_weight = grad_weight.add_(piece) if len(grad_hidden) > 1 else piece
     return total, torch.cat(grad_hidden), grad_weight, grad_bias
 
@@ -143,7 +143,7 @@ def _by_slices(
         operand = weight[part].to(rows.dtype)
         logits = rows @ operand.T
         _slice_gradient(logits, bias[part], targets - first, log_sums, grad_bias[part], scale)
-        grad_weight[part] = logits.T @ rows
+        grad_weight[part] = library.transposed(logits) @ rows
         grad_hidden += logits @ operand
     return total, grad_hidden.to(rows.dtype), grad_weight, grad_bias
 

@@ -54,6 +54,13 @@ extern "C" struct Loss {
   float scale;             // of the gradients
 };
 
+// A matrix of bf16, and where its transpose goes.
+extern "C" struct Matrix {
+  int64_t rows, columns;
+  const void* from;
+  void* to;
+};
+
 // The threads of one call, and the barrier they meet at.
 struct Team {
   std::atomic<int> arrived{0};
@@ -268,4 +275,13 @@ extern "C" int lmtrain_cross_entropy(const Loss* loss, int is_mixed, int level, 
     engine.cross_entropy(*loss, team, id, size, space);
   });
   return 0;
+}
+
+// Transposes a matrix of bf16, which the processor must have instructions for.
+extern "C" void lmtrain_transpose(const Matrix* matrix, Threads threads) {
+#ifdef IS_X86
+  in_parallel(threads, [&](Team&, int id, int size) {
+    avx512_bf16::transpose(*matrix, id, size);
+  });
+#endif
 }

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmtrain import cells
-from lmtrain.cells import Cell, CellState, DifferentiatedCell
+from lmtrain.cells import Cell, CellState, DifferentiatedCell, product_over_time
 from lmtrain.kernels.native import library
 
 # Which class gives the weight gradients of a kernel.
@@ -148,12 +148,14 @@ def _backward(
     weights = {"weight_recurrent": recurrent}
     if peephole is not None:
         weights["weight_peephole"] = peephole
+    grad_inputs = dz @ weight_input if ctx.needs_input_grad[0] else None
+    # From here on dz only stands in products over time, which take its transpose.
+    dz = library.transposed(dz.flatten(0, 1)).T.view_as(dz)
     gradients = _CLASSES[ctx.cell].recurrent_gradients(dz, activations, previous, weights)
-    flat = dz.flatten(0, 1)  # (T·B, G·H)
     return (
-        dz @ weight_input if ctx.needs_input_grad[0] else None,
+        grad_inputs,
         grad_state,
-        flat.T @ x.flatten(0, 1),
+        product_over_time(dz, x),
         grad_bias,
         gradients["weight_recurrent"].to(recurrent.dtype),
         None if peephole is None else gradients["weight_peephole"].to(peephole.dtype),

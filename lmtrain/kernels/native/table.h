@@ -8,6 +8,7 @@
 #include "gru.h"
 #include "lstm.h"
 #include "cross_entropy.h"
+#include "transpose.h"
 
 struct Entry {
   const char* names[2];
