@@ -33,6 +33,8 @@ from lmtrain.model.recurrent import Recurrent
 from lmtrain.training.optimizer import Optimizer
 
 LIMIT = 5.0
+# So small that the weights stay what they are when training begins: one batch serves all steps.
+RATE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class TorchModel(nn.Module):
 def torch_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
     """A training step of torch.nn, in fp32 or under bf16 autocast."""
     model = TorchModel(shape, cell)
-    rule = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+    rule = torch.optim.SGD(model.parameters(), lr=RATE, foreach=True)
     inputs, targets = tokens(shape)
     state: list[Any] = []
 
@@ -145,7 +147,7 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
         weight_decay=0.0,
         clip="l2",
         max_grad_norm=LIMIT,
-        schedule=lambda _: 0.1,
+        schedule=lambda _: RATE,
     )
     inputs, targets = tokens(shape)
     state = None

@@ -41,23 +41,23 @@ template <class Num> static inline void convert(Num* to, const float* from, int6
   }
 }
 
-// sums[r][n] += operand[r] · weights[n] over `depth`.
-template <int R, int N>
-static inline void multiply(vec (&sums)[R][N], const float* operand, int64_t stride,
+// sums[r][FIRST + n] += operand[r] · weights[n] over `depth`, for N vectors of weights.
+template <int FIRST, int N, int R, int M>
+static inline void multiply(vec (&sums)[R][M], const float* operand, int64_t stride,
                             const float* weights, int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
     vec w[N];
     for (int n = 0; n < N; ++n) __builtin_memcpy(&w[n], weights + (k * N + n) * VL, sizeof(vec));
     for (int r = 0; r < R; ++r) {
       vec x = splat(operand[r * stride + k]);
-      for (int n = 0; n < N; ++n) sums[r][n] += x * w[n];
+      for (int n = 0; n < N; ++n) sums[r][FIRST + n] += x * w[n];
     }
   }
 }
 
 #ifdef BF16
-template <int R, int N>
-static inline void multiply(vec (&sums)[R][N], const bf16* operand, int64_t stride,
+template <int FIRST, int N, int R, int M>
+static inline void multiply(vec (&sums)[R][M], const bf16* operand, int64_t stride,
                             const bf16* weights, int64_t depth) {
   for (int64_t k = 0; k < depth; k += 2) {
     __m512bh w[N];
@@ -68,7 +68,7 @@ static inline void multiply(vec (&sums)[R][N], const bf16* operand, int64_t stri
       __builtin_memcpy(&pair, operand + r * stride + k, 4);
       __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
       for (int n = 0; n < N; ++n)
-        sums[r][n] = (vec)_mm512_dpbf16_ps((__m512)sums[r][n], x, w[n]);
+        sums[r][FIRST + n] = (vec)_mm512_dpbf16_ps((__m512)sums[r][FIRST + n], x, w[n]);
     }
   }
 }
@@ -350,16 +350,17 @@ template <class Cell, class Num, int R> struct Tile {
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < N; ++i) sums[r][i] = gate(r, g + i);
   }
-  template <int I, int N> void add_product(vec (&sums)[R][N]) const {
-    static_assert(N == Cell::products[I].count);
+  // sums[r][FIRST + n] += what product I gives for the n-th of its gates.
+  template <int I, int FIRST, int M> void add_product(vec (&sums)[R][M]) const {
+    constexpr int N = Cell::products[I].count;
 #ifdef AMX
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < N; ++i)
-        sums[r][i] += load(w.sums[I] + ((row + r) * N + i) * VL, VL);
+        sums[r][FIRST + i] += load(w.sums[I] + ((row + r) * N + i) * VL, VL);
 #else
     int64_t stride = W::padded(w.H());
-    multiply<R, N>(sums, w.operands[I][s & 1] + row * stride, stride,
-                   w.packs[I].group(block - w.first), w.packs[I].depth);
+    multiply<FIRST, N>(sums, w.operands[I][s & 1] + row * stride, stride,
+                       w.packs[I].group(block - w.first), w.packs[I].depth);
 #endif
   }
   // An operand that a product of this step (ahead 0) or of the next (ahead 1) takes.
@@ -436,7 +437,7 @@ template <class Num, int R, int N>
 [[gnu::noinline]] static void sum_backward(vec (&out)[R][N], const Num* dz, int64_t stride,
                                            const Num* weights, int64_t depth) {
   vec sums[R][N] = {};
-  multiply<R, N>(sums, dz, stride, weights, depth);
+  multiply<0, N>(sums, dz, stride, weights, depth);
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < N; ++i) out[r][i] = sums[r][i];
 }

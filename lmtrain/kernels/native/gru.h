@@ -11,7 +11,7 @@ struct Gru {
   template <class Num, int R> static void forward(const Tile<Gru, Num, R>& at) {
     vec z[R][2];
     at.inputs(z, 1);
-    at.template add_product<0>(z);
+    at.template add_product<0, 0>(z);
     for (int r = 0; r < R; ++r) {
       vec relevance = sigmoid(z[r][1]);
       at.save_gate(r, 1, sigmoid(z[r][0]));
@@ -23,7 +23,7 @@ struct Gru {
   template <class Num, int R> static void forward_second(const Tile<Gru, Num, R>& at) {
     vec z[R][1];
     at.inputs(z, 0);
-    at.template add_product<1>(z);
+    at.template add_product<1, 0>(z);
     for (int r = 0; r < R; ++r) {
       vec candidate = tanh_(z[r][0]), c = at.previous(0, r);
       at.save_gate(r, 0, candidate);

@@ -24,13 +24,8 @@ template <Peephole PEEPHOLE> struct Lstm {
   template <class Num, int R> static void forward(const Tile<Lstm, Num, R>& at) {
     vec z[R][4];
     at.inputs(z, 0);
-    at.template add_product<0>(z);
-    if constexpr (PEEPHOLE == FULL) {
-      vec see[R][3] = {};
-      at.template add_product<1>(see);
-      for (int r = 0; r < R; ++r)
-        for (int g = 1; g < 4; ++g) z[r][g] += see[r][g - 1];
-    }
+    at.template add_product<0, 0>(z);
+    if constexpr (PEEPHOLE == FULL) at.template add_product<1, 1>(z);
     if constexpr (PEEPHOLE == DIAGONAL)
       for (int g = 1; g < 4; ++g)
         for (int r = 0; r < R; ++r) z[r][g] += seen(at, g) * at.previous(1, r);

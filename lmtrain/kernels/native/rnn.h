@@ -8,7 +8,7 @@ struct Rnn {
   template <class Num, int R> static void forward(const Tile<Rnn, Num, R>& at) {
     vec z[R][1];
     at.inputs(z, 0);
-    at.template add_product<0>(z);
+    at.template add_product<0, 0>(z);
     for (int r = 0; r < R; ++r) {
       vec a = at.is_other() ? (z[r][0] < 0.0f ? vec{} : z[r][0]) : tanh_(z[r][0]);
       at.save_gate(r, 0, a);

@@ -8,7 +8,7 @@ struct SimpleGru {
   template <class Num, int R> static void forward(const Tile<SimpleGru, Num, R>& at) {
     vec z[R][2];
     at.inputs(z, 0);
-    at.template add_product<0>(z);
+    at.template add_product<0, 0>(z);
     for (int r = 0; r < R; ++r) {
       vec candidate = tanh_(z[r][0]), update = sigmoid(z[r][1]), c = at.previous(0, r);
       at.save_gate(r, 0, candidate);
