@@ -193,7 +193,7 @@ def cross_entropy(
 def transposed(matrix: Tensor) -> Tensor:
     """The transpose (M, N) of a matrix (N, M), written out if its numbers are bf16.
 
-    Torch's bf16 products with an operand that is transposed in its strides alone take twice as long.
+    Torch's bf16 products with an operand transposed in its strides alone take twice as long.
     """
     if matrix.dtype != torch.bfloat16 or matrix.device.type != "cpu" or not has_bf16():
         return matrix.T
