@@ -93,10 +93,11 @@ def find_texts(
 
 def is_mixed(config: Config) -> bool:
     """Whether training steps take bf16 on this machine."""
-    precision = config.train.precision
-    if precision == "auto":
-        return device.choose(config.train.device).type == "cpu" and library.has_bf16()
-    return precision == "bf16"
+    if config.train.precision != "auto":
+        return config.train.precision == "bf16"
+    # A model trained with CUDA is loaded where there is none, too.
+    name = config.train.device
+    return name != "cuda" and device.choose(name).type == "cpu" and library.has_bf16()
 
 
 def build_model(config: Config, vocab_size: int) -> LanguageModel:

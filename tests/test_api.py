@@ -5,6 +5,7 @@ import torch
 from corpora import SENTENCES
 
 import lmtrain
+from lmtrain import assembly
 from lmtrain.cells import Cell, base, register
 from lmtrain.errors import CheckpointError, ConfigError, TextError
 
@@ -138,3 +139,9 @@ def test_a_cell_of_ones_own_trains_at_once(tmp_path, monkeypatch):
     )  # fmt: skip
 
     assert isinstance(lmtrain.train(config, tmp_path / "run").sample()[0], str)
+
+
+def test_a_model_trained_with_cuda_is_built_where_there_is_none():
+    chosen = lmtrain.load_config(overrides={"train.device": "cuda", "model.hidden_size": 4})
+
+    assert assembly.build_model(chosen, 50).num_parameters > 0

@@ -199,6 +199,17 @@ def name_of(cell: Cell) -> str | None:
     return next((name for name, known in _CELLS.items() if known is type(cell)), None)
 
 
+def cell_class(name: str) -> type[Cell]:
+    """The class registered as `name`.
+
+    Raises:
+        ConfigError: no such cell.
+    """
+    if name not in _CELLS:
+        raise ConfigError(f"no cell {name!r}", f"cells: {', '.join(_CELLS)}")
+    return _CELLS[name]
+
+
 def create(name: str, input_size: int, hidden_size: int, options: Mapping[str, Any]) -> Cell:
     """A new cell of the class registered as `name`, its weights not yet drawn.
 
@@ -211,7 +222,5 @@ def create(name: str, input_size: int, hidden_size: int, options: Mapping[str, A
     Raises:
         ConfigError: no such cell, or a size below 1.
     """
-    if name not in _CELLS:
-        raise ConfigError(f"no cell {name!r}", f"cells: {', '.join(_CELLS)}")
-    cell = _CELLS[name]
+    cell = cell_class(name)
     return cell(input_size, hidden_size, **{k: options[k] for k in cell.options if k in options})

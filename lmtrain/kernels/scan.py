@@ -63,9 +63,9 @@ def scan(
         raise ConfigError(f"scan: lengths {tuple(lengths.shape)} are not ({batch_size},)")
     # A single step would pay more for packing its weights than the native scan saves.
     if isinstance(cell, DifferentiatedCell) and lengths is None and len(inputs) > 1:
-        number = native.kernel(cell, inputs)
-        if number is not None:
-            return native.scan(number, cell, inputs, state, reverse=reverse)
+        name = native.kernel(cell, inputs)
+        if name is not None:
+            return native.scan(name, cell, inputs, state, reverse=reverse)
     if inputs.dtype == torch.bfloat16:
         hidden, state = scan(cell, inputs.float(), state, lengths, reverse=reverse)
         return hidden.to(inputs.dtype), state

@@ -56,9 +56,9 @@ def by_reference(cell, inputs, state, reverse):
 
 
 def by_native(cell, inputs, state, reverse):
-    number = native.kernel(cell, inputs)
-    assert number is not None
-    return native.scan(number, cell, inputs, state, reverse=reverse)
+    name = native.kernel(cell, inputs)
+    assert name is not None
+    return native.scan(name, cell, inputs, state, reverse=reverse)
 
 
 def check(name, options, size, kinds=(torch.float32,), reverse=False, has_state=True) -> None:
@@ -128,7 +128,7 @@ def test_the_functions_of_the_gates_are_accurate(kind, level, monkeypatch):
     history = [torch.zeros(2, len(z), 1), torch.zeros(2, len(z), 1)]
 
     library.scan(
-        library.cell_number("lstm tanh"),
+        "lstm tanh",
         gates=gates,
         recurrent=torch.zeros(4, 1),
         peephole=None,
@@ -187,6 +187,41 @@ def test_views_are_taken_for_what_they_hold():
 
     same = results(by_native, cell, inputs.contiguous(), [s.contiguous() for s in state], False)
     assert all(map(torch.equal, actual, same))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gates": torch.zeros(2, 3, 20)},
+        {"gates": torch.zeros(2, 3, 32).double()},
+        {"recurrent": torch.zeros(24, 8)},
+        {"recurrent": torch.zeros(8, 32).T},
+        {"peephole": torch.zeros(24)},
+        {"history": [torch.zeros(3, 3, 8), torch.zeros(2, 3, 8)]},
+        {"history": [torch.zeros(3, 3, 8), torch.zeros(3, 3, 8).half()]},
+        {"hidden": torch.zeros(2, 3, 8).bfloat16()},
+    ],
+    ids=str,
+)
+def test_what_a_kernel_cannot_take_never_reaches_it(wrong):
+    right = {
+        "gates": torch.zeros(2, 3, 32),
+        "recurrent": torch.zeros(32, 8),
+        "peephole": None,
+        "history": [torch.zeros(3, 3, 8), torch.zeros(3, 3, 8)],
+        "hidden": torch.zeros(2, 3, 8),
+    }
+    library.scan("lstm tanh", reverse=False, **right)
+
+    with pytest.raises(ConfigError):
+        library.scan("lstm tanh", reverse=False, **{**right, **wrong})
+
+
+def test_a_state_of_another_type_is_refused_before_it_is_read():
+    state = (torch.zeros(3, 8).half(), torch.zeros(3, 8).half())
+
+    with pytest.raises(ConfigError, match="contiguous; this is"):
+        scan(make("lstm", {}, 5, 8), torch.zeros(2, 3, 5), state)
 
 
 def test_denormal_numbers_are_harmless():

@@ -1,4 +1,4 @@
-"""The compiled library: found, loaded, and called with pointers whose sizes were checked before.
+"""The compiled library: found, loaded, and called with pointers to what was checked.
 
 Without it (no compiler when lmtrain was installed, or `LMTRAIN_KERNELS=torch`) the plain-torch
 engine does the same work; `absence` says why.
@@ -100,12 +100,12 @@ def has_bf16() -> bool:
 
 @functools.cache
 def cell_number(name: str) -> int:
-    """The number of a cell by its name in table.h; below 0 if it is not there."""
+    """The number of a kernel by its name in table.h; below 0 if it is not there."""
     return int(_loaded().lmtrain_cell(name.encode()))
 
 
 def scan(
-    cell: int,
+    name: str,
     *,
     gates: Tensor,
     recurrent: Tensor,
@@ -121,7 +121,7 @@ def scan(
     """One scan over time: forward where `hidden` is given, else backward.
 
     Args:
-        cell: its number.
+        name: of the kernel, in table.h.
         gates: input products (T, B, G·H), which the forward turns into activations; bf16 or fp32,
             as `hidden`, `grad_hidden` and `dz` then are.
         recurrent: (G·H, H), fp32.
@@ -136,22 +136,32 @@ def scan(
             first.
 
     Raises:
+        ConfigError: a tensor that is not as described, or not contiguous; nothing was run.
         MachineError: no memory.
     """
-    history, delta = list(history), list(delta)
-    steps, rows, units = len(gates), gates.shape[1], recurrent.shape[1]
+    row, form = divmod(cell_number(name), 2)
+    (steps, rows, _), units, kind = gates.shape, recurrent.shape[1], gates.dtype
+    width = _loaded().lmtrain_gates(row) * units
+    seen = {"full": (3 * units, units), "diagonal": (3 * units,)}.get(name.split()[-1])
+    if (peephole is None) != (seen is None):
+        raise ConfigError(f"the kernel {name} and the weights disagree about peepholes")
+    outputs = (steps, rows, units)
     arguments = _Arguments(
-        *(steps, rows, units, int(reverse), cell % 2),
-        *(_pointer(gates), _pointer(recurrent), _pointer(peephole)),
-        _pair(history),
-        *(_pointer(hidden), _pointer(grad_hidden), _pointer(dz), _pointer(grad_bias)),
-        _pair(delta),
+        *(steps, rows, units, int(reverse), form),
+        _pointer(gates, (steps, rows, width), kind),
+        _pointer(recurrent, (width, units)),
+        _pointer(peephole, seen or ()),
+        _pair(history, (steps + 1, rows, units)),
+        _pointer(hidden, outputs, kind),
+        _pointer(grad_hidden, outputs, kind),
+        _pointer(dz, (steps, rows, width), kind),
+        _pointer(grad_bias, (width,)),
+        _pair(delta, (rows, units)),
     )
-    is_mixed = gates.dtype == torch.bfloat16
-    failed = _loaded().lmtrain_scan(
-        ctypes.byref(arguments), cell // 2, is_mixed, hidden is None, level(), _threads()
-    )
-    if failed:
+    is_mixed, is_backward = kind == torch.bfloat16, hidden is None
+    if _loaded().lmtrain_scan(
+        ctypes.byref(arguments), row, is_mixed, is_backward, level(), _threads()
+    ):
         raise MachineError("no memory for the recurrent weights")
 
 
@@ -179,13 +189,21 @@ def cross_entropy(
         scale: of the gradients.
 
     Raises:
+        ConfigError: a tensor that is not as described, or not contiguous; nothing was run.
         MachineError: no memory.
     """
-    loss = _Loss(
-        *(*logits.shape, _pointer(logits), _pointer(bias), _pointer(targets)),
-        *(_pointer(nats), _pointer(log_sums), _pointer(grad_bias), scale),
-    )
+    rows, vocab = logits.shape
     is_mixed = logits.dtype == torch.bfloat16
+    loss = _Loss(
+        *(rows, vocab),
+        _pointer(logits, (rows, vocab), logits.dtype),
+        _pointer(bias, (vocab,)),
+        _pointer(targets, (rows,), torch.int64),
+        _pointer(nats, (rows,)),
+        _pointer(log_sums, (rows,)),
+        _pointer(grad_bias, (vocab,)),
+        scale,
+    )
     if _loaded().lmtrain_cross_entropy(ctypes.byref(loss), is_mixed, level(), _threads()):
         raise MachineError("no memory for the softmax")
 
@@ -199,17 +217,30 @@ def transposed(matrix: Tensor) -> Tensor:
         return matrix.T
     matrix = matrix.contiguous()
     result = matrix.new_empty(matrix.shape[1], matrix.shape[0])
-    given = _Matrix(*matrix.shape, _pointer(matrix), _pointer(result))
+    given = _Matrix(*matrix.shape, matrix.data_ptr(), result.data_ptr())
     _loaded().lmtrain_transpose(ctypes.byref(given), _threads())
     return result
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _pointer(
+    tensor: Tensor | None, shape: tuple[int, ...], kind: torch.dtype = torch.float32
+) -> int | None:
+    """Where the numbers of a tensor lie.
+
+    Raises:
+        ConfigError: they are not what the kernels take them for.
+    """
+    if tensor is None:
+        return None
+    is_kind = tensor.dtype == kind and tensor.dtype != torch.float64 and tensor.is_cpu
+    if tensor.shape != shape or not is_kind or not tensor.is_contiguous():
+        found = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        raise ConfigError(f"a native kernel wants {shape} {kind}, contiguous; this is {found}")
+    return tensor.data_ptr()
 
 
-def _pair(tensors: list[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
-    return (ctypes.c_void_p * 2)(*(tensor.data_ptr() for tensor in tensors))
+def _pair(tensors: Iterable[Tensor], shape: tuple[int, ...]) -> "ctypes.Array[ctypes.c_void_p]":
+    return (ctypes.c_void_p * 2)(*(_pointer(tensor, shape) for tensor in tensors))
 
 
 @functools.cache

@@ -253,6 +253,9 @@ extern "C" int lmtrain_cell(const char* name) {
   return -1;
 }
 
+// How many gates a row of table.h has.
+extern "C" int lmtrain_gates(int cell) { return portable::entries<float>[cell].gates; }
+
 // Runs one scan over time of a row of table.h, forward or backward. Returns 0, or 1 without memory.
 extern "C" int lmtrain_scan(const Arguments* arguments, int cell, int is_mixed, int is_backward,
                             int level, Threads threads) {

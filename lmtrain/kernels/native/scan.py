@@ -7,7 +7,7 @@ all products and the kept activations are bf16; sums, state and gradients of wei
 T steps, B rows, I input_size, H hidden_size, G gates.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,54 +17,51 @@ from lmtrain import cells
 from lmtrain.cells import Cell, CellState, DifferentiatedCell, product_over_time
 from lmtrain.kernels.native import library
 
-# Which class gives the weight gradients of a kernel.
-_CLASSES: dict[int, type[DifferentiatedCell]] = {}
 
-
-def kernel(cell: Cell, inputs: Tensor) -> int | None:
-    """The number of the kernel that runs this cell on these inputs; None if none does."""
+def kernel(cell: Cell, inputs: Tensor) -> str | None:
+    """The name of the kernel that runs this cell on these inputs; None if none does."""
     is_fp32 = inputs.dtype == torch.float32
     if inputs.device.type != "cpu" or cell.bias.dtype != torch.float32 or library.absence():
         return None
     if not is_fp32 and not (inputs.dtype == torch.bfloat16 and library.has_bf16()):
         return None
-    if (name := cells.name_of(cell)) is None:
+    if (registered := cells.name_of(cell)) is None:
         return None
-    number = library.cell_number(" ".join([name, *(getattr(cell, o) for o in cell.options)]))
-    return number if number >= 0 else None
+    name = " ".join([registered, *(getattr(cell, option) for option in cell.options)])
+    return name if library.cell_number(name) >= 0 else None
 
 
 def scan(
-    number: int, cell: DifferentiatedCell, inputs: Tensor, state: CellState, *, reverse: bool
+    name: str, cell: DifferentiatedCell, inputs: Tensor, state: CellState, *, reverse: bool
 ) -> tuple[Tensor, CellState]:
-    """As `reference.scan` without lengths, by the kernel of that number.
+    """As `reference.scan` without lengths, by the kernel of that name.
 
     The hidden states have the inputs' precision.
     """
-    _CLASSES[number] = type(cell)
     weights = dict(cell.named_parameters())
-    hidden, last, _, _ = _scan(
+    # An operator of torch costs a second when it is first called; without gradients none is needed.
+    run = _scan if torch.is_grad_enabled() else _forward
+    hidden, last, _, _ = run(
         inputs.contiguous(),
         list(state),
         weights["weight_input"].to(inputs.dtype),
         weights["bias"],
         weights["weight_recurrent"],
         weights.get("weight_peephole"),
-        number,
+        name,
         reverse,
     )
     return hidden, tuple(last)
 
 
-@torch.library.custom_op("lmtrain::scan", mutates_args=())
-def _scan(
+def _forward(
     inputs: Tensor,
     state: list[Tensor],
     weight_input: Tensor,
     bias: Tensor,
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
-    cell: int,
+    name: str,
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Hidden states, last state, activations (T, B, G·H) and history, each part (T + 1, B, H)."""
@@ -75,7 +72,7 @@ def _scan(
         states[steps if reverse else 0] = part
     hidden = inputs.new_empty(steps, rows, weight_recurrent.shape[1])
     library.scan(
-        cell,
+        name,
         gates=gates,
         recurrent=weight_recurrent.contiguous(),
         peephole=None if weight_peephole is None else weight_peephole.contiguous(),
@@ -87,6 +84,9 @@ def _scan(
     return hidden, last, gates, history
 
 
+_scan = torch.library.custom_op("lmtrain::scan", _forward, mutates_args=())
+
+
 @torch.library.custom_op("lmtrain::scan_backward", mutates_args=())
 def _scan_backward(
     grad_hidden: Tensor,
@@ -95,7 +95,7 @@ def _scan_backward(
     history: list[Tensor],
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
-    cell: int,
+    name: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients at the pre-activations (T, B, G·H), of the bias (G·H) and of the first state."""
@@ -103,7 +103,7 @@ def _scan_backward(
     grad_bias = torch.zeros(activations.shape[2])
     delta = [part.clone(memory_format=torch.contiguous_format) for part in grad_last]
     library.scan(
-        cell,
+        name,
         gates=activations,
         recurrent=weight_recurrent.contiguous(),
         peephole=None if weight_peephole is None else weight_peephole.contiguous(),
@@ -118,7 +118,7 @@ def _scan_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    x, _, weight_input, _, weight_recurrent, weight_peephole, ctx.cell, ctx.reverse = inputs
+    x, _, weight_input, _, weight_recurrent, weight_peephole, ctx.name, ctx.reverse = inputs
     hidden, _, activations, history = output
     ctx.save_for_backward(
         *(x, weight_input, weight_recurrent, weight_peephole, activations, *history)
@@ -140,7 +140,7 @@ def _backward(
             torch.zeros_like(states[0]) if grad is None else grad
             for grad, states in zip(grad_last, history, strict=True)
         ],
-        *(activations, history, recurrent, peephole, ctx.cell, ctx.reverse),
+        *(activations, history, recurrent, peephole, ctx.name, ctx.reverse),
     )
     steps = len(x)
     before = slice(1, steps + 1) if ctx.reverse else slice(0, steps)
@@ -151,7 +151,8 @@ def _backward(
     grad_inputs = dz @ weight_input if ctx.needs_input_grad[0] else None
     # From here on dz only stands in products over time, which take its transpose.
     dz = library.transposed(dz.flatten(0, 1)).T.view_as(dz)
-    gradients = _CLASSES[ctx.cell].recurrent_gradients(dz, activations, previous, weights)
+    cell = cast("type[DifferentiatedCell]", cells.cell_class(ctx.name.split()[0]))
+    gradients = cell.recurrent_gradients(dz, activations, previous, weights)
     return (
         grad_inputs,
         grad_state,
@@ -159,7 +160,7 @@ def _backward(
         grad_bias,
         gradients["weight_recurrent"].to(recurrent.dtype),
         None if peephole is None else gradients["weight_peephole"].to(peephole.dtype),
-        *(None, None),  # cell, reverse
+        *(None, None),  # name, reverse
     )
 
 

@@ -12,6 +12,7 @@
 
 struct Entry {
   const char* names[2];
+  int gates;
   RunScan run;
   Bytes workspace, zeroed;
 };
@@ -19,7 +20,7 @@ struct Entry {
 template <class Cell, class Num>
 constexpr Entry entry(const char* name, const char* other = nullptr) {
   using W = Worker<Cell, Num>;
-  return {{name, other}, run<Cell, Num>, W::workspace, W::operand_bytes};
+  return {{name, other}, Cell::gates, run<Cell, Num>, W::workspace, W::operand_bytes};
 }
 
 template <class Num> static const Entry entries[] = {
