@@ -112,6 +112,7 @@ class _Ready:
 def _ready(config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens]) -> _Ready:
     place = device.choose(config.train.device)
     threads = device.set_threads(config.train.threads)
+    device.keep_memory()
     batches = Batches(texts["train"].ids, config.train.batch_size, config.train.seq_len)
     model = assembly.build_model(config, tokenizer.vocab_size).to(place)
     return _Ready(config, tokenizer, texts, batches, model, threads)

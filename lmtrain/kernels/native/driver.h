@@ -2,8 +2,8 @@
 // Included once for each instruction set, inside its namespace; see native.cpp.
 //
 // T steps, B rows, H hidden units, G gates. Each thread owns blocks of VL hidden units with all
-// their gates, and packs its slice of the weights once a call, so that the slice stays in its
-// cache over all steps. A tile is up to MOST_ROWS rows of one block (forward) or of up to four
+// their gates, for all rows or for those of its group. The weights are packed once a call, and what
+// a thread needs of them stays in its cache over all steps. A tile is up to MOST_ROWS rows of one block (forward) or of up to four
 // blocks (backward); its sums live in registers until the cell has made activations and state of
 // them. With AMX they come out of tile registers through a few KB of memory.
 
@@ -18,20 +18,35 @@ constexpr int MOST_ROWS = 3;
 template <class Num> struct Pairs { static constexpr int K = 1; };  // rows of weights interleaved
 template <> struct Pairs<bf16> { static constexpr int K = 2; };
 
-// Operands are as long as a multiple of this; what is beyond their end meets weights of 0.
+// Operands are as long as a multiple of STEP; what is beyond their end meets weights of 0. At most
+// MOST_WIDE vectors of weights are read side by side.
 #ifdef AMX
 constexpr int64_t STEP = 32;
+constexpr int MOST_WIDE = 2;
 #else
 constexpr int64_t STEP = 2;
+constexpr int MOST_WIDE = 4;
 #endif
 
-// A matrix packed for products: for each group of N vectors, for each k (or pair), N vectors.
+// Weights that a thread reads in every step: as many as its own cache holds, or more where many
+// rows meet them. Fewer rows than LEAST_ROWS are not worth reading all weights. All by measurement.
+constexpr int64_t NEAR_BYTES = 5 << 18, NEAR_BYTES_A_ROW = 1 << 16, LEAST_ROWS = 4;
+
+// A matrix packed for products, block by block of VL units: for up to MOST_WIDE vectors, for each k
+// (or pair of them), these vectors. A unit has `wide` vectors in the forward, one in the backward.
 template <class Num> struct Pack {
   Num* data;
   int64_t depth;  // operand length, padded
-  int wide;       // vectors a group: N
-  Num* group(int64_t index) const { return data + index * depth * wide * VL; }
+  int wide;
+  Num* block(int64_t index) const { return data + index * depth * wide * VL; }
 };
+
+// Where the vector n of `wide` stands for k, in the weights of a block, or of blocks side by side.
+template <class Num> static inline int64_t place(int64_t k, int n, int64_t wide, int64_t depth) {
+  int side = n / MOST_WIDE * MOST_WIDE;
+  int64_t width = std::min<int64_t>(MOST_WIDE, wide - side);
+  return (side * depth + k * width + (n - side) * Pairs<Num>::K) * VL;
+}
 
 // n numbers as operands of products.
 template <class Num> static inline void convert(Num* to, const float* from, int64_t n) {
@@ -80,7 +95,7 @@ static inline void multiply(vec (&sums)[R][M], const bf16* operand, int64_t stri
 template <int M, int N>
 static inline void multiply_tiles(float* const (&out)[2], int64_t out_stride,
                                   const bf16* const (&operand)[2], int64_t stride,
-                                  const bf16* weights, int64_t wide, int64_t depth) {
+                                  const bf16* weights, int64_t depth) {
   _tile_zero(0);
   if (N == 2) _tile_zero(1);
   if (M == 2) _tile_zero(2);
@@ -88,11 +103,11 @@ static inline void multiply_tiles(float* const (&out)[2], int64_t out_stride,
   for (int64_t k = 0; k < depth; k += STEP) {
     _tile_loadd(4, operand[0] + k, stride * 2);
     if (M == 2) _tile_loadd(5, operand[1] + k, stride * 2);
-    _tile_loadd(6, weights + k * wide * VL, wide * 64);
+    _tile_loadd(6, weights + k * N * VL, N * 64);
     _tile_dpbf16ps(0, 4, 6);
     if (M == 2) _tile_dpbf16ps(2, 5, 6);
     if (N == 2) {
-      _tile_loadd(7, weights + (k * wide + 2) * VL, wide * 64);
+      _tile_loadd(7, weights + (k * N + 2) * VL, N * 64);
       _tile_dpbf16ps(1, 4, 7);
       if (M == 2) _tile_dpbf16ps(3, 5, 7);
     }
@@ -129,16 +144,16 @@ static inline void multiply_all(float* sums, const TileRows& rows, const bf16* o
     const bf16* const operands[2] = {operand + first * stride, operand + second * stride};
     for (int64_t n = 0; n < wide; n += 2) {
       float* const out[2] = {sums + (first * wide + n) * VL, sums + (second * wide + n) * VL};
-      const bf16* from = weights + n * 2 * VL;
+      const bf16* from = weights + n * depth * VL;
       bool is_wide = n + 1 < wide;
       if (is_pair && is_wide)
-        multiply_tiles<2, 2>(out, wide * VL, operands, stride, from, wide, depth);
+        multiply_tiles<2, 2>(out, wide * VL, operands, stride, from, depth);
       else if (is_pair)
-        multiply_tiles<2, 1>(out, wide * VL, operands, stride, from, wide, depth);
+        multiply_tiles<2, 1>(out, wide * VL, operands, stride, from, depth);
       else if (is_wide)
-        multiply_tiles<1, 2>(out, wide * VL, operands, stride, from, wide, depth);
+        multiply_tiles<1, 2>(out, wide * VL, operands, stride, from, depth);
       else
-        multiply_tiles<1, 1>(out, wide * VL, operands, stride, from, wide, depth);
+        multiply_tiles<1, 1>(out, wide * VL, operands, stride, from, depth);
     }
   }
 }
@@ -156,9 +171,9 @@ struct Product {
 
 template <int I> struct Int { static constexpr int value = I; };
 
-// Calls f(row, Int<R>) for tiles of at most MOST_ROWS rows, as equal as can be.
-template <class F> static inline void for_tiles(int64_t rows, F f) {
-  int64_t tiles = (rows + MOST_ROWS - 1) / MOST_ROWS, row = 0;
+// Calls f(row, Int<R>) for tiles of at most MOST_ROWS of these rows, as equal as can be.
+template <class F> static inline void for_tiles(int64_t row, int64_t end, F f) {
+  int64_t rows = end - row, tiles = (rows + MOST_ROWS - 1) / MOST_ROWS;
   for (int64_t i = 0; i < tiles; ++i) {
     int64_t count = rows / tiles + (i < rows % tiles);
     switch (count) {
@@ -181,16 +196,18 @@ template <class Cell, class Num> struct Worker {
   static constexpr int G = Cell::gates;
   static constexpr int P = sizeof(Cell::products) / sizeof(Product);
   const Arguments& a;
-  Team& team;
-  int id, threads;
+  Team &everyone, &team;         // all threads; those of the own group
+  int id, threads, mates;        // mates: threads a group
   int64_t first, last;           // own blocks
-  Pack<Num> packs[P];            // own slices
+  int64_t first_row, last_row;   // of the group
+  Pack<Num> packs[P];
   Num* operands[P][2];           // forward: (B, depth) each, by parity of the step
   Num* dz_operand[2];            // backward: (B, G·H padded)
   int64_t dz_stride;
+  float* bias_sums;              // backward: (groups, G·H)
 #ifdef AMX
   TileRows tile_rows;
-  float* sums[P];                // own, (B, vectors, VL): what the tile registers leave
+  float* sums[P];                // own, (rows, vectors, VL): what the tile registers leave
 #endif
 
   int64_t T() const { return a.steps; }
@@ -204,16 +221,15 @@ template <class Cell, class Num> struct Worker {
   int64_t after(int64_t t) const { return a.reverse ? t : t + 1; }
   const float* matrix(int which) const { return which ? a.peephole : a.recurrent; }
 
-  // Bytes that all threads' packs and the operands need; every region starts on a cache line.
-  static int64_t region(int64_t numbers) { return (numbers * sizeof(Num) + 63) / 64 * 64; }
-  static int64_t operand_bytes(const Arguments& a, int, bool is_backward) {
-    return 2 * P * region(a.rows * padded(a.units) + STEP) +
-           (is_backward ? 2 * region(a.rows * padded(G * a.units) + STEP) : 0);
+  // Bytes of each part of the workspace; every region starts on a cache line.
+  static int64_t region(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+  static int64_t operand_bytes(const Arguments& a, int64_t numbers) {
+    return region((a.rows * padded(numbers) + STEP) * sizeof(Num));
   }
-  static int64_t pack_bytes(const Arguments& a, const Product& p, int threads) {
-    // A slice may hold one block more than the average.
-    return region((blocks(a.units) / threads + 1) * VL * p.count * padded(a.units));
+  static int64_t pack_bytes(const Arguments& a, const Product& p) {
+    return region(blocks(a.units) * VL * p.count * padded(a.units) * sizeof(Num));
   }
+  static int64_t bias_bytes(const Arguments& a) { return region(G * a.units * sizeof(float)); }
   static int64_t sums_bytes(const Arguments& a) {
 #ifdef AMX
     return a.rows * 4 * VL * sizeof(float);
@@ -222,57 +238,95 @@ template <class Cell, class Num> struct Worker {
 #endif
   }
   static int64_t workspace(const Arguments& a, int threads, bool is_backward) {
-    int64_t need = operand_bytes(a, threads, is_backward);
-    for (const Product& p : Cell::products)
-      need += threads * (pack_bytes(a, p, threads) + sums_bytes(a));
+    int64_t need = 2 * P * operand_bytes(a, a.units);
+    if (is_backward) need += 2 * operand_bytes(a, G * a.units) + threads * bias_bytes(a);
+    for (const Product& p : Cell::products) need += pack_bytes(a, p) + threads * sums_bytes(a);
     return need;
   }
 
-  Worker(const Arguments& a, Team& team, int id, int threads, char* space, bool is_backward)
-      : a(a), team(team), id(id), threads(threads)
+  // Threads a group: as few as let the weights of each thread stay near it. Groups have rows of
+  // their own and never wait for each other.
+  static int mates_of(const Arguments& a, int threads) {
+    int64_t bytes = 0;
+    for (const Product& p : Cell::products) bytes += pack_bytes(a, p);
+    for (int mates = 1; mates < threads; ++mates) {
+      int64_t rows = a.rows * mates / threads;
+      if (threads % mates == 0 && rows >= LEAST_ROWS &&
+          bytes <= mates * std::max(NEAR_BYTES, rows * NEAR_BYTES_A_ROW))
+        return mates;
+    }
+    return threads;
+  }
+
+  Worker(const Arguments& a, Team* teams, int id, int threads, char* space, bool is_backward)
+      : Worker(a, teams, id, threads, mates_of(a, threads), space, is_backward) {}
+
+  Worker(const Arguments& a, Team* teams, int id, int threads, int mates, char* space,
+         bool is_backward)
+      : a(a), everyone(teams[0]), team(teams[1 + id / mates]), id(id), threads(threads),
+        mates(mates), first(blocks(H()) * (id % mates) / mates),
+        last(blocks(H()) * (id % mates + 1) / mates), first_row(B() * group() / groups()),
+        last_row(B() * (group() + 1) / groups())
 #ifdef AMX
-        , tile_rows(a.rows)
+        , tile_rows(last_row - first_row)
 #endif
   {
-    int64_t all = blocks(H());
-    first = all * id / threads;
-    last = all * (id + 1) / threads;
     auto take = [&](int64_t bytes) {
       space += bytes;
       return (Num*)(space - bytes);
     };
-    for (int i = 0; i < P; ++i)
-      for (Num*& operand : operands[i]) operand = take(region(B() * padded(H()) + STEP));
     dz_stride = padded(G * H());
-    for (Num*& operand : dz_operand)
-      operand = is_backward ? take(region(B() * dz_stride + STEP)) : nullptr;
+    for (int i = 0; i < P; ++i)
+      for (Num*& operand : operands[i]) operand = zeroed(take(operand_bytes(a, H())), padded(H()));
+    if (is_backward) {
+      for (Num*& operand : dz_operand)
+        operand = zeroed(take(operand_bytes(a, G * H())), dz_stride);
+      bias_sums = (float*)take(groups() * bias_bytes(a)) + group() * (bias_bytes(a) / 4);
+      for (int g = 0; g < G; ++g)
+        std::fill(bias_sums + g * H() + first * VL,
+                  bias_sums + g * H() + std::min(last * VL, H()), 0.0f);
+    }
     for (int i = 0; i < P; ++i) {
       const Product& p = Cell::products[i];
-      int64_t each = pack_bytes(a, p, threads);
-      Num* slice = take(threads * each) + id * (each / (int64_t)sizeof(Num));
-      packs[i] = {slice, is_backward ? padded(p.count * H()) : padded(H()), p.count};
+      Num* data = take(pack_bytes(a, p));
+      packs[i] = is_backward ? Pack<Num>{data, padded(p.count * H()), 1}
+                             : Pack<Num>{data, padded(H()), p.count};
       is_backward ? pack_backward(i) : pack_forward(i);
 #ifdef AMX
-      sums[i] = (float*)(space + id * sums_bytes(a));
-      space += threads * sums_bytes(a);
+      sums[i] = (float*)take(threads * sums_bytes(a)) + id * (sums_bytes(a) / 4);
 #endif
     }
 #ifdef AMX
     tile_rows.configure();
 #endif
+    everyone.wait(threads);
   }
 #ifdef AMX
   ~Worker() { _tile_release(); }
 #endif
 
-  // (k, n, lane) = W[(row_gate + n)·H + unit][k], a group for each own block. Words of 32 bits, a
+  int group() const { return id / mates; }
+  int groups() const { return threads / mates; }
+  // Operands of rows, all 0: the first thread of a group clears its rows.
+  Num* zeroed(Num* operand, int64_t stride) const {
+    if (id % mates == 0)
+      std::fill(operand + first_row * stride,
+                operand + last_row * stride + (last_row == B() ? STEP : 0), Num{});
+    return operand;
+  }
+  // What this thread packs of its blocks: the groups divide them, in fours.
+  int64_t pack_begin(int group) const {
+    return std::min(last, first + (last - first + 3) / 4 * group / groups() * 4);
+  }
+
+  // (k, n, lane) = W[(row_gate + n)·H + unit][k] for each block. Words of 32 bits, a
   // float or a pair of bf16, are moved from rows of k to columns of lanes.
   void pack_forward(int i) {
     const Product& p = Cell::products[i];
     constexpr int K = Pairs<Num>::K, WORDS = 16;
-    for (int64_t block = first; block < last; ++block)
+    for (int64_t block = pack_begin(group()); block < pack_begin(group() + 1); ++block)
       for (int n = 0; n < p.count; ++n) {
-        Num* out = packs[i].group(block - first) + n * VL * K;
+        Num* out = packs[i].block(block);
         const float* in = matrix(p.matrix) + ((p.row_gate + n) * H() + block * VL) * H();
         for (int64_t k = 0; k < packs[i].depth; k += WORDS * K) {
           alignas(64) uint32_t words[VL][WORDS] = {};
@@ -280,28 +334,28 @@ template <class Cell, class Num> struct Worker {
             convert((Num*)words[lane], in + lane * H() + k, std::min<int64_t>(WORDS * K, H() - k));
           int64_t many = std::min<int64_t>(WORDS, (packs[i].depth - k) / K);
           for (int64_t word = 0; word < many; ++word) {
-            uint32_t* column = (uint32_t*)(out + (k / K + word) * p.count * VL * K);
+            uint32_t* column =
+                (uint32_t*)(out + place<Num>(k + word * K, n, p.count, packs[i].depth));
             for (int lane = 0; lane < VL; ++lane) column[lane] = words[lane][word];
           }
         }
       }
   }
 
-  // (k, n, lane) = W[row_gate·H + k][unit], a group for each four own blocks.
+  // (k, n, lane) = W[row_gate·H + k][unit], four blocks side by side.
   void pack_backward(int i) {
     const Product& p = Cell::products[i];
     constexpr int K = Pairs<Num>::K;
     const float* from = matrix(p.matrix) + p.row_gate * H() * H();
-    for (int64_t block = first; block < last; block += 4) {
+    for (int64_t block = pack_begin(group()); block < pack_begin(group() + 1); block += 4) {
       int wide = (int)std::min<int64_t>(4, last - block);
-      Num* group = packs[i].data + (block - first) * packs[i].depth * VL;
       for (int64_t k = 0; k < packs[i].depth; k += K)
         for (int n = 0; n < wide; ++n) {
           Num rows[K][VL] = {};
           for (int j = 0; j < K; ++j)
             if (k + j < p.count * H())
               convert(rows[j], from + (k + j) * H() + (block + n) * VL, lanes(block + n));
-          Num* out = group + (k * wide + n * K) * VL;
+          Num* out = packs[i].block(block) + place<Num>(k, n, wide, packs[i].depth);
           for (int lane = 0; lane < VL; ++lane)
             for (int j = 0; j < K; ++j) out[lane * K + j] = rows[j][lane];
         }
@@ -313,8 +367,8 @@ template <class Cell, class Num> struct Worker {
 #ifdef AMX
     for (int i = 0; i < P; ++i)
       if ((Cell::products[i].state < 0) == is_second)
-        multiply_all(sums[i], tile_rows, operands[i][s & 1], padded(H()),
-                     packs[i].group(block - first), packs[i].wide, packs[i].depth);
+        multiply_all(sums[i], tile_rows, operands[i][s & 1] + first_row * padded(H()),
+                     padded(H()), packs[i].block(block), packs[i].wide, packs[i].depth);
 #endif
   }
 
@@ -346,9 +400,16 @@ template <class Cell, class Num, int R> struct Tile {
   vec previous(int part, int r) const { return load(state_at(part, w.before(t), r), n); }
   vec current(int part, int r) const { return load(state_at(part, w.after(t), r), n); }
 
+  // Input products and bias; the next step's are asked for from memory meanwhile.
   template <int N> void inputs(vec (&sums)[R][N], int g) const {
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < N; ++i) sums[r][i] = gate(r, g + i);
+    const int64_t to_next = (w.a.reverse ? -1 : 1) * w.B() * W::G * w.H();
+    for (int i = 0; i < N; ++i) {
+      vec bias = load(w.a.bias + (g + i) * w.H() + unit(), n);
+      for (int r = 0; r < R; ++r) {
+        __builtin_prefetch(gate_at(w.a.gates, r, g + i) + to_next);
+        sums[r][i] = gate(r, g + i) + bias;
+      }
+    }
   }
   // sums[r][FIRST + n] += what product I gives for the n-th of its gates.
   template <int I, int FIRST, int M> void add_product(vec (&sums)[R][M]) const {
@@ -356,11 +417,11 @@ template <class Cell, class Num, int R> struct Tile {
 #ifdef AMX
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < N; ++i)
-        sums[r][FIRST + i] += load(w.sums[I] + ((row + r) * N + i) * VL, VL);
+        sums[r][FIRST + i] += load(w.sums[I] + ((row - w.first_row + r) * N + i) * VL, VL);
 #else
     int64_t stride = W::padded(w.H());
     multiply<FIRST, N>(sums, w.operands[I][s & 1] + row * stride, stride,
-                       w.packs[I].group(block - w.first), w.packs[I].depth);
+                       w.packs[I].block(block), w.packs[I].depth);
 #endif
   }
   // An operand that a product of this step (ahead 0) or of the next (ahead 1) takes.
@@ -383,7 +444,7 @@ template <class Cell, class Num, int R> struct Tile {
   vec delta(int part, int r) const { return load(delta_at(part, r), n); }
   void save_delta(int part, int r, vec v) const { store(delta_at(part, r), v, n); }
   void save_dz(int r, int g, vec v) const {
-    float* sum = w.a.grad_bias + g * w.H() + unit();
+    float* sum = w.bias_sums + g * w.H() + unit();
     store(sum, load(sum, n) + v, n);
     store(gate_at(w.a.dz, r, g), v, n);
     store(w.dz_operand[s & 1] + (row + r) * w.dz_stride + g * w.H() + unit(), v, n);
@@ -394,27 +455,27 @@ template <class Cell, class Num> void Worker<Cell, Num>::forward() {
   for (int i = 0; i < P; ++i)
     if (int part = Cell::products[i].state; part >= 0)
       for (int64_t block = first; block < last; ++block)
-        for (int64_t row = 0; row < B(); ++row) {
+        for (int64_t row = first_row; row < last_row; ++row) {
           Tile<Cell, Num, 1> tile(*this, 0, row, block);
           tile.operand(i, 0, 0, tile.previous(part, 0));
         }
-  team.wait(threads);
+  team.wait(mates);
   for (int64_t s = 0; s < T(); ++s) {
     for (int64_t block = first; block < last; ++block) {
       multiply_before(s, block, false);
-      for_tiles(B(), [&](int64_t row, auto rows) {
+      for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
         Cell::forward(Tile<Cell, Num, rows.value>(*this, s, row, block));
       });
     }
-    team.wait(threads);
+    team.wait(mates);
     if constexpr (Cell::has_second_phase) {
       for (int64_t block = first; block < last; ++block) {
         multiply_before(s, block, true);
-        for_tiles(B(), [&](int64_t row, auto rows) {
+        for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
           Cell::forward_second(Tile<Cell, Num, rows.value>(*this, s, row, block));
         });
       }
-      team.wait(threads);
+      team.wait(mates);
     }
   }
 }
@@ -424,12 +485,13 @@ template <class Cell, class Num> void Worker<Cell, Num>::forward() {
 template <class Cell, class Num, int I>
 static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int wide) {
   const Pack<Num>& pack = w.packs[I];
-  multiply_all(w.sums[I], w.tile_rows, w.dz_operand[s & 1] + Cell::products[I].gate * w.H(),
-               w.dz_stride, pack.data + (block - w.first) * pack.depth * VL, wide, pack.depth);
+  multiply_all(w.sums[I], w.tile_rows,
+               w.dz_operand[s & 1] + w.first_row * w.dz_stride + Cell::products[I].gate * w.H(),
+               w.dz_stride, pack.block(block), wide, pack.depth);
   for (int i = 0; i < wide; ++i)
-    for (int64_t row = 0; row < w.B(); ++row)
+    for (int64_t row = w.first_row; row < w.last_row; ++row)
       Cell::template after<I>(Tile<Cell, Num, 1>(w, s, row, block + i), 0,
-                              load(w.sums[I] + (row * wide + i) * VL, VL));
+                              load(w.sums[I] + ((row - w.first_row) * wide + i) * VL, VL));
 }
 #else
 // The sums of a backward product; one copy for all cells, since these are the most to compile.
@@ -449,7 +511,7 @@ static inline void rows_backward(Worker<Cell, Num>& w, int64_t s, int64_t row, i
   const Pack<Num>& pack = w.packs[I];
   sum_backward<Num, R, N>(sums, w.dz_operand[s & 1] + row * w.dz_stride +
                                     Cell::products[I].gate * w.H(),
-                          w.dz_stride, pack.data + (block - w.first) * pack.depth * VL, pack.depth);
+                          w.dz_stride, pack.block(block), pack.depth);
   for (int i = 0; i < N; ++i) {
     Tile<Cell, Num, R> tile(w, s, row, block + i);
     for (int r = 0; r < R; ++r) Cell::template after<I>(tile, r, sums[r][i]);
@@ -459,7 +521,7 @@ static inline void rows_backward(Worker<Cell, Num>& w, int64_t s, int64_t row, i
 // The same for all rows and up to four blocks.
 template <class Cell, class Num, int I>
 static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int wide) {
-  for_tiles(w.B(), [&](int64_t row, auto rows) {
+  for_tiles(w.first_row, w.last_row, [&](int64_t row, auto rows) {
     constexpr int R = rows.value;
     switch (wide) {
       case 1: rows_backward<Cell, Num, I, R, 1>(w, s, row, block); break;
@@ -473,26 +535,30 @@ static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int
 
 template <class Cell, class Num, int I>
 static void all_products_backward(Worker<Cell, Num>& w, int64_t s) {
-  if (Cell::products[I].waits) w.team.wait(w.threads);
+  if (Cell::products[I].waits) w.team.wait(w.mates);
   for (int64_t block = w.first; block < w.last; block += 4)
     product_backward<Cell, Num, I>(w, s, block, (int)std::min<int64_t>(4, w.last - block));
 }
 
 template <class Cell, class Num> void Worker<Cell, Num>::backward() {
-  team.wait(threads);
   for (int64_t s = T() - 1; s >= 0; --s) {
-    for (int64_t block = first; block < last; ++block)
-      for_tiles(B(), [&](int64_t row, auto rows) {
+    for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
+      for (int64_t block = first; block < last; ++block)
         Cell::backward(Tile<Cell, Num, rows.value>(*this, s, row, block));
-      });
-    team.wait(threads);
+    });
+    team.wait(mates);
     all_products_backward<Cell, Num, P - 1>(*this, s);
     if constexpr (P == 2) all_products_backward<Cell, Num, 0>(*this, s);
   }
+  everyone.wait(threads);
+  const float* sums = bias_sums - group() * (bias_bytes(a) / 4);
+  for (int64_t i = G * H() * id / threads; i < G * H() * (id + 1) / threads; ++i)
+    for (int other = 0; other < groups(); ++other)
+      a.grad_bias[i] += sums[other * (bias_bytes(a) / 4) + i];
 }
 
-template <class Cell, class Num> static void run(const Arguments& a, Team& team, int id,
+template <class Cell, class Num> static void run(const Arguments& a, Team* teams, int id,
                                                  int threads, void* space, bool is_backward) {
-  Worker<Cell, Num> worker(a, team, id, threads, (char*)space, is_backward);
+  Worker<Cell, Num> worker(a, teams, id, threads, (char*)space, is_backward);
   is_backward ? worker.backward() : worker.forward();
 }

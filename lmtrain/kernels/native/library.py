@@ -26,9 +26,9 @@ _LEVEL_SWITCH = "LMTRAIN_LEVEL"
 class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("steps", "rows", "units", "reverse", "other")),
-        *((name, ctypes.c_void_p) for name in ("gates", "recurrent", "peephole")),
+        *((name, ctypes.c_void_p) for name in ("gates", "recurrent", "peephole", "bias")),
         ("history", ctypes.c_void_p * 2),
-        *((name, ctypes.c_void_p) for name in ("hidden", "grad_hidden", "dz", "bias")),
+        *((name, ctypes.c_void_p) for name in ("hidden", "grad_hidden", "dz", "grad_bias")),
         ("delta", ctypes.c_void_p * 2),
     )
 
@@ -110,6 +110,7 @@ def scan(
     gates: Tensor,
     recurrent: Tensor,
     peephole: Tensor | None,
+    bias: Tensor | None = None,
     history: Iterable[Tensor],
     reverse: bool,
     hidden: Tensor | None = None,
@@ -122,10 +123,11 @@ def scan(
 
     Args:
         name: of the kernel, in table.h.
-        gates: input products (T, B, G·H), which the forward turns into activations; bf16 or fp32,
-            as `hidden`, `grad_hidden` and `dz` then are.
+        gates: input products (T, B, G·H), without the bias, which the forward turns into
+            activations; bf16 or fp32, as `hidden`, `grad_hidden` and `dz` then are.
         recurrent: (G·H, H), fp32.
         peephole: (3H, H) or (3H), fp32, or None.
+        bias: (G·H), fp32; the forward's.
         history: each part of the state, (T + 1, B, H), fp32; the forward fills it.
         reverse: whether time runs from T to 1.
         hidden: receives the hidden states, (T, B, H).
@@ -145,12 +147,15 @@ def scan(
     seen = {"full": (3 * units, units), "diagonal": (3 * units,)}.get(name.split()[-1])
     if (peephole is None) != (seen is None):
         raise ConfigError(f"the kernel {name} and the weights disagree about peepholes")
+    if (bias is None) != (hidden is None):
+        raise ConfigError("the forward, and it alone, takes a bias")
     outputs = (steps, rows, units)
     arguments = _Arguments(
         *(steps, rows, units, int(reverse), form),
         _pointer(gates, (steps, rows, width), kind),
         _pointer(recurrent, (width, units)),
         _pointer(peephole, seen or ()),
+        _pointer(bias, (width,)),
         _pair(history, (steps + 1, rows, units)),
         _pointer(hidden, outputs, kind),
         _pointer(grad_hidden, outputs, kind),

@@ -32,6 +32,7 @@ extern "C" struct Arguments {
   void* gates;              // (T, B, G, H) Num: input products; the forward leaves activations
   const float* recurrent;   // (G·H, H)
   const float* peephole;    // (3·H, H), (3·H) or null
+  const float* bias;        // forward: (G, H)
   float* history[2];        // (T + 1, B, H) each: the state parts
   void* hidden;             // (T, B, H) Num
   const void* grad_hidden;  // (T, B, H) Num
@@ -61,8 +62,8 @@ extern "C" struct Matrix {
   void* to;
 };
 
-// The threads of one call, and the barrier they meet at.
-struct Team {
+// Threads of one call, and the barrier they meet at.
+struct alignas(64) Team {
   std::atomic<int> arrived{0};
   std::atomic<int> round{0};
   void wait(int threads) {
@@ -86,12 +87,12 @@ struct Team {
   }
 };
 
-using RunScan = void (*)(const Arguments&, Team&, int id, int threads, void* space, bool is_backward);
+using RunScan = void (*)(const Arguments&, Team* teams, int id, int threads, void* space, bool is_backward);
 using Bytes = int64_t (*)(const Arguments&, int threads, bool is_backward);
 using RunLoss = void (*)(const Loss&, Team&, int id, int threads, float* space);
 struct Engine {
   RunScan run;
-  Bytes workspace, zeroed;
+  Bytes workspace;
   RunLoss cross_entropy;
 };
 
@@ -199,23 +200,22 @@ struct Threads {
   int (*team_size)();
 };
 
-// Calls f(team, id, threads) on all threads.
+// Calls f(id, threads) on all threads.
 template <class F> void in_parallel(const Threads& threads, F f) {
   struct Job {
     F& f;
     int size;
     int (*team_size)();
-    Team team;
     std::atomic<int> next{0};
     static void take_part(void* data) {
       Job& job = *(Job*)data;
       WithoutDenormals scope;
       // OpenMP may give fewer threads than were asked for.
-      job.f(job.team, job.next.fetch_add(1), job.team_size ? job.team_size() : job.size);
+      job.f(job.next.fetch_add(1), job.team_size ? job.team_size() : job.size);
     }
   };
   bool is_alone = threads.count == 1;
-  Job job{f, threads.count, is_alone ? nullptr : threads.team_size, {}};
+  Job job{f, threads.count, is_alone ? nullptr : threads.team_size};
   if (is_alone) {
     Job::take_part(&job);
   } else if (threads.parallel) {
@@ -262,9 +262,9 @@ extern "C" int lmtrain_scan(const Arguments* arguments, int cell, int is_mixed, 
   Engine engine = choose(cell, is_mixed, level);
   void* space = kept.of(engine.workspace(*arguments, threads.count, is_backward));
   if (!space) return 1;
-  std::memset(space, 0, engine.zeroed(*arguments, threads.count, is_backward));
-  in_parallel(threads, [&](Team& team, int id, int size) {
-    engine.run(*arguments, team, id, size, space, is_backward);
+  std::vector<Team> groups(1 + threads.count);  // all threads, then those of each group
+  in_parallel(threads, [&](int id, int size) {
+    engine.run(*arguments, groups.data(), id, size, space, is_backward);
   });
   return 0;
 }
@@ -274,7 +274,8 @@ extern "C" int lmtrain_cross_entropy(const Loss* loss, int is_mixed, int level, 
   Engine engine = choose(0, is_mixed, level);
   float* space = (float*)kept.of(2 * threads.count * loss->vocab * sizeof(float));
   if (!space) return 1;
-  in_parallel(threads, [&](Team& team, int id, int size) {
+  Team team;
+  in_parallel(threads, [&](int id, int size) {
     engine.cross_entropy(*loss, team, id, size, space);
   });
   return 0;
@@ -283,7 +284,7 @@ extern "C" int lmtrain_cross_entropy(const Loss* loss, int is_mixed, int level, 
 // Transposes a matrix of bf16, which the processor must have instructions for.
 extern "C" void lmtrain_transpose(const Matrix* matrix, Threads threads) {
 #ifdef IS_X86
-  in_parallel(threads, [&](Team&, int id, int size) {
+  in_parallel(threads, [&](int id, int size) {
     avx512_bf16::transpose(*matrix, id, size);
   });
 #endif

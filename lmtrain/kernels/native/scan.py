@@ -66,7 +66,7 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Hidden states, last state, activations (T, B, G·H) and history, each part (T + 1, B, H)."""
     steps, rows, _ = inputs.shape
-    gates = F.linear(inputs, weight_input, bias.to(inputs.dtype))
+    gates = F.linear(inputs, weight_input)
     history = [part.new_empty(steps + 1, *part.shape) for part in state]
     for states, part in zip(history, state, strict=True):
         states[steps if reverse else 0] = part
@@ -76,6 +76,7 @@ def _forward(
         gates=gates,
         recurrent=weight_recurrent.contiguous(),
         peephole=None if weight_peephole is None else weight_peephole.contiguous(),
+        bias=bias.contiguous(),
         history=history,
         reverse=reverse,
         hidden=hidden,

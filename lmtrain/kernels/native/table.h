@@ -14,13 +14,13 @@ struct Entry {
   const char* names[2];
   int gates;
   RunScan run;
-  Bytes workspace, zeroed;
+  Bytes workspace;
 };
 
 template <class Cell, class Num>
 constexpr Entry entry(const char* name, const char* other = nullptr) {
   using W = Worker<Cell, Num>;
-  return {{name, other}, Cell::gates, run<Cell, Num>, W::workspace, W::operand_bytes};
+  return {{name, other}, Cell::gates, run<Cell, Num>, W::workspace};
 }
 
 template <class Num> static const Entry entries[] = {
@@ -34,5 +34,5 @@ template <class Num> static const Entry entries[] = {
 
 template <class Num> static Engine engine(int cell) {
   const Entry& e = entries<Num>[cell];
-  return {e.run, e.workspace, e.zeroed, cross_entropy<Num>};
+  return {e.run, e.workspace, cross_entropy<Num>};
 }
