@@ -1,20 +1,22 @@
-"""Whole training steps of lmtrain beside the same models of torch.nn, alternating in one process.
+"""Whole training steps of lmtrain beside the same models of torch.nn, taking turns.
 
     python scripts/bench_training.py                       # every configuration, LSTM
     python scripts/bench_training.py ptb-small --cells     # one configuration, every cell
     python scripts/bench_training.py --json > result.json
 
-A step is forward, backward, clipping and SGD on random tokens. Times are medians over rounds in
-which every competitor takes its turn; `rate` is model FLOP/s, 2 FLOP for each weight a token meets
-in a product and thrice that with the backward; `share` is that rate over the rate of a large bf16
-product measured in the same run. The process keeps freed memory, as in lmtrain's training, which
-torch.nn's steps gain from too.
+A step is forward, backward, clipping and SGD on random tokens. Each competitor has a process of its
+own, in the state a user finds it in, and waits while another takes its turn; with --keep-memory,
+torch.nn gets what `device.keep_memory` does, too. Times are medians; `rate` is model FLOP/s, 2 FLOP
+for each weight a token meets in a product and thrice that with the backward; `share` is that rate
+over the rate of a large bf16 product measured in the same run; memory is what a process grew by at
+most, model and optimizer included.
 """
 
 import argparse
 import contextlib
 import itertools
 import json
+import multiprocessing
 import platform
 import resource
 import statistics
@@ -22,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -34,6 +37,8 @@ from lmtrain.model.recurrent import Recurrent
 from lmtrain.training.optimizer import Optimizer
 
 LIMIT = 5.0
+# Seconds in which the threads of the one whose turn is over cease to look for work.
+PAUSE = 0.02
 # So small that the weights stay what they are when training begins: one batch serves all steps.
 RATE = 1e-5
 
@@ -182,31 +187,78 @@ def product_rate(kind: torch.dtype) -> float:
     return 2 * size**3 / min(times)
 
 
-def medians(steps: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
-    """Median seconds of each step, all taking turns for about that long."""
-    for step in steps.values():
+def peak_mb() -> int:
+    """The most memory this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def compete(
+    turns: Connection, name: str, shape: Shape, cell: str, threads: int, keeps_memory: bool
+) -> None:
+    """One competitor: a step, and its seconds, for each message; in the end the memory."""
+    who, kind = name.split()
+    device.set_threads(threads)
+    if who == "own" or keeps_memory:
+        device.keep_memory()
+    before = peak_mb()
+    step = (own_step if who == "own" else torch_step)(shape, cell, is_mixed=kind == "bf16")
+    while turns.recv():
+        begin = time.perf_counter()
         step()
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
+        turns.send(time.perf_counter() - begin)
+    turns.send(peak_mb() - before)
+
+
+class Competitor:
+    """A process that makes steps when asked to."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._turns, other = multiprocessing.Pipe()
+        self._process = multiprocessing.Process(target=compete, args=(other, *arguments))
+        self._process.start()
+        self.times: list[float] = []
+
+    def step(self) -> None:
+        """Takes a turn."""
+        self._turns.send(True)
+        self.times.append(self._turns.recv())
+        time.sleep(PAUSE)
+
+    def end(self) -> int:
+        """Ends the process; the MiB it grew by."""
+        self._turns.send(False)
+        memory: int = self._turns.recv()
+        self._process.join()
+        return memory
+
+
+def medians(competitors: dict[str, Competitor], seconds: float) -> dict[str, float]:
+    """Median seconds of a step of each, all taking turns for about that long."""
+    for _ in range(3):
+        for competitor in competitors.values():
+            competitor.step()
+            competitor.times.clear()
     end = time.monotonic() + seconds
-    while time.monotonic() < end or len(times[next(iter(times))]) < 5:
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(each) for name, each in times.items()}
+    rounds = 0
+    while time.monotonic() < end or rounds < 5:
+        for competitor in competitors.values():
+            competitor.step()
+        rounds += 1
+    return {name: statistics.median(each.times) for name, each in competitors.items()}
 
 
-def measure(name: str, cell: str, seconds: float, rates: dict[str, float]) -> dict[str, Any]:
+def measure(
+    name: str, cell: str, options: argparse.Namespace, rates: dict[str, float]
+) -> dict[str, Any]:
     """One row: times, ratios and rates of one shape and cell."""
     shape = SHAPES[name]
-    steps = {"own fp32": own_step(shape, cell, is_mixed=False)}
-    if library.has_bf16():
-        steps["own bf16"] = own_step(shape, cell, is_mixed=True)
+    kinds = ["fp32", "bf16"] if library.has_bf16() else ["fp32"]
+    names = [f"own {kind}" for kind in kinds]
     if cell in TORCH:
-        steps["torch fp32"] = torch_step(shape, cell, is_mixed=False)
-        steps["torch bf16"] = torch_step(shape, cell, is_mixed=True)
-    found = medians(steps, seconds)
+        names += ["torch fp32", "torch bf16"]
+    setting = options.threads, options.keep_memory
+    competitors = {each: Competitor(each, shape, cell, *setting) for each in names}
+    found = medians(competitors, options.seconds)
     flops = shape.flops(GATES[cell], 3 if cell == "peephole-lstm" else 0)
     best = min(time for each, time in found.items() if each.startswith("own"))
     row: dict[str, Any] = {
@@ -215,7 +267,7 @@ def measure(name: str, cell: str, seconds: float, rates: dict[str, float]) -> di
         "seconds": found,
         "gflops": {each: flops / time / 1e9 for each, time in found.items()},
         "share": flops / best / rates["bf16" if library.has_bf16() else "fp32"],
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "memory_mb": {each: competitor.end() for each, competitor in competitors.items()},
     }
     if cell in TORCH:
         row["ratio"] = min(found["torch fp32"], found["torch bf16"]) / best
@@ -230,12 +282,12 @@ def main() -> None:
     parser.add_argument("--cells", action="store_true", help="every cell, not the LSTM alone")
     parser.add_argument("--seconds", type=float, default=12.0, help="for each row")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep-memory", action="store_true", help="torch.nn's processes too")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if unknown := set(options.shapes) - set(SHAPES):
         parser.error(f"no shape {', '.join(unknown)}; there are {', '.join(SHAPES)}")
     device.set_threads(options.threads)
-    device.keep_memory()
     rates = {"fp32": product_rate(torch.float32), "bf16": product_rate(torch.bfloat16)}
     machine = {
         "processor": platform.processor() or platform.machine(),
@@ -249,7 +301,7 @@ def main() -> None:
         print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
     for name in options.shapes:
         for cell in GATES if options.cells else ["lstm"]:
-            row = measure(name, cell, options.seconds, rates)
+            row = measure(name, cell, options, rates)
             rows.append(row)
             if not options.json:
                 show(row)
@@ -259,8 +311,11 @@ def main() -> None:
 
 def show(row: dict[str, Any]) -> None:
     """Prints one row."""
-    times, rates = row["seconds"], row["gflops"]
-    parts = [f"{each} {time * 1e3:.1f} ms {rates[each]:.0f} G" for each, time in times.items()]
+    rates, memory = row["gflops"], row["memory_mb"]
+    parts = [
+        f"{each} {time * 1e3:.1f} ms {rates[each]:.0f} G {memory[each]} MiB"
+        for each, time in row["seconds"].items()
+    ]
     ratio = f"ratio {row['ratio']:.2f}, in fp32 {row['ratio_fp32']:.2f}; " if "ratio" in row else ""
     print(
         f"{row['shape']:>10} {row['cell']:>13}: {ratio}share {row['share']:.0%}; {'; '.join(parts)}"
@@ -268,5 +323,6 @@ def show(row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
     with contextlib.suppress(KeyboardInterrupt):
         main()
