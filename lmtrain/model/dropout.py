@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def keep_mask(
-    shape: tuple[int, ...], p: float, generator: torch.Generator, like: Tensor
-) -> Tensor:
+def keep_mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like: Tensor) -> Tensor:
     """Numbers that are 0 with probability p, to 16 binary digits, and 1 / (1 − p) otherwise.
 
     Args:
