@@ -9,7 +9,7 @@ from lmtrain import device
 from lmtrain.config import Config
 from lmtrain.errors import CheckpointError
 from lmtrain.kernels.native import library
-from lmtrain.model.language_model import LanguageModel
+from lmtrain.model.language_model import LanguageModel, Regularization
 from lmtrain.text import corpus
 from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.text.tokens import Tokens, cached_tokenizer, load_tokens, tokenize
@@ -106,21 +106,32 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
     Raises:
         ConfigError: no such cell, or sizes that do not fit.
     """
+    network = config.model
     return LanguageModel(
         vocab_size,
-        cell=config.model.cell,
+        cell=network.cell,
         embedding_size=config.embedding_size,
-        hidden_size=config.model.hidden_size,
-        num_layers=config.model.num_layers,
-        dropout=config.model.dropout,
-        tied_embeddings=config.model.tied_embeddings,
-        has_adaptive_softmax=config.model.softmax == "adaptive",
-        init_scale=config.model.init_scale,
-        forget_bias=config.model.forget_bias,
+        hidden_size=network.hidden_size,
+        num_layers=network.num_layers,
+        regularization=Regularization(
+            dropout=network.dropout,
+            input_dropout=network.input_dropout,
+            output_dropout=network.output_dropout,
+            is_locked=network.locked_dropout,
+            word_dropout=network.word_dropout,
+            weight_dropout=network.weight_dropout,
+            activation=network.activation_regularization,
+            temporal=network.temporal_regularization,
+        ),
+        is_residual=network.residual,
+        tied_embeddings=network.tied_embeddings,
+        has_adaptive_softmax=network.softmax == "adaptive",
+        init_scale=network.init_scale,
+        forget_bias=network.forget_bias,
         cell_options={
-            "cell_output": config.model.cell_output,
-            "peephole": config.model.peephole,
-            "activation": config.model.activation,
+            "cell_output": network.cell_output,
+            "peephole": network.peephole,
+            "activation": network.activation,
         },
         is_mixed=is_mixed(config),
         # Rules that remember or decay need every row in every step.

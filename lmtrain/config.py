@@ -92,8 +92,24 @@ class ModelConfig(Section):
     """Recurrent layers, 1 or more."""
     dropout: Fraction = 0.0
     """Chance, 0 to 1, that a number between layers (never within time) is dropped."""
+    input_dropout: Fraction | None = None
+    """Chance, 0 to 1, that a number of an embedded token is; without it, model.dropout."""
+    output_dropout: Fraction | None = None
+    """Chance, 0 to 1, that a number of the last layer is; without it, model.dropout."""
+    locked_dropout: bool = False
+    """Whether what is dropped stays dropped for all train.seq_len time steps."""
+    word_dropout: Fraction = 0.0
+    """Chance, 0 to 1, that a word is dropped wherever it stands in the input."""
+    weight_dropout: Fraction = 0.0
+    """Chance, 0 to 1, that a weight from one time step's state to the next is dropped."""
+    activation_regularization: NonNegativeFloat = 0.0
+    """Factor of the mean square of the last layer's dropped numbers, added to the loss."""
+    temporal_regularization: NonNegativeFloat = 0.0
+    """Factor of the mean square of the last layer's change from step to step, added too."""
+    residual: bool = False
+    """Whether layers after the first add their input to their output, where sizes agree."""
     tied_embeddings: bool = False
-    """Whether the output weights are the embeddings (embedding_size must equal hidden_size)."""
+    """Whether the output weights are the embeddings; the last layer has their size then."""
     softmax: Literal["full", "adaptive"] = "full"
     """Over all words alike, or cheaper for rare ones: for many tens of thousands of words."""
     cell_output: Literal["tanh", "linear"] = "tanh"
@@ -109,9 +125,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
-        if self.tied_embeddings and self.embedding_size not in (None, self.hidden_size):
+        is_fitting = self.num_layers > 1 or self.embedding_size in (None, self.hidden_size)
+        if self.tied_embeddings and not is_fitting:
             raise ValueError(
-                f"model.tied_embeddings needs embedding_size {self.embedding_size} "
+                f"model.tied_embeddings with one layer needs embedding_size {self.embedding_size} "
                 f"to equal hidden_size {self.hidden_size}"
             )
         return self
@@ -124,8 +141,8 @@ class OptimizerConfig(Section):
     """The update rule."""
     learning_rate: PositiveFloat = 0.002
     """Learning rate at its highest, above 0."""
-    schedule: Literal["constant", "step", "cosine"] = "cosine"
-    """Learning rate over time: constant, multiplied after some epochs, or half a cosine to 0."""
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] = "cosine"
+    """Learning rate over time: constant, falling by epochs, half a cosine to 0, or up and down."""
     warmup_steps: NonNegativeInt = 0
     """Updates over which the learning rate rises from 0 first."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -138,6 +155,12 @@ class OptimizerConfig(Section):
     """What is limited: the L2 or L1 norm over all gradients together, or each single value."""
     max_grad_norm: PositiveFloat | None = 5.0
     """The limit of optimizer.clip, above 0; none for no limit."""
+    average: Literal["ema", "triggered"] | None = None
+    """Average of the weights to keep: exponential, or since validation got worse; else none."""
+    average_decay: Fraction = 0.999
+    """Average ema: what is kept of it at each update, 0 to 1."""
+    average_patience: PositiveInt = 5
+    """Average triggered: validations that may be worse than one before them."""
 
 
 class TrainConfig(Section):
@@ -147,6 +170,10 @@ class TrainConfig(Section):
     """Streams of text trained on side by side, 1 or more."""
     seq_len: PositiveInt = 35
     """Steps of truncated backpropagation through time, 1 or more."""
+    random_seq_len: bool = False
+    """Whether each update draws its steps around train.seq_len, so that no epoch is cut alike."""
+    accumulate: PositiveInt = 1
+    """Groups a batch is computed in, one after the other: less memory, the same update."""
     max_epochs: PositiveInt = 10
     """Passes over the training text, 1 or more."""
     max_steps: PositiveInt | None = None
@@ -171,6 +198,15 @@ class TrainConfig(Section):
     """Validations without a new best after which training stops early; never without it."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept beside the best, 1 or more."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"train.accumulate {self.accumulate} groups of train.batch_size "
+                f"{self.batch_size} streams: there are not so many"
+            )
+        return self
 
 
 class Config(Section):

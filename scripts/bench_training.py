@@ -30,10 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmtrain import cells, device
+from lmtrain import device
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
-from lmtrain.model.recurrent import Recurrent
 from lmtrain.training.optimizer import Optimizer
 
 LIMIT = 5.0
@@ -131,22 +130,12 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
         shape.vocab_size,
         cell=cell,
         embedding_size=shape.embedding_size,
-        hidden_size=shape.layers[-1],
-        num_layers=1,
+        hidden_size=shape.layers[0],
+        num_layers=len(shape.layers),
         tied_embeddings=shape.is_tied,
         is_mixed=is_mixed,
         has_sparse_embedding=True,
     )
-    widths = iter(shape.layers)
-    model.recurrent = Recurrent(
-        lambda size: cells.create(cell, size, next(widths), {}),
-        shape.embedding_size,
-        len(shape.layers),
-        0.0,
-        model.generator,
-    )
-    for layer in model.recurrent.cells:
-        layer.initialize(model.generator, None, 1.0)
     rule = Optimizer(
         model,
         name="sgd",
@@ -160,9 +149,9 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
 
     def step() -> None:
         nonlocal state
-        loss, after = model.loss(inputs, targets, state)
-        state = after.detach()
-        rule.update(loss)
+        loss = model.loss(inputs, targets, state)
+        state = loss.state.detach()
+        rule.update([loss.objective])
 
     return step
 

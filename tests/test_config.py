@@ -32,6 +32,14 @@ VALUES = {
     "model.hidden_size": POSITIVE,
     "model.num_layers": POSITIVE,
     "model.dropout": FRACTION,
+    "model.input_dropout": st.none() | FRACTION,
+    "model.output_dropout": st.none() | FRACTION,
+    "model.locked_dropout": st.booleans(),
+    "model.word_dropout": FRACTION,
+    "model.weight_dropout": FRACTION,
+    "model.activation_regularization": st.floats(0, allow_infinity=False),
+    "model.temporal_regularization": st.floats(0, allow_infinity=False),
+    "model.residual": st.booleans(),
     "model.tied_embeddings": st.booleans(),
     "model.cell_output": st.sampled_from(["tanh", "linear"]),
     "model.peephole": st.sampled_from(["full", "diagonal"]),
@@ -40,15 +48,20 @@ VALUES = {
     "model.forget_bias": st.floats(allow_nan=False, allow_infinity=False),
     "optimizer.name": st.sampled_from(["sgd", "adam", "adamw"]),
     "optimizer.learning_rate": RATE,
-    "optimizer.schedule": st.sampled_from(["constant", "step", "cosine"]),
+    "optimizer.schedule": st.sampled_from(["constant", "step", "cosine", "one-cycle"]),
     "optimizer.warmup_steps": st.integers(0, 2**31),
     "optimizer.decay": st.floats(0, 1, exclude_min=True),
     "optimizer.decay_after_epochs": st.integers(0, 2**31),
     "optimizer.weight_decay": st.floats(0, allow_infinity=False),
     "optimizer.clip": st.sampled_from(["l2", "l1", "value"]),
     "optimizer.max_grad_norm": st.none() | RATE,
+    "optimizer.average": st.sampled_from([None, "ema", "triggered"]),
+    "optimizer.average_decay": FRACTION,
+    "optimizer.average_patience": POSITIVE,
     "train.batch_size": POSITIVE,
     "train.seq_len": POSITIVE,
+    "train.random_seq_len": st.booleans(),
+    "train.accumulate": POSITIVE,
     "train.max_epochs": POSITIVE,
     "train.max_steps": st.none() | POSITIVE,
     "train.max_seconds": st.none() | RATE,
@@ -86,6 +99,8 @@ def value(found: Config, path: str) -> object:
 def test_what_is_written_is_read_again(overrides):
     assume(overrides.get("data.valid_fraction", 0.1) + overrides.get("data.test_fraction", 0) < 1)
     overrides |= {"model.embedding_size": None} if "model.tied_embeddings" in overrides else {}
+    batch_size = overrides.get("train.batch_size", config.default("train.batch_size"))
+    assume(overrides.get("train.accumulate", 1) <= batch_size)
     found = config.load(overrides=overrides)
 
     assert parse(to_toml(found), "written") == found
@@ -256,12 +271,21 @@ def test_parts_that_leave_no_training_text_are_refused():
     assert told == "my.toml: data.valid_fraction and data.test_fraction leave no training text"
 
 
-def test_tied_embeddings_need_equal_sizes():
-    told = message("[model]\ntied_embeddings = true\nembedding_size = 417\nhidden_size = 418\n")
-    equal = parse("[model]\ntied_embeddings = true\nembedding_size = 418\nhidden_size = 418\n", "")
+def test_groups_of_a_batch_are_at_most_its_streams():
+    told = message("[train]\nbatch_size = 4\naccumulate = 5\n")
+
+    assert "train.accumulate 5 groups of train.batch_size 4 streams" in told
+
+
+def test_a_single_layer_needs_the_size_of_tied_embeddings():
+    sizes = "[model]\ntied_embeddings = true\nembedding_size = {}\nhidden_size = 418\n"
+    told = message(sizes.format(417) + "num_layers = 1\n")
+    equal = parse(sizes.format(418) + "num_layers = 1\n", "")
+    deep = parse(sizes.format(417) + "num_layers = 2\n", "")
 
     assert "needs embedding_size 417 to equal hidden_size 418" in told
     assert equal.embedding_size == 418
+    assert deep.embedding_size == 417
 
 
 def test_the_embedding_is_as_wide_as_the_layers_unless_told():
@@ -275,7 +299,7 @@ def test_the_word_none_takes_a_value_away():
     assert found.optimizer.max_grad_norm is None
     assert found.train.patience is None
     assert 'max_grad_norm = "none"' in to_toml(found)
-    assert "patience" not in to_toml(found)
+    assert "\npatience" not in to_toml(found)
 
 
 def test_a_file_may_be_called_none():

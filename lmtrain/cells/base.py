@@ -68,6 +68,10 @@ class Cell(nn.Module, abc.ABC):
     def step(self, x: Tensor, state: CellState) -> CellState:
         """The state at t from the input x (B, I) and the state at t−1, each part (B, H)."""
 
+    def forward(self, x: Tensor, state: CellState) -> CellState:
+        """As `step`."""
+        return self.step(x, state)
+
     def affine(self, gate: str, x: Tensor, recurrent: Tensor) -> Tensor:
         """A gate's pre-activation, W_gx x + W_ga a + b_g, (B, H)."""
         rows = self.rows(gate)
@@ -81,6 +85,10 @@ class Cell(nn.Module, abc.ABC):
         """The row block of a gate in each parameter."""
         index = self.gates.index(gate)
         return slice(index * self.hidden_size, (index + 1) * self.hidden_size)
+
+    def meets_state(self, name: str) -> bool:
+        """Whether the parameter of that name is a matrix that the state is multiplied with."""
+        return name != "weight_input" and self.get_parameter(name).dim() == 2
 
     def zero_state(self, batch_size: int) -> CellState:
         """The state before the first step, zeros, each part (B, H)."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lmtrain.cells import CellState, DifferentiatedCell
+from lmtrain.cells import CellState, DifferentiatedCell, Weights
 
 
 def scan(
@@ -25,11 +25,12 @@ def scan(
     lengths: Tensor | None,
     *,
     reverse: bool,
+    weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
     """As `reference.scan`, with the backward that the cell gives by hand."""
-    names, weights = zip(*cell.named_parameters(), strict=True)
+    names, tensors = zip(*(weights or dict(cell.named_parameters())).items(), strict=True)
     hidden, *last = _Scan.apply(  # type: ignore[no-untyped-call]
-        cell, names, lengths, reverse, inputs, *state, *weights
+        cell, names, lengths, reverse, inputs, *state, *tensors
     )
     return hidden, tuple(last)
 

@@ -5,12 +5,19 @@ Cost: T steps of Python; autograd keeps every intermediate of every step.
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
-from lmtrain.cells import Cell, CellState
+from lmtrain.cells import Cell, CellState, Weights
 
 
 def scan(
-    cell: Cell, inputs: Tensor, state: CellState, lengths: Tensor | None, *, reverse: bool
+    cell: Cell,
+    inputs: Tensor,
+    state: CellState,
+    lengths: Tensor | None,
+    *,
+    reverse: bool,
+    weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
     """The hidden states of a cell over time, and its last state.
 
@@ -21,6 +28,7 @@ def scan(
         lengths: steps of each row, (B,), or None for T; beyond them the state stands still and the
             hidden state is 0.
         reverse: whether time runs from T to 1.
+        weights: all parameters by name, in place of the cell's own.
 
     Returns:
         Hidden states (T, B, H) in the order of the inputs, and the last state.
@@ -28,7 +36,11 @@ def scan(
     steps = range(len(inputs))
     hidden: list[Tensor] = [inputs.new_empty(0)] * len(inputs)
     for t in reversed(steps) if reverse else steps:
-        following = cell.step(inputs[t], state)
+        following: CellState
+        if weights is None:
+            following = cell.step(inputs[t], state)
+        else:
+            following = functional_call(cell, dict(weights), (inputs[t], state))
         if lengths is None:
             state = following
             hidden[t] = state[0]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lmtrain.cells import Cell, CellState, DifferentiatedCell
+from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights
 from lmtrain.errors import ConfigError
 from lmtrain.kernels import plain, reference
 from lmtrain.kernels.native import scan as native
@@ -23,6 +23,7 @@ def scan(
     lengths: Tensor | None = None,
     *,
     reverse: bool = False,
+    weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
     """The hidden states of a cell over time, and its last state.
 
@@ -34,6 +35,7 @@ def scan(
         lengths: steps of each row, (B,), 1 to T; None for T. Beyond them the state stands still
             and the hidden state is 0.
         reverse: whether time runs from T to 1.
+        weights: all parameters by name, in place of the cell's own: some dropped, for example.
 
     Returns:
         Hidden states (T, B, H) in the order of the inputs, and the last state.
@@ -65,10 +67,11 @@ def scan(
     if isinstance(cell, DifferentiatedCell) and lengths is None and len(inputs) > 1:
         name = native.kernel(cell, inputs)
         if name is not None:
-            return native.scan(name, cell, inputs, state, reverse=reverse)
+            return native.scan(name, cell, inputs, state, reverse=reverse, weights=weights)
     if inputs.dtype == torch.bfloat16:
-        hidden, state = scan(cell, inputs.float(), state, lengths, reverse=reverse)
-        return hidden.to(inputs.dtype), state
+        inputs = inputs.float()
+        hidden, state = scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)
+        return hidden.bfloat16(), state
     if isinstance(cell, DifferentiatedCell):
-        return plain.scan(cell, inputs, state, lengths, reverse=reverse)
-    return reference.scan(cell, inputs, state, lengths, reverse=reverse)
+        return plain.scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)
+    return reference.scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)

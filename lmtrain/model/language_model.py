@@ -5,7 +5,8 @@ Knows ids, never text or settings.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,47 @@ from lmtrain import cells, device
 from lmtrain.errors import ConfigError
 from lmtrain.kernels.cross_entropy import cross_entropy, log_likelihood
 from lmtrain.model.adaptive_softmax import AdaptiveSoftmax
-from lmtrain.model.dropout import Dropout
+from lmtrain.model.dropout import Dropout, keep_mask
 from lmtrain.model.recurrent import Recurrent, State
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """What keeps a model from learning its text by heart; all of it acts in training alone.
+
+    Args:
+        dropout: probability of dropping a number between layers.
+        input_dropout: of the embedded tokens; None for `dropout`.
+        output_dropout: of the last layer's hidden states; None for `dropout`.
+        is_locked: whether what is dropped in a call is dropped at all its time steps.
+        word_dropout: probability of dropping a word of the vocabulary wherever it stands.
+        weight_dropout: probability of dropping a weight between the states of two time steps.
+        activation: α: times the mean square of the hidden states after dropout, a time step.
+        temporal: β: times the mean square of the hidden states' change, a time step.
+
+    Source: dropout: Zaremba, Sutskever & Vinyals 2014; locked, word: Gal & Ghahramani 2016; weight,
+    activation, temporal: Merity, Keskar & Socher 2018.
+    """
+
+    dropout: float = 0.0
+    input_dropout: float | None = None
+    output_dropout: float | None = None
+    is_locked: bool = False
+    word_dropout: float = 0.0
+    weight_dropout: float = 0.0
+    activation: float = 0.0
+    temporal: float = 0.0
+
+
+class Loss(NamedTuple):
+    """What a window of text costs, each summed over time and the mean over streams."""
+
+    objective: Tensor
+    """What training makes small: the nats, and the penalties of the regularization."""
+    nats: Tensor
+    """−log P of the targets."""
+    state: State
+    """The state after the window."""
 
 
 class LanguageModel(nn.Module):
@@ -28,8 +68,9 @@ class LanguageModel(nn.Module):
         embedding_size: E, numbers a token is embedded in.
         hidden_size: H, hidden units of each layer.
         num_layers: L, recurrent layers.
-        dropout: probability of dropping a number on the way into, between and out of the layers.
-        tied_embeddings: whether W_y is the embedding; E must equal H.
+        regularization: dropout and penalties; none without it.
+        is_residual: whether layers add their input to their hidden states; see Recurrent.
+        tied_embeddings: whether W_y is the embedding; the last layer then has E hidden units.
         has_adaptive_softmax: whether rare words share a cheaper softmax; see AdaptiveSoftmax.
         init_scale: every weight uniform in ± this at first; None for each part's own way.
         forget_bias: what forget gates' biases start at.
@@ -41,8 +82,8 @@ class LanguageModel(nn.Module):
         seed: of the first weights and of dropout.
 
     Raises:
-        ConfigError: no such cell, a size below 1, tied embeddings of another size or with an
-            adaptive softmax, or an adaptive softmax of few tokens.
+        ConfigError: no such cell, a size below 1, tied embeddings of another size than a single
+            layer or with an adaptive softmax, or an adaptive softmax of few tokens.
 
     Example:
         >>> model = LanguageModel(10, embedding_size=4, hidden_size=8, num_layers=1)
@@ -59,7 +100,8 @@ class LanguageModel(nn.Module):
         embedding_size: int,
         hidden_size: int,
         num_layers: int,
-        dropout: float = 0.0,
+        regularization: Regularization | None = None,
+        is_residual: bool = False,
         tied_embeddings: bool = False,
         has_adaptive_softmax: bool = False,
         init_scale: float | None = None,
@@ -70,24 +112,28 @@ class LanguageModel(nn.Module):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        if tied_embeddings and embedding_size != hidden_size:
+        if tied_embeddings and num_layers == 1 and embedding_size != hidden_size:
             raise ConfigError(
-                f"tied embeddings: embedding_size {embedding_size} is not hidden_size {hidden_size}"
+                f"tied embeddings: embedding_size {embedding_size} is not hidden_size "
+                f"{hidden_size} of the only layer"
             )
         if tied_embeddings and has_adaptive_softmax:
             raise ConfigError("tied embeddings: an adaptive softmax has weights of its own")
         self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
         self.generator = device.generator(seed)
+        self.regularization = regularization or Regularization()
         self.embedding = nn.Parameter(torch.empty(vocab_size, embedding_size))
-        self.dropout = Dropout(dropout, self.generator)
+        self.output_size = embedding_size if tied_embeddings else hidden_size
+        self.input_dropout = self._dropout(self.regularization.input_dropout)
         self.recurrent = Recurrent(
-            lambda size: cells.create(cell, size, hidden_size, cell_options or {}),
+            lambda inputs, hidden: cells.create(cell, inputs, hidden, cell_options or {}),
             embedding_size,
-            num_layers,
-            dropout,
-            self.generator,
+            [hidden_size] * (num_layers - 1) + [self.output_size],
+            self._dropout(None),
+            weight_dropout=self.regularization.weight_dropout,
+            is_residual=is_residual,
         )
+        self.output_dropout = self._dropout(self.regularization.output_dropout)
         self.adaptive_softmax: AdaptiveSoftmax | None = None
         if has_adaptive_softmax:
             self.adaptive_softmax = AdaptiveSoftmax(hidden_size, vocab_size)
@@ -100,11 +146,15 @@ class LanguageModel(nn.Module):
         self._has_sparse_embedding = has_sparse_embedding and not tied_embeddings
         self._initialize(init_scale, forget_bias)
 
+    def _dropout(self, p: float | None) -> Dropout:
+        p = self.regularization.dropout if p is None else p
+        return Dropout(p, self.generator, is_locked=self.regularization.is_locked)
+
     def _initialize(self, init_scale: float | None, forget_bias: float) -> None:
         # Uniform embeddings of this width have unit-sized sums over E, whatever E is.
         own = {
             "embedding": math.sqrt(3 / self.embedding.shape[1]) / 2,
-            "output_weight": 1 / math.sqrt(self.hidden_size),
+            "output_weight": 1 / math.sqrt(self.output_size),
             "output_bias": 0.0,
         }
         with torch.no_grad():
@@ -130,6 +180,8 @@ class LanguageModel(nn.Module):
     def hidden(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Hidden states (T, B, H) of the last layer for tokens (T, B), and the state after them.
 
+        The output's dropout has not acted on them.
+
         A token below 0 stands for "nothing yet": its embedding is 0, as x⟨1⟩ = 0 in the notes.
         """
         is_sparse = self._has_sparse_embedding and inputs.numel() < self.vocab_size
@@ -138,13 +190,17 @@ class LanguageModel(nn.Module):
             embedded = embedded.bfloat16()
         if not self.training:
             embedded = embedded * (inputs >= 0).unsqueeze(-1)
-        hidden, state = self.recurrent(self.dropout(embedded), state)
-        return self.dropout(hidden), state
+        elif self.regularization.word_dropout:
+            p = self.regularization.word_dropout
+            words = keep_mask((self.vocab_size, 1), p, self.generator, embedded)
+            embedded = embedded * F.embedding(inputs, words)  # (T, B, 1)
+        hidden, state = self.recurrent(self.input_dropout(embedded), state)
+        return hidden, state
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (T, B, V) for tokens (T, B), and the state after them."""
         hidden, state = self.hidden(inputs, state)
-        return self.logits(hidden), state
+        return self.logits(self.output_dropout(hidden)), state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Numbers (T, B, V) whose softmax is ŷ, from hidden states (T, B, H)."""
@@ -153,18 +209,27 @@ class LanguageModel(nn.Module):
             return log_probs
         return F.linear(hidden, self.decoder, self.output_bias)
 
-    def loss(
-        self, inputs: Tensor, targets: Tensor, state: State | None = None
-    ) -> tuple[Tensor, State]:
-        """Nats of `targets` (T, B) given `inputs` (T, B), and the state after them.
-
-        Summed over time, as in the notes, and the mean over the B streams.
-        """
+    def loss(self, inputs: Tensor, targets: Tensor, state: State | None = None) -> Loss:
+        """Nats of `targets` (T, B) given `inputs` (T, B), summed over time as in the notes."""
         hidden, state = self.hidden(inputs, state)
+        dropped = self.output_dropout(hidden)
         scale = 1 / inputs.shape[1]
         if self.adaptive_softmax is not None:
-            return -scale * self.adaptive_softmax.log_likelihood(hidden, targets).sum(), state
-        return cross_entropy(hidden, self.decoder, self.output_bias, targets, scale), state
+            nats = -scale * self.adaptive_softmax.log_likelihood(dropped, targets).sum()
+        else:
+            nats = cross_entropy(dropped, self.decoder, self.output_bias, targets, scale)
+        return Loss(self._penalized(nats, hidden, dropped), nats.detach(), state)
+
+    def _penalized(self, nats: Tensor, hidden: Tensor, dropped: Tensor) -> Tensor:
+        """The loss with T · (α mean(a²) + β mean((a⟨t⟩ − a⟨t−1⟩)²))."""
+        objective, steps = nats, len(hidden)
+        if self.training and self.regularization.activation:
+            square = dropped.float().square().mean()
+            objective = objective + self.regularization.activation * steps * square
+        if self.training and self.regularization.temporal and steps > 1:
+            change = hidden.float().diff(dim=0).square().mean()
+            objective = objective + self.regularization.temporal * steps * change
+        return objective
 
     @torch.no_grad()
     def log_probs(

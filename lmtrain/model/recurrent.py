@@ -4,14 +4,14 @@ Not only for language models: all hidden states and the last state come back, ro
 and a second direction serves taggers and classifiers.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lmtrain.cells import Cell, CellState
+from lmtrain.cells import Cell, CellState, Weights
 from lmtrain.kernels.scan import scan
-from lmtrain.model.dropout import Dropout
+from lmtrain.model.dropout import Dropout, keep_mask
 
 
 class State(tuple[CellState, ...]):
@@ -23,6 +23,22 @@ class State(tuple[CellState, ...]):
         """The state with `change` applied to every part."""
         return State(tuple(change(part) for part in parts) for parts in self)
 
+    def chunk(self, groups: int) -> list["State"]:
+        """The states of so many groups of rows, or fewer, as `Tensor.chunk` divides them."""
+        pieces = [[part.chunk(groups) for part in parts] for parts in self]
+        return [
+            State(tuple(part[i] for part in parts) for parts in pieces)
+            for i in range(len(pieces[0][0]))
+        ]
+
+    @staticmethod
+    def cat(states: Sequence["State"]) -> "State":
+        """The state of all rows from those of groups of them."""
+        if len(states) == 1:
+            return states[0]
+        layers = zip(*states, strict=True)
+        return State(tuple(map(torch.cat, zip(*parts, strict=True))) for parts in layers)
+
     def detach(self) -> "State":
         """The same numbers, cut off from the graph: backpropagation through time ends here."""
         return self.map(Tensor.detach)
@@ -32,19 +48,25 @@ class Recurrent(nn.Module):
     """A stack of recurrent layers; layer l's a⟨t⟩ is layer l + 1's x⟨t⟩.
 
     Args:
-        make_cell: a new cell for an input size.
+        make_cell: a new cell for an input size and a hidden size.
         input_size: I, numbers in one input.
-        num_layers: L, layers.
-        dropout: probability of dropping a number between layers.
-        generator: the source of the dropout's chance.
+        hidden_sizes: H of each layer.
+        dropout: what drops numbers between layers.
+        weight_dropout: probability of dropping a weight between the states of two time steps, the
+            same ones for all time steps and rows of a call.
+        is_residual: whether a layer's input is added to its hidden states, from the second layer
+            on, where both have the same size.
         is_bidirectional: whether each layer also runs from T to 1, with weights of its own; the
             hidden states of both directions stand side by side.
 
     Shapes: inputs (T, B, I) give hidden states (T, B, D·H), D = 2 if bidirectional, else 1.
 
+    Source: weight dropout, as DropConnect: Wan et al. 2013; Merity, Keskar & Socher 2018; residual
+    connections: He et al. 2016.
+
     Example:
         >>> from lmtrain.cells import GRU
-        >>> layers = Recurrent(lambda size: GRU(size, 8), 4, 2, 0.0, torch.Generator())
+        >>> layers = Recurrent(GRU, 4, [8, 8], Dropout(0.5, torch.Generator()))
         >>> hidden, state = layers(torch.zeros(5, 3, 4))
         >>> hidden.shape, len(state)
         (torch.Size([5, 3, 8]), 2)
@@ -52,22 +74,24 @@ class Recurrent(nn.Module):
 
     def __init__(
         self,
-        make_cell: Callable[[int], Cell],
+        make_cell: Callable[[int, int], Cell],
         input_size: int,
-        num_layers: int,
-        dropout: float,
-        generator: torch.Generator,
+        hidden_sizes: Sequence[int],
+        dropout: Dropout,
         *,
+        weight_dropout: float = 0.0,
+        is_residual: bool = False,
         is_bidirectional: bool = False,
     ) -> None:
         super().__init__()
         self.directions = 2 if is_bidirectional else 1
         self.cells = nn.ModuleList()
-        for _ in range(num_layers):
-            layer = [make_cell(input_size) for _ in range(self.directions)]
-            self.cells.extend(layer)
-            input_size = self.directions * layer[0].hidden_size
-        self.dropout = Dropout(dropout, generator)
+        for hidden_size in hidden_sizes:
+            self.cells.extend(make_cell(input_size, hidden_size) for _ in range(self.directions))
+            input_size = self.directions * hidden_size
+        self.dropout = dropout
+        self.weight_dropout = weight_dropout
+        self.is_residual = is_residual
 
     def zero_state(self, batch_size: int) -> State:
         """The state before the first step."""
@@ -91,18 +115,33 @@ class Recurrent(nn.Module):
         last: list[CellState] = []
         cells = list(self._cells())
         for first in range(0, len(cells), self.directions):
-            if first:
-                hidden = self.dropout(hidden)
+            below, inputs = hidden, self.dropout(hidden) if first else hidden
             outputs = []
             for direction in range(self.directions):
+                cell = cells[first + direction]
                 output, after = scan(
-                    cells[first + direction],
-                    hidden,
+                    cell,
+                    inputs,
                     state[first + direction],
                     lengths,
                     reverse=direction == 1,
+                    weights=self._dropped(cell),
                 )
                 outputs.append(output)
                 last.append(after)
             hidden = torch.cat(outputs, dim=-1) if self.directions == 2 else outputs[0]
+            if self.is_residual and first and hidden.shape == below.shape:
+                hidden = hidden + below
         return hidden, State(last)
+
+    def _dropped(self, cell: Cell) -> Weights | None:
+        """A cell's parameters with some weights that meet the state set to 0; None for its own."""
+        if not self.training or self.weight_dropout == 0:
+            return None
+        generator = self.dropout.generator
+        return {
+            name: weight * keep_mask(tuple(weight.shape), self.weight_dropout, generator, weight)
+            if cell.meets_state(name)
+            else weight
+            for name, weight in cell.named_parameters()
+        }

@@ -1,8 +1,9 @@
 """Which tokens a step sees: contiguous streams side by side, a pure function of the step.
 
 The text is cut into `batch_size` streams of equal length; step k of an epoch takes the k-th window
-of `seq_len` tokens of every stream, so that the state a stream ends one step with is the state it
-starts the next with. Knows ids, never text.
+of every stream, so that the state a stream ends one step with is the state it starts the next with.
+Windows are `seq_len` tokens long, or of lengths drawn around it anew for each epoch. Knows ids,
+never text.
 """
 
 import numpy as np
@@ -18,9 +19,13 @@ class Batches:
         ids: token ids of the whole text, (N,).
         batch_size: streams side by side, B.
         seq_len: steps of truncated backpropagation, T.
+        seed: of windows of random length: around T, once in twenty around T/2, so scaled that an
+            epoch has as many as of length T; None for windows of length T.
 
     Raises:
         TextError: the text has no single window for every stream.
+
+    Source: random lengths: Merity, Keskar & Socher 2018.
 
     Example:
         >>> inputs, targets = Batches(np.arange(9), batch_size=2, seq_len=3)[0]
@@ -28,7 +33,13 @@ class Batches:
         ([[0, 1, 2], [4, 5, 6]], [[1, 2, 3], [5, 6, 7]])
     """
 
-    def __init__(self, ids: NDArray[np.unsignedinteger], batch_size: int, seq_len: int) -> None:
+    def __init__(
+        self,
+        ids: NDArray[np.unsignedinteger],
+        batch_size: int,
+        seq_len: int,
+        seed: int | None = None,
+    ) -> None:
         length = len(ids) // batch_size
         self.batch_size = batch_size
         self.seq_len = seq_len
@@ -42,6 +53,9 @@ class Batches:
                 f"try: --batch-size {fitting}" if fitting else "try: a smaller --seq-len",
             )
         self._streams = ids[: length * batch_size].reshape(batch_size, length)
+        self._seed = seed
+        self._epoch = -1
+        self._starts = np.arange(self.steps_per_epoch + 1) * seq_len
 
     def starts_epoch(self, step: int) -> bool:
         """Whether the streams start anew at `step`, so that no state is carried into it."""
@@ -49,6 +63,22 @@ class Batches:
 
     def __getitem__(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Inputs (T, B) of a step, counted over all epochs, and targets (T, B) one token ahead."""
-        start = step % self.steps_per_epoch * self.seq_len
-        window = self._streams[:, start : start + self.seq_len + 1].T.astype(np.int64, order="C")
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self._seed is not None and epoch != self._epoch:
+            self._starts, self._epoch = self._drawn(self._seed, epoch), epoch
+        start, stop = self._starts[index : index + 2]
+        window = self._streams[:, start : stop + 1].T.astype(np.int64, order="C")
         return window[:-1], window[1:]
+
+    def _drawn(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Where the windows of an epoch start, and where the last one ends."""
+        chance = np.random.default_rng([seed, epoch])
+        spread = self.seq_len / 14
+        around = np.where(chance.random(self.steps_per_epoch) < 0.95, 1.0, 0.5) * self.seq_len
+        lengths = np.maximum(spread, chance.normal(around, spread))
+        last = self._streams.shape[1] - 1
+        ends = np.rint(np.cumsum(lengths) * last / lengths.sum()).astype(np.int64)
+        # Windows of a few steps, rounded, could vanish: each has one step at least.
+        steps = np.arange(1, self.steps_per_epoch + 1)
+        ends = steps + np.maximum.accumulate(np.maximum(ends - steps, 0))
+        return np.concatenate([[0], np.minimum(ends, last - steps[::-1] + 1)])

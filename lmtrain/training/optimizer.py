@@ -1,7 +1,7 @@
 """From a loss to an update: backward, clip, step, schedule."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from lmtrain.errors import CheckpointError, DivergedError
 
 Schedule = Callable[[int], float]
+
+# One-cycle: the share of the steps that rise, and of the peak that they start at.
+_RISING_SHARE = 0.3
+_FIRST_SHARE = 1 / 25
 
 _RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -30,10 +34,11 @@ def schedule(
     """The learning rate of each step, counted from 0.
 
     constant is `peak`; step is peak · decay^max(0, epoch + 1 − decay_after_epochs), epochs counted
-    from 0; cosine falls from `peak` to 0 at the end. Any of them rises linearly first.
+    from 0; cosine falls from `peak` to 0 at the end; one-cycle rises from peak / 25 by half a
+    cosine over the first 0.3 of all steps, then falls as cosine. Any of them rises linearly first.
 
     Args:
-        kind: constant, step or cosine.
+        kind: constant, step, cosine or one-cycle.
         peak: the highest learning rate.
         total_steps: updates of the whole training.
         steps_per_epoch: updates of one epoch.
@@ -41,15 +46,20 @@ def schedule(
         decay: factor of step for each epoch.
         decay_after_epochs: epochs before step decays.
 
-    Source: step: Zaremba, Sutskever & Vinyals 2014; cosine: Loshchilov & Hutter 2017.
+    Source: step: Zaremba, Sutskever & Vinyals 2014; cosine: Loshchilov & Hutter 2017; one-cycle:
+    Smith & Topin 2018, the momentum left as it is.
     """
+    first = warmup_steps + _RISING_SHARE * (total_steps - warmup_steps) * (kind == "one-cycle")
 
     def learning_rate(step: int) -> float:
         rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
         if kind == "step":
             return rise * peak * decay ** max(0, step // steps_per_epoch + 1 - decay_after_epochs)
-        if kind == "cosine":
-            done = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
+        if kind == "one-cycle" and step < first:
+            done = max(0, step - warmup_steps) / max(1, first - warmup_steps)
+            return rise * peak * (1 - (1 - _FIRST_SHARE) * (1 + math.cos(math.pi * done)) / 2)
+        if kind in ("cosine", "one-cycle"):
+            done = max(0, step - first) / max(1, total_steps - first)
             return rise * peak * (1 + math.cos(math.pi * min(1.0, done))) / 2
         return rise * peak
 
@@ -93,6 +103,7 @@ class Optimizer:
         self._limit = max_grad_norm
         self.step = 0
         self.was_clipped = False
+        self._is_adaptive = name != "sgd"
         self._is_linear = name == "sgd" and weight_decay == 0
         self._rule = _RULES[name](
             self._parameters.values(),
@@ -106,11 +117,16 @@ class Optimizer:
         """The learning rate of the next update."""
         return self._schedule(self.step)
 
-    def update(self, loss: Tensor) -> float:
-        """Differentiates `loss`, clips, makes one step, and returns the norm before clipping.
+    def update(self, losses: Iterable[Tensor], share: float = 1.0) -> float:
+        """Differentiates a loss, clips, makes one step, and returns the norm before clipping.
 
         g ← g · θ/‖g‖ where ‖g‖ > θ, ‖g‖ the L2 or L1 norm over all parameters together; or each
         value of g is limited to ± θ, and the norm returned is L2.
+
+        Args:
+            losses: the parts of the loss, computed as they are asked for, one after the other.
+            share: time steps of this loss over those of most. The learning rate follows it; with
+                sgd the gradient of a loss summed over time does already.
 
         Raises:
             DivergedError: the loss or the gradient is not finite; nothing was updated.
@@ -118,13 +134,16 @@ class Optimizer:
         Source: Pascanu, Mikolov & Bengio 2013.
         """
         self._rule.zero_grad(set_to_none=True)
-        loss.backward()
+        value = 0.0
+        for loss in losses:
+            loss.backward()
+            value += float(loss.detach())
         gradients = self._gradients()
-        norm = _norm(gradients, self._clip)
-        grad_norm, value = float(norm), float(loss.detach())
+        grad_norm = float(_norm(gradients, self._clip))
         if not (math.isfinite(grad_norm) and math.isfinite(value)):
             raise DivergedError(f"summed loss {value:.6g}, gradient norm {grad_norm:.6g}")
         rate = self.learning_rate * self._clipped(gradients, grad_norm)
+        rate *= share if self._is_adaptive else 1.0
         for group in self._rule.param_groups:
             group["lr"] = rate
         self._rule.step()

@@ -25,6 +25,7 @@ from lmtrain.text import corpus
 from lmtrain.text.batches import Batches
 from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.text.tokens import Tokens
+from lmtrain.training.average import Average
 from lmtrain.training.monitor import Monitor
 from lmtrain.training.optimizer import Optimizer, schedule
 from lmtrain.training.trainer import Trainer, total_steps
@@ -113,7 +114,12 @@ def _ready(config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens]) ->
     place = device.choose(config.train.device)
     threads = device.set_threads(config.train.threads)
     device.keep_memory()
-    batches = Batches(texts["train"].ids, config.train.batch_size, config.train.seq_len)
+    batches = Batches(
+        texts["train"].ids,
+        config.train.batch_size,
+        config.train.seq_len,
+        config.train.seed if config.train.random_seq_len else None,
+    )
     model = assembly.build_model(config, tokenizer.vocab_size).to(place)
     return _Ready(config, tokenizer, texts, batches, model, threads)
 
@@ -207,6 +213,12 @@ def _train(
             model=model,
             batches=batches,
             optimizer=_build_optimizer(config, model, batches),
+            average=Average(
+                model,
+                kind=config.optimizer.average,
+                decay=config.optimizer.average_decay,
+                patience=config.optimizer.average_patience,
+            ),
             monitor=monitor,
             validate=_validation(ready, valid_text) if valid_text else None,
             write=_writing(ready),

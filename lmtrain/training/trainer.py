@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -20,6 +20,7 @@ from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.text.batches import Batches
+from lmtrain.training.average import Average
 from lmtrain.training.monitor import Monitor
 from lmtrain.training.optimizer import Optimizer
 
@@ -59,6 +60,7 @@ class Trainer:
         model: the model, on its device.
         batches: the tokens of each step.
         optimizer: the update.
+        average: the weights that are validated and kept.
         monitor: the record.
         validate: the validation of the model as it stands; None without validation text.
         write: a sample of the model's writing for the step.
@@ -74,6 +76,7 @@ class Trainer:
         model: LanguageModel,
         batches: Batches,
         optimizer: Optimizer,
+        average: Average,
         monitor: Monitor,
         validate: Callable[[], Evaluation] | None,
         write: Callable[[int], str],
@@ -85,6 +88,7 @@ class Trainer:
         self.model = model
         self.batches = batches
         self.optimizer = optimizer
+        self.average = average
         self.monitor = monitor
         self.progress = Progress()
         self.state: State | None = None
@@ -147,22 +151,20 @@ class Trainer:
         begin = time.monotonic()
         step = self.optimizer.step
         inputs, targets = (self._place(tokens) for tokens in self.batches[step])  # (T, B) each
-        state = None if self.batches.starts_epoch(step) else self.state
-        loss, state = self.model.loss(inputs, targets, state)
-        nats = float(loss.detach()) / self.batches.seq_len
-        if nats > _ABSURD_NATS:
-            raise DivergedError(f"the loss is {nats:.6g} nats a token")
-        # Backpropagation is truncated here: the next step gets the numbers without their history.
-        self.state = state.detach()
+        if self.batches.starts_epoch(step):
+            self.state = None
+        nats: list[float] = []
         learning_rate = self.optimizer.learning_rate
-        grad_norm = self.optimizer.update(loss)
+        share = len(targets) / self.batches.seq_len
+        grad_norm = self.optimizer.update(self._losses(inputs, targets, nats), share)
+        self.average.update()
         seconds = time.monotonic() - begin
         self.progress.tokens += targets.numel()
         self.progress.train_seconds += seconds
         self.monitor.record(
             step + 1,
             self.epoch(step),
-            loss=nats,
+            loss=math.fsum(nats),
             grad_norm=grad_norm,
             was_clipped=self.optimizer.was_clipped,
             learning_rate=learning_rate,
@@ -178,6 +180,26 @@ class Trainer:
         """The epoch, counted from 1, that a step, counted from 0, belongs to."""
         return step // self.batches.steps_per_epoch + 1
 
+    def _losses(self, inputs: Tensor, targets: Tensor, nats: list[float]) -> Iterator[Tensor]:
+        """What to differentiate, one group of streams after the other; carries the state on.
+
+        Raises:
+            DivergedError: a loss is out of all bounds.
+        """
+        groups = self.config.accumulate
+        parts = inputs.chunk(groups, dim=1), targets.chunk(groups, dim=1)
+        states = self.state.chunk(groups) if self.state else [None] * len(parts[0])
+        after = []
+        for x, y, state in zip(*parts, states, strict=True):
+            loss = self.model.loss(x, y, state)
+            # Backpropagation is truncated here: the next step gets numbers without their history.
+            after.append(loss.state.detach())
+            nats.append(float(loss.nats) * y.shape[1] / targets.numel())
+            if nats[-1] > _ABSURD_NATS:
+                raise DivergedError(f"the loss is {nats[-1]:.6g} nats a token")
+            yield loss.objective * (y.shape[1] / targets.shape[1])
+        self.state = State.cat(after)
+
     def _is_due(self, interval: int) -> bool:
         step = self.optimizer.step
         return step % interval == 0 or step == self.total_steps
@@ -190,12 +212,16 @@ class Trainer:
         """
         if self._validate is None:
             return
-        result = self._validate()
-        if not math.isfinite(result.loss):
-            raise DivergedError(f"the validation loss is {result.loss}")
+        step = self.optimizer.step
+        with self.average.in_place():
+            result = self._validate()
+            if not math.isfinite(result.loss):
+                raise DivergedError(f"the validation loss is {result.loss}")
+            sample = self._write(step)
         self.model.train()
+        self.average.validated(result.loss)
         self._validation_seconds = result.seconds
-        progress, step = self.progress, self.optimizer.step
+        progress = self.progress
         is_best = progress.best_loss is None or result.loss < progress.best_loss
         progress.last_loss = result.loss
         if is_best:
@@ -203,8 +229,6 @@ class Trainer:
             progress.validations_since_best = 0
         else:
             progress.validations_since_best += 1
-        sample = self._write(step)
-        self.model.train()
         self.monitor.record_validation(step, self.epoch(step - 1), result, sample, is_best=is_best)
 
     def _patience_is_over(self) -> bool:
@@ -234,6 +258,10 @@ class Trainer:
             DivergedError: a weight is not finite; nothing was written.
             MachineError: the disk or the permissions refused.
         """
+        with self.average.in_place():
+            return self._save()
+
+    def _save(self) -> Path:
         weights = self.model.state_dict()
         for name, weight in weights.items():
             if not weight.isfinite().all():
@@ -248,12 +276,14 @@ class Trainer:
             weights=weights,
             state_tensors={
                 **self.optimizer.state_tensors(),
+                **self.average.state_tensors(),
                 **_named(self.state or State()),
                 "chance": self.model.generator.get_state(),
             },
             state={
                 "step": self.optimizer.step,
                 "progress": progress,
+                "average": self.average.state(),
                 "window": self.monitor.state(),
                 "texts": texts,
             },
@@ -274,6 +304,7 @@ class Trainer:
         tensors = saved.tensors("state.safetensors")
         try:
             self.optimizer.restore(int(saved.state["step"]), tensors)
+            self.average.restore(saved.state["average"], tensors)
             self.progress = Progress(**saved.state["progress"])
             self.monitor.restore(saved.state["window"])
             self.model.generator.set_state(tensors["chance"])

@@ -6,7 +6,7 @@ from numerics import assert_same
 
 from lmtrain import device
 from lmtrain.errors import ConfigError
-from lmtrain.model.language_model import LanguageModel
+from lmtrain.model.language_model import LanguageModel, Regularization
 
 
 def model(**changes) -> LanguageModel:
@@ -22,7 +22,7 @@ def tokens(seed: int = 1) -> torch.Tensor:
 def test_the_loss_is_the_cross_entropy_of_the_logits_summed_over_time(cell):
     network = model(cell=cell)
 
-    loss, _ = network.loss(tokens(), tokens(2))
+    loss, _, _ = network.loss(tokens(), tokens(2))
     logits, _ = network(tokens())
 
     mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens(2).flatten())
@@ -45,9 +45,60 @@ def test_tied_embeddings_are_one_matrix():
     assert untied.num_parameters - tied.num_parameters == 11 * 6
 
 
-def test_tied_embeddings_need_equal_sizes():
+def test_a_single_layer_needs_the_size_of_tied_embeddings():
     with pytest.raises(ConfigError, match="embedding_size 6 is not hidden_size 9"):
-        model(tied_embeddings=True, hidden_size=9)
+        model(tied_embeddings=True, hidden_size=9, num_layers=1)
+
+
+def test_tied_embeddings_give_the_last_layer_their_size():
+    network = model(tied_embeddings=True, hidden_size=9, num_layers=3)
+
+    assert [cell.hidden_size for cell in network.recurrent.cells] == [9, 9, 6]
+    assert network(tokens())[0].shape == (5, 3, 11)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["dropout", "input_dropout", "output_dropout", "word_dropout", "weight_dropout"],
+)
+def test_each_kind_of_dropout_acts_in_training_alone(part):
+    network, plain = model(regularization=Regularization(**{part: 0.5})), model()
+
+    first, second = (network(tokens())[0] for _ in range(2))
+
+    assert not torch.equal(first, second)
+    assert torch.equal(network.eval()(tokens())[0], plain.eval()(tokens())[0])
+
+
+def test_a_dropped_word_is_dropped_wherever_it_stands():
+    network = model(regularization=Regularization(word_dropout=0.5))
+    seen = {}
+    network.recurrent.register_forward_pre_hook(
+        lambda _, inputs: seen.update(embedded=inputs[0].detach())
+    )
+
+    network.loss(tokens(), tokens(2))
+
+    embedded = torch.nn.functional.embedding(tokens(), network.embedding)
+    kept = (seen["embedded"] != 0).any(-1)
+    assert_same(seen["embedded"], 2 * embedded * kept.unsqueeze(-1))
+    of_word = {word: kept[tokens() == word].tolist() for word in tokens().unique().tolist()}
+    assert all(len(set(each)) == 1 for each in of_word.values())
+    assert {each[0] for each in of_word.values()} == {True, False}
+
+
+def test_penalties_are_added_to_the_objective_alone():
+    network = model(regularization=Regularization(activation=2.0, temporal=3.0))
+    hidden, _ = network.hidden(tokens())
+    expected = 5 * (2 * hidden.square().mean() + 3 * (hidden[1:] - hidden[:-1]).square().mean())
+
+    loss = network.loss(tokens(), tokens(2))
+    plain = model().loss(tokens(), tokens(2))
+
+    assert_same(loss.nats, plain.nats)
+    assert_same(loss.objective, plain.objective + expected)
+    evaluated = network.eval().loss(tokens(), tokens(2))
+    assert torch.equal(evaluated.objective.detach(), evaluated.nats)
 
 
 def test_the_seed_gives_the_same_first_weights():
@@ -68,13 +119,13 @@ def test_nothing_before_the_first_token_is_a_zero_embedding():
 
 
 def test_an_untrained_model_is_about_as_good_as_guessing():
-    loss, _ = model().loss(tokens(), tokens(2))
+    loss, _, _ = model().loss(tokens(), tokens(2))
 
     assert abs(loss.item() / 5 - math.log(11)) < 0.3
 
 
 def test_dropout_acts_in_training_alone():
-    network = model(dropout=0.5)
+    network = model(regularization=Regularization(dropout=0.5))
 
     first, second = (network(tokens())[0] for _ in range(2))
 
@@ -91,7 +142,7 @@ def test_mixed_precision_is_near_fp32_in_training_and_nothing_elsewhere(cell):
 
     losses, gradients = [], []
     for network in (exact, mixed):
-        loss, state = network.loss(tokens(), tokens(2))
+        loss, _, state = network.loss(tokens(), tokens(2))
         losses.append(loss.item())
         gradients.append(
             torch.cat([g.flatten() for g in torch.autograd.grad(loss, network.parameters())])

@@ -1,20 +1,24 @@
+import copy
+
+import pytest
 import torch
 from numerics import assert_same
 
 from lmtrain import device
-from lmtrain.cells import GRU, LSTM
+from lmtrain.cells import GRU, LSTM, RNN, PeepholeLSTM, SimpleGRU
+from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent, State
 
 
-def stack(cell=LSTM, dropout=0.0, is_bidirectional=False) -> Recurrent:
+def stack(cell=LSTM, dropout=0.0, **options) -> Recurrent:
     chance = device.generator(1)
 
-    def make(size):
-        each = cell(size, 5)
+    def make(inputs, hidden):
+        each = cell(inputs, hidden)
         each.initialize(chance, 0.5, 1.0)
         return each
 
-    layers = Recurrent(make, 3, 2, dropout, chance, is_bidirectional=is_bidirectional)
+    layers = Recurrent(make, 3, [5, 5], Dropout(dropout, chance), **options)
     return layers.double()
 
 
@@ -99,3 +103,59 @@ def test_dropout_acts_between_layers_and_only_there():
 
     assert not torch.equal(noisy, other)
     assert torch.equal(layers.eval()(inputs())[0], stack()(inputs())[0])
+
+
+def test_layers_may_have_sizes_of_their_own():
+    layers = Recurrent(LSTM, 3, [5, 7, 2], Dropout(0.0, device.generator(1)))
+
+    hidden, state = layers(inputs().float())
+
+    assert hidden.shape == (6, 2, 2)
+    assert [parts[0].shape[1] for parts in state] == [5, 7, 2]
+
+
+def test_residual_layers_add_what_they_were_given():
+    plain, residual = stack(), stack(is_residual=True)
+    first, _ = Recurrent.forward(_only_first(plain), inputs())
+
+    assert_same(residual(inputs())[0], plain(inputs())[0] + first)
+
+
+def _only_first(layers):
+    layers = copy.deepcopy(layers)
+    del layers.cells[1:]
+    return layers
+
+
+@pytest.mark.parametrize("cell", [RNN, SimpleGRU, GRU, LSTM, PeepholeLSTM])
+def test_weight_dropout_is_that_of_a_cell_with_these_weights(cell):
+    layers = stack(cell, weight_dropout=0.5)
+    chance = layers.dropout.generator.get_state()
+    hidden, _ = layers(inputs())
+    (gradient,) = torch.autograd.grad(hidden.sum(), layers.cells[0].weight_recurrent)
+    layers.dropout.generator.set_state(chance)
+    by_hand = copy.deepcopy(layers).eval()
+    kept = []
+    for each, like in zip(by_hand.cells, layers.cells, strict=True):
+        dropped = layers._dropped(like)
+        assert {n for n in dropped if dropped[n] is not like.get_parameter(n)} == {
+            name for name in dropped if name in ("weight_recurrent", "weight_peephole")
+        }
+        kept.append(dropped["weight_recurrent"] != 0)
+        each.load_state_dict({name: weight.detach() for name, weight in dropped.items()})
+    expected, _ = by_hand(inputs())
+    (exact,) = torch.autograd.grad(expected.sum(), by_hand.cells[0].weight_recurrent)
+
+    assert_same(hidden, expected)
+    assert_same(gradient, 2 * exact * kept[0])
+    assert 0.3 < kept[0].double().mean() < 0.7
+
+
+def test_groups_of_rows_put_together_are_the_state_again():
+    _, state = stack()(inputs().repeat(1, 3, 1)[:, :5])
+
+    groups = state.chunk(2)
+
+    assert [len(group[0][0]) for group in groups] == [3, 2]
+    for parts, again in zip(state, State.cat(groups), strict=True):
+        assert all(map(torch.equal, parts, again))

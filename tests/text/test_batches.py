@@ -121,3 +121,36 @@ def test_a_text_too_short_is_told_the_numbers_that_were_checked():
 def test_a_text_shorter_than_a_window_is_told_to_shorten_it(length):
     with pytest.raises(TextError, match=rf"too short: {length} tokens\n.*\n.*a smaller --seq-len"):
         Batches(np.arange(length), 20, 70)
+
+
+@settings(deadline=None)
+@given(**SIZES, extra=st.integers(0, 300), seed=st.integers(0, 2**64 - 1))
+def test_random_windows_are_contiguous_and_cover_each_epoch(batch_size, seq_len, extra, seed):
+    ids = np.arange(batch_size * (seq_len + 1) + extra)
+    batches = Batches(ids, batch_size, seq_len, seed)
+    steps = batches.steps_per_epoch
+
+    assert steps == Batches(ids, batch_size, seq_len).steps_per_epoch
+    for epoch in range(2):
+        windows = [batches[epoch * steps + step] for step in range(steps)]
+        assert min(len(inputs) for inputs, _ in windows) >= 1
+        streams = np.concatenate([inputs for inputs, _ in windows])
+        assert (np.diff(streams, axis=0) == 1).all()
+        assert len(streams) == len(ids) // batch_size - 1
+        assert streams[0].tolist() == [row * (len(ids) // batch_size) for row in range(batch_size)]
+        assert (np.concatenate([targets for _, targets in windows]) == streams + 1).all()
+
+
+def test_random_windows_are_a_function_of_seed_epoch_and_index():
+    batches, same, other = (Batches(np.arange(20_000), 2, 70, seed) for seed in (1, 1, 2))
+    steps = range(3 * batches.steps_per_epoch)
+    lengths = [len(batches[step][0]) for step in steps]
+
+    assert [len(same[step][0]) for step in reversed(steps)] == lengths[::-1]
+    assert [len(other[step][0]) for step in steps] != lengths
+    epochs = np.array(lengths).reshape(3, -1)
+    assert (epochs[0] != epochs[1]).any()
+    # Around 70, some around 35, brought to the mean that windows of 70 have.
+    assert np.median(lengths) == pytest.approx(71.8, abs=2)
+    assert 20 < min(lengths) < 45
+    assert max(lengths) < 100

@@ -77,7 +77,7 @@ def test_gradients_are_limited_over_all_parameters(clip, limit, norm, update, wa
     model = Bowl()
     rule = optimizer(model, clip=clip, max_grad_norm=limit)
 
-    assert rule.update(model.loss()) == pytest.approx(norm)
+    assert rule.update([model.loss()]) == pytest.approx(norm)
 
     assert rule.was_clipped is was_clipped
     assert torch.cat([model.x, model.y]).tolist() == pytest.approx(update)
@@ -100,12 +100,12 @@ def infinite_slope(model: Bowl) -> torch.Tensor:
 def test_numbers_that_are_not_finite_stop_before_the_update(bad_loss):
     model = Bowl()
     rule = optimizer(model)
-    rule.update(model.loss())
+    rule.update([model.loss()])
     before = model.x.tolist()
     loss = bad_loss(model)
 
     with pytest.raises(DivergedError, match=r"summed loss .*, gradient norm"):
-        rule.update(loss)
+        rule.update([loss])
 
     assert model.x.tolist() == before
     assert rule.step == 1
@@ -117,7 +117,7 @@ def test_every_rule_goes_on_exactly_from_its_state(name):
         chance = device.generator(1)
         for _ in range(count):
             target = torch.randn(2, dtype=torch.float64, generator=chance)
-            rule.update(((model.x - target) ** 2).sum() + (model.y**2).sum())
+            rule.update([((model.x - target) ** 2).sum() + (model.y**2).sum()])
 
     straight, stopped = Bowl(), Bowl()
     rule = optimizer(straight, name=name, weight_decay=0.01)
@@ -151,10 +151,40 @@ def test_a_sparse_embedding_learns_what_a_dense_one_does(clip):
         rule = optimizer(model, clip=clip, max_grad_norm=0.01)
         for step in range(3):
             ids = torch.randint(0, 300, (2, 5, 4), generator=device.generator(step))
-            norms.append(rule.update(model.loss(*ids)[0]))
+            norms.append(rule.update([model.loss(*ids).objective]))
         assert model.embedding.grad.is_sparse is is_sparse
         assert rule.was_clipped
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
 
     assert norms[3:] == pytest.approx(norms[:3], rel=1e-5)
     assert torch.allclose(*weights, rtol=1e-5, atol=1e-7)
+
+
+def test_parts_of_a_loss_are_differentiated_as_their_sum():
+    whole, parts = Bowl(), Bowl()
+
+    norm = optimizer(whole, max_grad_norm=2.0).update([whole.loss()])
+    same = optimizer(parts, max_grad_norm=2.0).update(
+        loss for loss in (parts.loss((1.0, 0.0), 4.0), parts.loss((2.0, 0.0), 0.0))
+    )
+
+    assert same == pytest.approx(norm)
+    assert parts.x.tolist() == pytest.approx(whole.x.tolist())
+
+
+def test_the_rate_of_adaptive_rules_follows_the_steps_of_a_loss():
+    half, full = Bowl(), Bowl()
+
+    optimizer(half, name="adam").update([half.loss()], share=0.5)
+    optimizer(full, name="adam").update([full.loss()])
+
+    assert half.y.item() == pytest.approx(full.y.item() / 2)
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
+    found = rates("one-cycle", 100)
+
+    assert found[0] == pytest.approx(2.0 / 25)
+    assert max(found) == found[30] == pytest.approx(2.0)
+    assert found == sorted(found[:31]) + sorted(found[31:], reverse=True)
+    assert found[99] < 0.002

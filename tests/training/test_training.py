@@ -4,10 +4,13 @@ import json
 import math
 
 import pytest
+import safetensors.torch
 import torch
 from corpora import TINY
+from numerics import assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import lmtrain
 from lmtrain import checkpoint, config
 from lmtrain.errors import ConfigError, DivergedError, RunBusyError
 from lmtrain.kernels.native import library
@@ -104,12 +107,34 @@ def test_a_run_without_native_kernels_says_so(text, tmp_path, monkeypatch, capsy
     assert "recurrent layers run on torch alone: LMTRAIN_KERNELS=torch" in capsys.readouterr().err
 
 
+EVERYTHING = {
+    "model__tied_embeddings": True, "model__embedding_size": 6, "model__residual": True,
+    "model__num_layers": 3, "model__locked_dropout": True, "model__word_dropout": 0.1,
+    "model__weight_dropout": 0.3, "model__activation_regularization": 2.0,
+    "model__temporal_regularization": 1.0, "train__random_seq_len": True, "train__accumulate": 3,
+    "optimizer__schedule": "one-cycle",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("stop", [1, 7, 10, 13, 29])
-@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer__name": "sgd"},
+        {"optimizer__name": "adamw"},
+        {"optimizer__average": "ema", **EVERYTHING},
+        {
+            "optimizer__name": "sgd", "optimizer__average": "triggered",
+            "optimizer__learning_rate": 20, "optimizer__average_patience": 1,
+            "train__eval_every": 2, **EVERYTHING,
+        },
+    ],
+    ids=["sgd", "adamw", "ema", "triggered"],
+)  # fmt: skip
 def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(
-    text, tmp_path, monkeypatch, stop, rule
+    text, tmp_path, monkeypatch, stop, changes
 ):
-    chosen = settings(text, optimizer__name=rule, train__save_every=1)
+    chosen = settings(text, train__save_every=1, **changes)
     run_training(chosen, tmp_path / "straight", is_quiet=True)
     kill_after(monkeypatch, stop)
     with pytest.raises(KilledError):
@@ -283,3 +308,30 @@ def test_training_neither_uses_nor_moves_the_global_chance(text, tmp_path):
 
     assert torch.equal(before, torch.get_rng_state())
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
+
+
+def test_groups_of_a_batch_make_the_same_update(text, tmp_path):
+    for groups in (1, 3):
+        chosen = settings(
+            text, train__accumulate=groups, train__max_steps=5, train__precision="fp32",
+            model__dropout=0.0, optimizer__name="sgd",
+        )  # fmt: skip
+        run_training(chosen, tmp_path / str(groups), is_quiet=True)
+
+    whole, grouped = (
+        safetensors.torch.load(weights(tmp_path / str(groups), 5)) for groups in (1, 3)
+    )
+    for name, expected in whole.items():
+        assert_same(grouped[name], expected)
+
+
+def test_the_average_is_what_is_validated_and_kept(text, tmp_path):
+    run = tmp_path / "run"
+    summary = run_training(settings(text, optimizer__average="ema"), run, is_quiet=True)
+
+    model = lmtrain.load(run)
+    last = checkpoint.read(checkpoint.folder(run, 30)).tensors("state.safetensors")
+
+    (valid,) = (tokens for part, tokens in model.own_texts().items() if part == "valid")
+    assert model.evaluate_tokens(valid, 4).loss == pytest.approx(summary.valid_loss)
+    assert not torch.equal(last["last/embedding"], model.model.embedding)

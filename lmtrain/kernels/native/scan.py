@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmtrain import cells
-from lmtrain.cells import Cell, CellState, DifferentiatedCell, product_over_time
+from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights, product_over_time
 from lmtrain.kernels.native import library
 
 
@@ -32,13 +32,19 @@ def kernel(cell: Cell, inputs: Tensor) -> str | None:
 
 
 def scan(
-    name: str, cell: DifferentiatedCell, inputs: Tensor, state: CellState, *, reverse: bool
+    name: str,
+    cell: DifferentiatedCell,
+    inputs: Tensor,
+    state: CellState,
+    *,
+    reverse: bool,
+    weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
     """As `reference.scan` without lengths, by the kernel of that name.
 
     The hidden states have the inputs' precision.
     """
-    weights = dict(cell.named_parameters())
+    weights = weights or dict(cell.named_parameters())
     # An operator of torch costs a second when it is first called; without gradients none is needed.
     run = _scan if torch.is_grad_enabled() else _forward
     hidden, last, _, _ = run(
