@@ -19,16 +19,16 @@ __all__ = ["Config", "TrainedModel", "load", "load_config", "train"]
 
 if TYPE_CHECKING:
     from lmtrain.api import TrainedModel, load, train
-    from lmtrain.config import Config
     from lmtrain.config import load as load_config
+    from lmtrain.schema import Config
 
 
 def __getattr__(name: str) -> Any:
     # torch is imported by the first use of a model, not by `import lmtrain`.
     if name in ("Config", "load_config"):
-        from lmtrain import config
+        from lmtrain import config, schema
 
-        return config.Config if name == "Config" else config.load
+        return schema.Config if name == "Config" else config.load
     if name in __all__:
         from lmtrain import api
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from lmtrain import assembly, checkpoint, device, evaluation, generation
 from lmtrain import config as configuration
-from lmtrain.config import Config
 from lmtrain.errors import CheckpointError, ConfigError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.schema import Config
 from lmtrain.text import corpus
 from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.text.tokens import Tokens, tokenize

@@ -6,10 +6,10 @@ Below, nothing knows the tree.
 from collections.abc import Mapping, Sequence
 
 from lmtrain import device
-from lmtrain.config import Config
 from lmtrain.errors import CheckpointError
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel, Regularization
+from lmtrain.schema import Config
 from lmtrain.text import corpus
 from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.text.tokens import Tokens, cached_tokenizer, load_tokens, tokenize

@@ -5,11 +5,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lmtrain import config
-from lmtrain.config import Config, assignments, parse, to_toml
+from lmtrain import config, schema
+from lmtrain.config import assignments, parse, to_toml
 from lmtrain.errors import ConfigError
+from lmtrain.schema import Config
 
-SETTINGS = config.settings()
+SETTINGS = schema.settings()
 POSITIVE = st.integers(1, 2**31)
 FRACTION = st.floats(0, 1, exclude_max=True)
 RATE = st.floats(0, exclude_min=True, allow_infinity=False)
@@ -99,7 +100,7 @@ def value(found: Config, path: str) -> object:
 def test_what_is_written_is_read_again(overrides):
     assume(overrides.get("data.valid_fraction", 0.1) + overrides.get("data.test_fraction", 0) < 1)
     overrides |= {"model.embedding_size": None} if "model.tied_embeddings" in overrides else {}
-    batch_size = overrides.get("train.batch_size", config.default("train.batch_size"))
+    batch_size = overrides.get("train.batch_size", schema.default("train.batch_size"))
     assume(overrides.get("train.accumulate", 1) <= batch_size)
     found = config.load(overrides=overrides)
 
@@ -121,7 +122,7 @@ def test_defaults_are_those_of_the_fields():
 
     assert found == Config() == parse("", "nothing")
     assert {path: value(found, path) for path in SETTINGS} == {
-        path: config.default(path) for path in SETTINGS
+        path: schema.default(path) for path in SETTINGS
     }
 
 
@@ -157,7 +158,7 @@ def test_a_file_goes_by_its_path_even_if_a_recipe_has_its_name(tmp_path, monkeyp
     (tmp_path / "ptb-small.toml").write_text("[train]\nseed = 417\n")
 
     assert config.load("ptb-small.toml").train.seed == 417
-    assert config.load("ptb-small").train.seed == config.default("train.seed")
+    assert config.load("ptb-small").train.seed == schema.default("train.seed")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_an_impossible_value_is_refused_and_shown(path, wrong):
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in SETTINGS if isinstance(config.default(path), float)]
+    [path for path in SETTINGS if isinstance(schema.default(path), float)]
     + ["model.init_scale", "train.max_seconds"],
 )
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])

@@ -8,7 +8,7 @@ from corpora import SENTENCES
 from test_house import ROOT
 
 import lmtrain
-from lmtrain import cells, config
+from lmtrain import cells, config, schema
 from lmtrain.cells import base
 from lmtrain.cli.main import app
 
@@ -51,7 +51,7 @@ def test_commands_and_options_exist(paper, line):
         if word.startswith("-") and len(word) > 1:
             assert word.partition("=")[0] in known[command] | {"--help", "-h"}
     for key in re.findall(r"--set (\S+)=", line):
-        assert key in config.settings()
+        assert key in schema.settings()
     for name in re.findall(r"--config (\S+)", line):
         assert name in config.recipes()
 
@@ -63,7 +63,7 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("name", config.recipes())
 def test_every_recipe_has_three_lines_of_comment_and_only_what_differs(name):
     lines = (ROOT / "configs" / f"{name}.toml").read_text("utf-8").splitlines()
-    loaded, defaults = config.load(name).model_dump(), config.Config().model_dump()
+    loaded, defaults = config.load(name).model_dump(), schema.Config().model_dump()
 
     assert all(line.startswith("# ") for line in lines[:3])
     assert not lines[3]

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lmtrain import config
+from lmtrain import config, schema
 
-_TEXTS = config.settings()
+_TEXTS = schema.settings()
 
 # The frequent settings. Everything else is reached by --set or a configuration file.
 OPTIONS: dict[str, str] = {
@@ -37,7 +37,7 @@ def setting(parameter: str, *aliases: str) -> Any:
         aliases: further names on the command line.
     """
     path = OPTIONS[parameter]
-    value = config.default(path)
+    value = schema.default(path)
     shown = "" if value is None or value == () else f"  [default: {value}]"
     return typer.Option(
         f"--{parameter.replace('_', '-')}", *aliases, help=_TEXTS[path] + shown, show_default=False

@@ -15,12 +15,12 @@ import torch
 import lmtrain
 from lmtrain import assembly, checkpoint, device, files, screen
 from lmtrain import config as configuration
-from lmtrain.config import Config
 from lmtrain.errors import CheckpointError, ConfigError, MachineError, RunBusyError
 from lmtrain.evaluation import Evaluation, evaluate, unigram_loss
 from lmtrain.generation import stream
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.schema import Config
 from lmtrain.text import corpus
 from lmtrain.text.batches import Batches
 from lmtrain.text.tokenizer import Tokenizer

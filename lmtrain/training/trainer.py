@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lmtrain import checkpoint
-from lmtrain.config import TrainConfig
 from lmtrain.errors import CheckpointError, DivergedError, RunInterruptedError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
+from lmtrain.schema import TrainConfig
 from lmtrain.text.batches import Batches
 from lmtrain.training.average import Average
 from lmtrain.training.monitor import Monitor

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 import lmtrain as package
-from lmtrain import config
+from lmtrain import schema
 from lmtrain.cli.main import app
 from lmtrain.cli.settings import OPTIONS
 
@@ -59,7 +59,7 @@ def test_every_option_and_argument_has_help(name):
 
 def test_options_of_train_are_settings_and_say_so():
     options = {p.name: p for p in command("train").params if p.name not in NO_SETTINGS}
-    sentences = config.settings()
+    sentences = schema.settings()
 
     assert options.keys() == OPTIONS.keys()
     for name, path in OPTIONS.items():
@@ -75,7 +75,7 @@ def test_no_two_options_stand_for_one_setting():
 
 
 def test_every_setting_has_a_sentence():
-    assert all(re.search(r"\w.*\.$", sentence) for sentence in config.settings().values())
+    assert all(re.search(r"\w.*\.$", sentence) for sentence in schema.settings().values())
 
 
 def test_bptt_is_another_name_for_seq_len(lmtrain, assert_refused):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lmtrain import config
+from lmtrain import schema
 
 
 def test_json_has_progress_size_and_every_setting(word_model, lmtrain, parsed):
@@ -20,7 +20,7 @@ def test_json_has_progress_size_and_every_setting(word_model, lmtrain, parsed):
     assert facts["best_valid_loss"] == pytest.approx(trained["valid_loss"])
     assert facts["best_valid_perplexity"] == pytest.approx(math.exp(facts["best_valid_loss"]))
     shown = {f"{section}.{key}" for section, part in facts["settings"].items() for key in part}
-    assert shown == set(config.settings())
+    assert shown == set(schema.settings())
     assert facts["settings"]["model"]["hidden_size"] == 16
 
 
