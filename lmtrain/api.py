@@ -1,19 +1,25 @@
 """The objects a user holds: `train` a model, `load` one, let it sample, score and evaluate."""
 
+import contextlib
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmtrain import assembly, checkpoint, device, evaluation, generation
+from torch import Tensor
+
+from lmtrain import assembly, checkpoint, device, evaluation, generation, tuning
 from lmtrain import config as configuration
-from lmtrain.errors import CheckpointError, ConfigError
+from lmtrain.adaptation import Adaptation, Cache, Dynamic, gradient_scales
+from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.schema import Config
 from lmtrain.text import corpus
 from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.text.tokens import Tokens, tokenize
+from lmtrain.tuning import Trial
 
 
 @dataclass(frozen=True)
@@ -131,38 +137,105 @@ class TrainedModel:
             tokens = [tokenizer.vocabulary[index] for index in each]
             yield SentenceScore(text, tokens, log_probs, _count(each, tokenizer.unk_id))
 
-    def evaluate(self, places: Sequence[str], *, batch_size: int = 1) -> Evaluation:
+    def evaluate(
+        self,
+        places: Sequence[str],
+        *,
+        batch_size: int = 1,
+        cache: Cache | None = None,
+        dynamic: Dynamic | None = None,
+    ) -> Evaluation:
         """How well the model predicts a text, every token counted once.
 
         Args:
             places: files, globs, `-` or names of corpora, read one after the other.
             batch_size: streams the text is cut into.
+            cache: a pointer to words that followed states like the present one; None for none.
+            dynamic: how the weights go on learning from the text; None if they do not.
 
         Raises:
-            TextError: the text cannot be read, or has a character the model does not know.
+            TextError: the text cannot be read, or has a character the model does not know; with
+                `dynamic`, the training text is gone.
         """
-        return self.evaluate_tokens(tokenize(corpus.open_text(places), self.tokenizer), batch_size)
+        tokens = tokenize(corpus.open_text(places), self.tokenizer)
+        return self.evaluate_tokens(tokens, batch_size, cache=cache, dynamic=dynamic)
 
-    def evaluate_tokens(self, tokens: Tokens, batch_size: int = 1) -> Evaluation:
+    def evaluate_tokens(
+        self,
+        tokens: Tokens,
+        batch_size: int = 1,
+        *,
+        cache: Cache | None = None,
+        dynamic: Dynamic | None = None,
+    ) -> Evaluation:
         """As `evaluate`, for a text that is tokens already."""
-        return evaluation.evaluate(
-            self.model,
-            tokens.ids,
-            start_id=self.tokenizer.start_id,
-            unk_id=self.tokenizer.unk_id,
-            characters=tokens.characters,
-            batch_size=batch_size,
-        )
+        self.model.eval()
+        scales = self.gradient_scales if dynamic else []
+        adapting = Adaptation(self.model, cache, dynamic, scales)
+        with contextlib.closing(adapting):
+            return evaluation.evaluate(
+                self.model,
+                tokens.ids,
+                start_id=self.tokenizer.start_id,
+                unk_id=self.tokenizer.unk_id,
+                characters=tokens.characters,
+                batch_size=batch_size,
+                predict=adapting.log_probs if cache or dynamic else None,
+            )
 
-    def own_texts(self) -> dict[str, Tokens]:
-        """The run's own validation and test text, from the token cache or cut anew.
+    @functools.cached_property
+    def gradient_scales(self) -> list[Tensor]:
+        """The usual size of each weight's gradient on the training text, for dynamic evaluation.
+
+        Raises:
+            TextError: the text is gone.
+            CheckpointError: the text changed.
+        """
+        self.model.eval()
+        return gradient_scales(self.model, self.own_texts(("train",))["train"].ids)
+
+    def tune_cache(self) -> Iterator[Trial]:
+        """Caches with the loss of the run's validation text under each.
+
+        Raises:
+            TextError: there is no validation text, or it is gone.
+            CheckpointError: the text changed.
+        """
+        tokens = self._validation_text()
+        return tuning.cache_trials(self.model, tokens.ids, self.tokenizer.start_id)
+
+    def tune_dynamic(self, seq_len: int = 5, max_tokens: int = 20_000) -> Iterator[Trial]:
+        """Dynamic evaluations with the loss of the run's validation text under each.
+
+        Args:
+            seq_len: tokens between two steps of the weights, 1 or more.
+            max_tokens: tokens of the text that are used, from its beginning.
+
+        Raises:
+            TextError: there is no validation text, or a text is gone.
+            CheckpointError: a text changed.
+        """
+        ids, start_id = self._validation_text().ids[:max_tokens], self.tokenizer.start_id
+        return tuning.dynamic_trials(self.model, ids, start_id, self.gradient_scales, seq_len)
+
+    def _validation_text(self) -> Tokens:
+        texts = self.own_texts(("valid",))
+        if "valid" not in texts:
+            raise TextError(f"{self.path} was trained without validation text")
+        return texts["valid"]
+
+    def own_texts(self, parts: Sequence[str] = ("valid", "test")) -> dict[str, Tokens]:
+        """The run's own texts, from the token cache or cut anew.
+
+        Args:
+            parts: of train, valid and test.
 
         Raises:
             TextError: the text is gone.
             CheckpointError: the text changed.
         """
         saved = checkpoint.read(self.path).state["texts"]
-        return assembly.find_texts(saved, self.config, self.tokenizer, parts=("valid", "test"))
+        return assembly.find_texts(saved, self.config, self.tokenizer, parts=parts)
 
 
 def train(

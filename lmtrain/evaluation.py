@@ -2,14 +2,18 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.model.recurrent import State
+
+Predict = Callable[[Tensor, Tensor, State | None], tuple[Tensor, State]]
 
 _SEQ_LEN = 256
 _SENTENCES_AT_ONCE = 64
@@ -88,6 +92,7 @@ def evaluate(
     unk_id: int | None,
     characters: int,
     batch_size: int = 1,
+    predict: Predict | None = None,
 ) -> Evaluation:
     """The cost of a text under `model`, every token predicted once, hidden state carried.
 
@@ -99,6 +104,7 @@ def evaluate(
         characters: characters of the text.
         batch_size: streams the text is cut into; each begins without a state, so that more than
             one is faster and a little dearer.
+        predict: what stands for `model.log_probs`: a model that adapts.
     """
     begin = time.monotonic()
     was_training = model.training
@@ -106,10 +112,11 @@ def evaluate(
     place = model.embedding.device
     total, oov, oov_nats = 0.0, 0, 0.0
     state = None
+    predict = predict or model.log_probs
     for inputs, targets in _windows(ids, start_id, batch_size):
         came = torch.from_numpy(targets)
         counted = came >= 0
-        log_probs, state = model.log_probs(
+        log_probs, state = predict(
             torch.from_numpy(inputs).to(place), came.clamp(min=0).to(place), state
         )
         nats = -log_probs.cpu().double()

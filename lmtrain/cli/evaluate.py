@@ -1,10 +1,12 @@
 """`lmtrain evaluate`: how well a model predicts text."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lmtrain.cli.output import JsonOption, print_json, print_table
+from lmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from lmtrain.evaluation import Evaluation
@@ -23,6 +25,22 @@ def command(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Streams a text is cut into: more is faster, a little worse.")
     ] = 1,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE,SHARPNESS,WEIGHT",
+            help="Point to words that followed states like the present one.",
+            show_default=False,
+        ),
+    ] = None,
+    dynamic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE,DECAY,TOKENS",
+            help="Let the weights learn from the text after every so many tokens.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -31,16 +49,25 @@ def command(
     \b
     lmtrain evaluate runs/python-docs-lstm-1
     lmtrain evaluate runs/ptb test.txt --json
+    lmtrain evaluate runs/ptb --cache 2000,0.3,0.2             numbers from lmtrain tune
     """
     from lmtrain import api
+    from lmtrain.adaptation import Cache, Dynamic
 
+    pointer = Cache(*_numbers("--cache", cache, (int, float, float))) if cache else None
+    learning = Dynamic(*_numbers("--dynamic", dynamic, (float, float, int))) if dynamic else None
     model = api.load(run, device_name=device)
     results: dict[str, Evaluation]
     if file:
-        results = {place: model.evaluate([place], batch_size=batch_size) for place in file}
+        results = {
+            place: model.evaluate([place], batch_size=batch_size, cache=pointer, dynamic=learning)
+            for place in file
+        }
     else:
         results = {
-            f"{part}: {tokens.name}": model.evaluate_tokens(tokens, batch_size)
+            f"{part}: {tokens.name}": model.evaluate_tokens(
+                tokens, batch_size, cache=pointer, dynamic=learning
+            )
             for part, tokens in model.own_texts().items()
         }
     if json:
@@ -50,6 +77,17 @@ def command(
     for name, result in results.items():
         print(name)
         print_table(_rows(result))
+
+
+def _numbers(option: str, text: str, kinds: Sequence[type]) -> list[Any]:
+    parts = text.split(",")
+    try:
+        return [kind(part) for kind, part in zip(kinds, parts, strict=True)]
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text}: {len(kinds)} numbers with commas between them are needed",
+            "lmtrain tune RUN finds them",
+        ) from None
 
 
 def _entry(name: str, result: "Evaluation") -> dict[str, Any]:

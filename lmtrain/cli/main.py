@@ -9,7 +9,7 @@ import typer
 
 import lmtrain
 from lmtrain import files, screen
-from lmtrain.cli import corpora, evaluate, info, sample, score, tokenize, train, verify
+from lmtrain.cli import corpora, evaluate, info, sample, score, tokenize, train, tune, verify
 from lmtrain.cli.output import use_utf8
 from lmtrain.errors import ConfigError, LmtrainError, RunInterruptedError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (train, sample, evaluate, score, tokenize, corpora, info, verify):
+for module in (train, sample, evaluate, tune, score, tokenize, corpora, info, verify):
     name = module.__name__.rpartition(".")[2]
     if isinstance(module.command, typer.Typer):
         app.add_typer(module.command, name=name)

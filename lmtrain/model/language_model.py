@@ -184,7 +184,8 @@ class LanguageModel(nn.Module):
 
         A token below 0 stands for "nothing yet": its embedding is 0, as x⟨1⟩ = 0 in the notes.
         """
-        is_sparse = self._has_sparse_embedding and inputs.numel() < self.vocab_size
+        is_sparse = self._has_sparse_embedding and self.training
+        is_sparse = is_sparse and inputs.numel() < self.vocab_size
         embedded = F.embedding(inputs.clamp(min=0), self.embedding, sparse=is_sparse)  # (T, B, E)
         if self.training and self._is_mixed:
             embedded = embedded.bfloat16()
@@ -215,7 +216,7 @@ class LanguageModel(nn.Module):
         dropped = self.output_dropout(hidden)
         scale = 1 / inputs.shape[1]
         if self.adaptive_softmax is not None:
-            nats = -scale * self.adaptive_softmax.log_likelihood(dropped, targets).sum()
+            nats = -scale * self.log_likelihood(dropped, targets).sum()
         else:
             nats = cross_entropy(dropped, self.decoder, self.output_bias, targets, scale)
         return Loss(self._penalized(nats, hidden, dropped), nats.detach(), state)
@@ -237,6 +238,13 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, State]:
         """Log P of each token of `targets`, (T, B), in nats, and the state after `inputs`."""
         hidden, state = self.hidden(inputs, state)
+        return self.log_likelihood(hidden, targets), state
+
+    def log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log P of each of `targets` (T, B) after hidden states (T, B, H), in nats."""
         if self.adaptive_softmax is not None:
-            return self.adaptive_softmax.log_likelihood(hidden, targets), state
-        return log_likelihood(hidden, self.decoder, self.output_bias, targets), state
+            return self.adaptive_softmax.log_likelihood(hidden, targets)
+        if torch.is_grad_enabled():
+            log_probs = self.logits(hidden).log_softmax(-1)  # (T, B, V)
+            return log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return log_likelihood(hidden, self.decoder, self.output_bias, targets)

@@ -58,3 +58,33 @@ def test_a_character_model_prints_a_table(char_model, lmtrain, tmp_path):
     assert figures["bits per token"] == figures["bits per character"]
     loss = float(figures["loss (nats per token)"])
     assert float(figures["perplexity"]) == pytest.approx(math.exp(loss), abs=0.002)
+
+
+def test_a_model_that_adapts_predicts_a_repeating_text_better(
+    word_model, lmtrain, parsed, tmp_path
+):
+    (tmp_path / "text.txt").write_text("cat on the sat dog\n" * 60)
+    losses = {}
+    for options in ((), ("--cache", "50,0.5,0.4"), ("--dynamic", "0.001,0.01,5")):
+        outcome = lmtrain("evaluate", word_model.run, "text.txt", "--json", *options)
+        assert [outcome.returncode, outcome.stderr] == [0, ""]
+        (result,) = parsed(outcome.stdout)["results"]
+        losses[options[:1]] = result["loss"]
+
+    assert losses[("--cache",)] < losses[()]
+    assert losses[("--dynamic",)] < losses[()]
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--cache=50,x,0.4", "--cache 50,x,0.4: 3 numbers with commas between them are needed"),
+        ("--dynamic=0.1,0", "--dynamic 0.1,0: 3 numbers with commas between them are needed"),
+        ("--cache=0,1,0.4", "a cache of 0 steps, sharpness 1, weight 0.4"),
+    ],
+)
+def test_numbers_that_say_nothing_are_refused(word_model, lmtrain, option, told):
+    outcome = lmtrain("evaluate", word_model.run, option)
+
+    assert outcome.returncode == 2
+    assert f"error: {told}" in outcome.stderr

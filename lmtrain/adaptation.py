@@ -1,0 +1,212 @@
+"""Adapting to the text being predicted: a cache of what was seen, and weights that go on learning.
+
+Both stand between evaluation and the model and see each token only after its prediction was made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmtrain.errors import ConfigError
+from lmtrain.model.language_model import LanguageModel
+from lmtrain.model.recurrent import State
+
+# What the mean gradients of the training text are measured on.
+_WINDOWS, _STREAMS, _STEPS = 100, 20, 50
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A pointer to the words that followed states like this one.
+
+    p⟨t⟩(w) = (1 − λ) ŷ⟨t⟩[w] + λ Σ_i [y⟨i⟩ = w] e^(θ a⟨t⟩·a⟨i⟩) / Σ_i e^(θ a⟨t⟩·a⟨i⟩), over
+    the last `size` steps i before t.
+
+    Args:
+        size: time steps kept, 1 or more.
+        sharpness: θ, above 0.
+        weight: λ, 0 to 1.
+
+    Raises:
+        ConfigError: a number out of its range.
+
+    Source: Grave, Joulin & Usunier 2017 (arXiv 1612.04426).
+    """
+
+    size: int
+    sharpness: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 < self.sharpness < float("inf") or not 0 <= self.weight < 1:
+            raise ConfigError(
+                f"a cache of {self.size} steps, sharpness {self.sharpness:g}, weight "
+                f"{self.weight:g}",
+                "size from 1, sharpness above 0, weight from 0 to below 1",
+            )
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Weights that take a step down the loss of each piece of the text once it was predicted.
+
+    w ← w − η g / (r + r̄) + min(1, λ r / r̄) (w₀ − w), g the gradient of the piece's mean nats, r the
+    root of g's mean square on the training text, r̄ the mean of r over all weights, w₀ the trained
+    weights.
+
+    Args:
+        rate: η, above 0.
+        decay: λ, 0 or more.
+        seq_len: tokens of a piece, 1 or more.
+
+    Raises:
+        ConfigError: a number out of its range.
+
+    Source: Krause, Kahembwe, Murray & Renals 2018 (arXiv 1709.07432), their ε being r̄ here.
+    """
+
+    rate: float
+    decay: float
+    seq_len: int = 5
+
+    def __post_init__(self) -> None:
+        is_finite = max(self.rate, self.decay) < float("inf")
+        if self.rate <= 0 or self.decay < 0 or self.seq_len < 1 or not is_finite:
+            raise ConfigError(
+                f"dynamic evaluation with rate {self.rate:g}, decay {self.decay:g}, pieces of "
+                f"{self.seq_len}",
+                "rate above 0, decay from 0, pieces from 1 token",
+            )
+
+
+class Memory:
+    """What a cache has seen of B streams; gives each next token's probability in turn.
+
+    Args:
+        cache: its size and sharpness.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def probabilities(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of the pointer that stands on each target, and whether there was anything seen.
+
+        Args:
+            hidden: (T, B, H).
+            targets: (T, B).
+
+        Returns:
+            Both (T, B).
+        """
+        states, words = hidden, targets
+        if self._seen is not None:
+            states = torch.cat([self._seen[0], hidden])  # (M + T, B, H)
+            words = torch.cat([self._seen[1], targets])
+        before = len(words) - len(targets)
+        scores = torch.einsum("tbh,mbh->tbm", hidden, states) * self._cache.sharpness
+        now = torch.arange(before, len(words), device=words.device).view(-1, 1, 1)
+        then = torch.arange(len(words), device=words.device)
+        is_near = (then < now) & (then >= now - self._cache.size)  # (T, 1, M + T)
+        scores = scores.masked_fill(~is_near, -torch.inf)
+        matching = scores.masked_fill(targets.unsqueeze(-1) != words.T, -torch.inf)
+        share = (matching.logsumexp(-1) - scores.logsumexp(-1)).exp()
+        has_seen = is_near.any(-1).expand_as(targets)
+        self._seen = states[-self._cache.size :], words[-self._cache.size :]
+        return torch.where(has_seen, share, 0), has_seen
+
+
+def mixed(log_probs: Tensor, share: Tensor, has_seen: Tensor, weight: float) -> Tensor:
+    """Log of (1 − λ) e^log_probs + λ · share where anything was seen, else `log_probs`."""
+    both = torch.log((1 - weight) * log_probs.double().exp() + weight * share.double())
+    return torch.where(has_seen, both, log_probs.double())
+
+
+class Adaptation:
+    """Predicts as a model that adapts, in place of `LanguageModel.log_probs`.
+
+    The model's weights change as text goes by; `close` puts the trained ones back.
+
+    Args:
+        model: the model.
+        cache: the cache; None for none.
+        dynamic: how weights go on learning; None if they do not.
+        scales: with `dynamic`, r for each parameter, from `gradient_scales`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        cache: Cache | None,
+        dynamic: Dynamic | None = None,
+        scales: Sequence[Tensor] = (),
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._memory = Memory(cache) if cache else None
+        self._dynamic = dynamic
+        self._weights: list[Tensor] = list(model.parameters())
+        self._trained = [weight.detach().clone() for weight in self._weights] if dynamic else []
+        if dynamic:
+            mean = sum(float(r.sum()) for r in scales) / sum(r.numel() for r in scales)
+            self._steps = [dynamic.rate / (r + mean) for r in scales]
+            self._pulls = [(dynamic.decay / mean * r).clamp(max=1) for r in scales]
+
+    def log_probs(
+        self, inputs: Tensor, targets: Tensor, state: State | None = None
+    ) -> tuple[Tensor, State]:
+        """As `LanguageModel.log_probs`, for the windows of a text one after the other."""
+        length = self._dynamic.seq_len if self._dynamic else len(inputs)
+        pieces = []
+        for x, y in zip(inputs.split(length), targets.split(length), strict=True):
+            with torch.set_grad_enabled(self._dynamic is not None):
+                hidden, after = self._model.hidden(x, state)
+                log_probs = self._model.log_likelihood(hidden, y)
+            if self._dynamic:
+                self._learn(-log_probs.mean())
+            state = after.detach()
+            log_probs = log_probs.detach()
+            if self._memory and self._cache:
+                share, has_seen = self._memory.probabilities(hidden.detach(), y)
+                log_probs = mixed(log_probs, share, has_seen, self._cache.weight)
+            pieces.append(log_probs)
+        return torch.cat(pieces), state or State()
+
+    def _learn(self, loss: Tensor) -> None:
+        gradients = torch.autograd.grad(loss, self._weights)
+        with torch.no_grad():
+            away = torch._foreach_sub(self._trained, self._weights)
+            torch._foreach_addcmul_(self._weights, gradients, self._steps, value=-1)
+            torch._foreach_addcmul_(self._weights, away, self._pulls)
+
+    @torch.no_grad()
+    def close(self) -> None:
+        """Puts the trained weights back."""
+        for weight, trained in zip(self._weights, self._trained, strict=False):
+            weight.copy_(trained)
+
+
+def gradient_scales(model: LanguageModel, ids: NDArray[np.integer]) -> list[Tensor]:
+    """The root of the mean square of each weight's gradient, over windows of a text.
+
+    Args:
+        model: the model.
+        ids: the training text, (N,).
+    """
+    streams = max(1, min(_STREAMS, len(ids) // (_STEPS + 1)))
+    starts = np.linspace(0, max(0, len(ids) - _STEPS - 1), _WINDOWS * streams).astype(np.int64)
+    weights = list(model.parameters())
+    squares = [torch.zeros_like(weight) for weight in weights]
+    for first in starts.reshape(_WINDOWS, streams):
+        window = np.stack([ids[start : start + _STEPS + 1] for start in first], axis=1)
+        tokens = torch.from_numpy(window.astype(np.int64)).to(model.embedding.device)
+        hidden, _ = model.hidden(tokens[:-1])
+        loss = -model.log_likelihood(hidden, tokens[1:]).mean()
+        gradients = torch.autograd.grad(loss, weights)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 / _WINDOWS)
+    return [square.sqrt_() for square in squares]

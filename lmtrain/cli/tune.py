@@ -1,0 +1,67 @@
+"""`lmtrain tune`: the numbers with which a model adapts best to new text."""
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmtrain.cli.output import JsonOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from lmtrain.adaptation import Cache, Dynamic
+    from lmtrain.tuning import Trial
+
+
+def command(
+    run: Annotated[str, typer.Argument(help="A run or checkpoint folder.")],
+    cache: Annotated[bool, typer.Option(help="Whether to tune the cache.")] = True,
+    dynamic: Annotated[bool, typer.Option(help="Whether to tune dynamic evaluation.")] = True,
+    seq_len: Annotated[
+        int, typer.Option(min=1, help="Dynamic: tokens between two steps of the weights.")
+    ] = 5,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Dynamic: tokens of the text used, from its beginning.")
+    ] = 20_000,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Find the numbers of evaluate --cache and --dynamic that predict the validation text best.
+
+    \b
+    lmtrain tune runs/ptb
+    lmtrain tune runs/ptb --no-dynamic
+    """
+    from lmtrain import api, screen
+
+    model = api.load(run, device_name=device)
+    best: dict[str, Trial] = {}
+    entries = []
+    wanted = {"cache": cache, "dynamic": dynamic}
+    for name in (name for name, is_wanted in wanted.items() if is_wanted):
+        trials = model.tune_cache() if name == "cache" else model.tune_dynamic(seq_len, max_tokens)
+        for trial in trials:
+            screen.note(f"--{name} {_numbers(trial.tried)}: perplexity {math.exp(trial.loss):.3f}")
+            entries.append(
+                {
+                    "option": f"--{name}",
+                    "numbers": _numbers(trial.tried),
+                    "loss": trial.loss,
+                    "perplexity": math.exp(trial.loss),
+                }
+            )
+            if name not in best or trial.loss < best[name].loss:
+                best[name] = trial
+    chosen = {f"--{name}": _numbers(trial.tried) for name, trial in best.items()}
+    if json:
+        print_json("lmtrain.tune/1", {"best": chosen, "trials": entries})
+        return
+    print_table(
+        [
+            (f"--{name}", _numbers(trial.tried), f"{math.exp(trial.loss):.3f}")
+            for name, trial in best.items()
+        ]
+    )
+
+
+def _numbers(tried: "Cache | Dynamic") -> str:
+    return ",".join(f"{number:g}" for number in vars(tried).values())

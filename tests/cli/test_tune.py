@@ -1,0 +1,30 @@
+"""`lmtrain tune`: the numbers that evaluate takes."""
+
+import pytest
+
+
+def test_the_numbers_printed_are_those_that_evaluate_takes(word_model, lmtrain, parsed):
+    outcome = lmtrain("tune", word_model.run, "--max-tokens", "200", "--json")
+
+    assert outcome.returncode == 0
+    found = parsed(outcome.stdout)
+    assert found["schema"] == "lmtrain.tune/1"
+    assert found["best"].keys() == {"--cache", "--dynamic"}
+    for option, numbers in found["best"].items():
+        tried = [trial for trial in found["trials"] if trial["option"] == option]
+        best = min(tried, key=lambda trial: trial["loss"])
+        assert best["numbers"] == numbers
+        assert f"{option} {numbers}: perplexity" in outcome.stderr
+        assert lmtrain("evaluate", word_model.run, option, numbers).returncode == 0
+    evaluated = lmtrain("evaluate", word_model.run, "--cache", found["best"]["--cache"], "--json")
+    (result,) = parsed(evaluated.stdout)["results"]
+    best = min(t["loss"] for t in found["trials"] if t["option"] == "--cache")
+    assert result["loss"] == pytest.approx(best, rel=1e-4)
+
+
+def test_one_of_both_is_tuned_alone(word_model, lmtrain):
+    outcome = lmtrain("tune", word_model.run, "--no-dynamic")
+
+    assert outcome.returncode == 0
+    (line,) = outcome.stdout.splitlines()
+    assert line.startswith("--cache  ")
