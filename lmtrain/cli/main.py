@@ -9,7 +9,18 @@ import typer
 
 import lmtrain
 from lmtrain import files, screen
-from lmtrain.cli import corpora, evaluate, info, sample, score, tokenize, train, tune, verify
+from lmtrain.cli import (
+    corpora,
+    evaluate,
+    find_lr,
+    info,
+    sample,
+    score,
+    tokenize,
+    train,
+    tune,
+    verify,
+)
 from lmtrain.cli.output import use_utf8
 from lmtrain.errors import ConfigError, LmtrainError, RunInterruptedError
 
@@ -23,8 +34,8 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (train, sample, evaluate, tune, score, tokenize, corpora, info, verify):
-    name = module.__name__.rpartition(".")[2]
+for module in (train, find_lr, sample, evaluate, tune, score, tokenize, corpora, info, verify):
+    name = module.__name__.rpartition(".")[2].replace("_", "-")
     if isinstance(module.command, typer.Typer):
         app.add_typer(module.command, name=name)
     else:

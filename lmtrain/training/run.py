@@ -27,7 +27,8 @@ from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.text.tokens import Tokens
 from lmtrain.training.average import Average
 from lmtrain.training.monitor import Monitor
-from lmtrain.training.optimizer import Optimizer, schedule
+from lmtrain.training.optimizer import Optimizer, Schedule, schedule
+from lmtrain.training.rate_finder import RateCurve, range_test, rising
 from lmtrain.training.trainer import Trainer, total_steps
 
 _SAMPLE_TOKENS = {"word": 40, "char": 160, "byte": 160}
@@ -212,7 +213,7 @@ def _train(
             config.train,
             model=model,
             batches=batches,
-            optimizer=_build_optimizer(config, model, batches),
+            optimizer=_build_optimizer(config, model, _build_schedule(config, batches)),
             average=Average(
                 model,
                 kind=config.optimizer.average,
@@ -278,7 +279,39 @@ def _writing(ready: _Ready) -> Callable[[int], str]:
     return write
 
 
-def _build_optimizer(config: Config, model: LanguageModel, batches: Batches) -> Optimizer:
+def find_learning_rate(config: Config, *, first: float, last: float, steps: int) -> RateCurve:
+    """The losses of a new model while its learning rate rises; nothing is kept of it.
+
+    Args:
+        config: the settings.
+        first: the first learning rate, above 0.
+        last: the last, above the first.
+        steps: updates at most.
+
+    Raises:
+        DivergedError: the loss is not finite from the start.
+        LmtrainError: the others of `lmtrain.errors`, from what training calls.
+    """
+    with _out_of_memory_explained():
+        ready = _ready(config, *assembly.prepare(config))
+        optimizer = _build_optimizer(config, ready.model, rising(first, last, steps))
+        return range_test(ready.model, ready.batches, optimizer, steps)
+
+
+def _build_schedule(config: Config, batches: Batches) -> Schedule:
+    rule = config.optimizer
+    return schedule(
+        rule.schedule,
+        peak=rule.learning_rate,
+        total_steps=total_steps(config.train, batches),
+        steps_per_epoch=batches.steps_per_epoch,
+        warmup_steps=rule.warmup_steps,
+        decay=rule.decay,
+        decay_after_epochs=rule.decay_after_epochs,
+    )
+
+
+def _build_optimizer(config: Config, model: LanguageModel, schedule: Schedule) -> Optimizer:
     rule = config.optimizer
     return Optimizer(
         model,
@@ -286,15 +319,7 @@ def _build_optimizer(config: Config, model: LanguageModel, batches: Batches) -> 
         weight_decay=rule.weight_decay,
         clip=rule.clip,
         max_grad_norm=rule.max_grad_norm,
-        schedule=schedule(
-            rule.schedule,
-            peak=rule.learning_rate,
-            total_steps=total_steps(config.train, batches),
-            steps_per_epoch=batches.steps_per_epoch,
-            warmup_steps=rule.warmup_steps,
-            decay=rule.decay,
-            decay_after_epochs=rule.decay_after_epochs,
-        ),
+        schedule=schedule,
     )
 
 

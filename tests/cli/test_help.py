@@ -14,7 +14,7 @@ from lmtrain.cli.main import app
 from lmtrain.cli.settings import OPTIONS
 
 COMMANDS = [
-    "train", "sample", "evaluate", "tune", "score", "tokenize", "corpora", "corpora fetch", "info",
+    "train", "find-lr", "sample", "evaluate", "tune", "score", "tokenize", "corpora", "corpora fetch", "info",
     "verify",
 ]  # fmt: skip
 NO_SETTINGS = {"corpus", "config", "out", "resume", "set_", "json"}
@@ -36,7 +36,7 @@ def test_the_script_lists_every_command_without_torch():
     imported = {line.rpartition("|")[2].strip() for line in outcome.stderr.splitlines()}
     assert "lmtrain.cli.main" in imported
     assert not imported & {"torch", "numpy", "safetensors", "tensorboard"}
-    listed = re.findall(r"^  (\w+)  ", outcome.stdout, re.MULTILINE)
+    listed = re.findall(r"^  (\w[\w-]*)  ", outcome.stdout, re.MULTILINE)
     assert sorted(listed) == sorted(name for name in COMMANDS if " " not in name)
 
 

@@ -1,0 +1,100 @@
+"""`lmtrain find-lr`: how high the learning rate may be, as a curve."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmtrain import config as configuration
+from lmtrain import files
+from lmtrain.cli.output import JsonOption, print_json, print_table
+from lmtrain.cli.settings import SetOption, given
+from lmtrain.errors import ConfigError
+
+
+def command(
+    corpus: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Text files, globs, - or corpora; without any, those of the settings.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="A recipe that comes with lmtrain, or a TOML file.", metavar="NAME|FILE"),
+    ] = None,
+    first: Annotated[float, typer.Option(help="The first learning rate, above 0.")] = 1e-5,
+    last: Annotated[float, typer.Option(help="The last learning rate, above the first.")] = 10.0,
+    steps: Annotated[int, typer.Option(min=3, help="Updates at most.")] = 300,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the curve into this file: .png, .svg or .pdf.")
+    ] = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a new model for some steps with a rising learning rate, and show where it learns best.
+
+    \b
+    lmtrain find-lr novel.txt --set model.hidden_size=512
+    lmtrain find-lr --config ptb-small --plot curve.png
+    """
+    if not 0 < first < last < float("inf"):
+        raise ConfigError(f"learning rates from {first:g} to {last:g} do not rise from above 0")
+    overrides = given({}, set_ or [])
+    recipe = config or (None if corpus else "python-docs")
+    chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
+    if plot:
+        # What cannot be drawn should say so before the training, not after it.
+        _drawn([first, last], [0.0, 0.0], plot.suffix[1:])
+    from lmtrain.training.run import find_learning_rate
+
+    curve = find_learning_rate(chosen, first=first, last=last, steps=steps)
+    if plot:
+        files.write(plot, _drawn(curve.learning_rates, curve.losses, plot.suffix[1:]))
+    if json:
+        print_json(
+            "lmtrain.find-lr/1",
+            {
+                "lowest": curve.lowest,
+                "steepest": curve.steepest,
+                "learning_rates": curve.learning_rates,
+                "losses": curve.losses,
+            },
+        )
+        return
+    every = max(1, len(curve.losses) // 15)
+    rows = [
+        (f"{r:.2g}", f"{loss:.4f}")
+        for r, loss in zip(curve.learning_rates, curve.losses, strict=True)
+    ]
+    print_table([("learning rate", "loss"), *rows[every - 1 :: every]])
+    print(f"The loss falls fastest at {curve.steepest:.2g} and is lowest at {curve.lowest:.2g}.")
+
+
+def _drawn(learning_rates: list[float], losses: list[float], kind: str) -> bytes:
+    """The curve as a picture of that kind.
+
+    Raises:
+        ConfigError: no such kind of picture, or nothing to draw with.
+    """
+    import io
+
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            "--plot needs matplotlib, which is not installed", "try: pip install 'lmtrain[plot]'"
+        ) from None
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(
+        xscale="log", xlabel="learning rate", ylabel="loss, nats a token", title="Range test"
+    )
+    axes.plot(learning_rates, losses)
+    axes.grid(visible=True, alpha=0.3)
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, format=kind or "png")
+    except ValueError as error:
+        raise ConfigError(f"--plot: {error}") from None
+    return picture.getvalue()

@@ -1,0 +1,55 @@
+"""`lmtrain find-lr`: the range test as a table, as JSON and as a picture."""
+
+import pytest
+from corpora import TINY
+
+
+@pytest.fixture
+def words(tmp_path):
+    (tmp_path / "corpus.txt").write_text(TINY)
+    return ["find-lr", "corpus.txt", "--steps", "60", "--set", "model.hidden_size=16"]
+
+
+def test_a_table_and_the_two_rates_that_matter(words, lmtrain):
+    outcome = lmtrain(*words)
+
+    assert [outcome.returncode, outcome.stderr] == [0, ""]
+    head, *_, last = outcome.stdout.splitlines()
+    assert head.split() == ["learning", "rate", "loss"]
+    assert last.startswith("The loss falls fastest at ")
+
+
+def test_json_holds_the_curve(words, lmtrain, parsed):
+    result = parsed(lmtrain(*words, "--first", "1e-4", "--last", "1", "--json").stdout)
+
+    assert result["schema"] == "lmtrain.find-lr/1"
+    rates, losses = result["learning_rates"], result["losses"]
+    assert rates == sorted(rates)
+    assert rates[0] == pytest.approx(1e-4)
+    assert len(rates) == len(losses) <= 60
+    assert result["lowest"] == rates[losses.index(min(losses))]
+    assert rates[0] <= result["steepest"] <= result["lowest"]
+    assert min(losses) < losses[0] - 0.1
+
+
+@pytest.mark.parametrize(("name", "magic"), [("curve.png", b"\x89PNG"), ("curve.svg", b"<?xml")])
+def test_the_curve_is_drawn(words, lmtrain, tmp_path, name, magic):
+    outcome = lmtrain(*words, "--plot", name)
+
+    assert outcome.returncode == 0
+    assert (tmp_path / name).read_bytes().startswith(magic)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--first", "1", "--last", "0.1"], "learning rates from 1 to 0.1 do not rise"),
+        (["--first", "0"], "learning rates from 0 to 10 do not rise"),
+        (["--plot", "curve.doc"], "--plot: Format 'doc' is not supported"),
+    ],
+)
+def test_what_cannot_be_done_is_said_at_once(words, lmtrain, options, told):
+    outcome = lmtrain(*words, *options)
+
+    assert outcome.returncode == 2
+    assert f"error: {told}" in outcome.stderr
