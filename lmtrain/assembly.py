@@ -125,13 +125,16 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
         ),
         is_residual=network.residual,
         tied_embeddings=network.tied_embeddings,
-        has_adaptive_softmax=network.softmax == "adaptive",
+        softmax=network.softmax,
+        num_mixtures=network.mixtures,
         init_scale=network.init_scale,
         forget_bias=network.forget_bias,
         cell_options={
             "cell_output": network.cell_output,
             "peephole": network.peephole,
             "activation": network.activation,
+            "layer_norm": network.layer_norm,
+            "mogrifier": network.mogrifier,
         },
         is_mixed=is_mixed(config),
         # Rules that remember or decay need every row in every step.

@@ -87,14 +87,20 @@ class ModelConfig(Section):
     """Whether layers after the first add their input to their output, where sizes agree."""
     tied_embeddings: bool = False
     """Whether the output weights are the embeddings; the last layer has their size then."""
-    softmax: Literal["full", "adaptive"] = "full"
-    """Over all words alike, or cheaper for rare ones: for many tens of thousands of words."""
+    softmax: Literal["full", "adaptive", "mixture"] = "full"
+    """Over all words alike; cheaper for rare ones among tens of thousands; or several mixed."""
+    mixtures: PositiveInt = 5
+    """Softmax mixture: how many softmaxes are mixed; time and memory grow with it."""
     cell_output: Literal["tanh", "linear"] = "tanh"
     """LSTM cells: a = Γo ∘ tanh(c), or a = Γo ∘ c, which has no bound and diverges more easily."""
     peephole: Literal["full", "diagonal"] = "full"
     """Peephole LSTM: gates see c⟨t−1⟩ through a whole matrix, or each unit its own alone."""
     activation: Literal["tanh", "relu"] = "tanh"
     """The rnn cell's g."""
+    layer_norm: bool = False
+    """Whether gates get their sums from input and state normalized; no fast kernels then."""
+    mogrifier: NonNegativeInt = 0
+    """Rounds in which input and state gate each other before a step; no fast kernels then."""
     init_scale: PositiveFloat | None = None
     """All weights start uniform in ± this; without it, orthogonal recurrent matrices and more."""
     forget_bias: float = 1.0

@@ -16,6 +16,7 @@ from lmtrain.cli import (
     info,
     sample,
     score,
+    sweep,
     tokenize,
     train,
     tune,
@@ -34,7 +35,9 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (train, find_lr, sample, evaluate, tune, score, tokenize, corpora, info, verify):
+for module in (
+    train, find_lr, sweep, sample, evaluate, tune, score, tokenize, corpora, info, verify,
+):  # fmt: skip
     name = module.__name__.rpartition(".")[2].replace("_", "-")
     if isinstance(module.command, typer.Typer):
         app.add_typer(module.command, name=name)

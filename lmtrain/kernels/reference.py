@@ -38,7 +38,7 @@ def scan(
     for t in reversed(steps) if reverse else steps:
         following: CellState
         if weights is None:
-            following = cell.step(inputs[t], state)
+            following = cell(inputs[t], state)
         else:
             following = functional_call(cell, dict(weights), (inputs[t], state))
         if lengths is None:

@@ -11,9 +11,14 @@ from lmtrain.kernels.native import scan as native
 
 def engine(cell: Cell) -> str:
     """The name of the engine that runs a cell: native, plain (torch) or reference (autograd)."""
-    if not isinstance(cell, DifferentiatedCell):
+    if _by_hand(cell) is None:
         return "reference"
     return "plain" if native.kernel(cell, cell.weight_input) is None else "native"
+
+
+def _by_hand(cell: Cell) -> DifferentiatedCell | None:
+    """The cell if its backward is given by hand for all that it computes."""
+    return cell if isinstance(cell, DifferentiatedCell) and not cell.is_extended else None
 
 
 def scan(
@@ -63,15 +68,16 @@ def scan(
         raise ConfigError(f"scan: state {shapes} is not {len(cell.state_names)} x {expected}")
     if lengths is not None and lengths.shape != (batch_size,):
         raise ConfigError(f"scan: lengths {tuple(lengths.shape)} are not ({batch_size},)")
+    by_hand = _by_hand(cell)
     # A single step would pay more for packing its weights than the native scan saves.
-    if isinstance(cell, DifferentiatedCell) and lengths is None and len(inputs) > 1:
+    if by_hand is not None and lengths is None and len(inputs) > 1:
         name = native.kernel(cell, inputs)
         if name is not None:
-            return native.scan(name, cell, inputs, state, reverse=reverse, weights=weights)
+            return native.scan(name, by_hand, inputs, state, reverse=reverse, weights=weights)
     if inputs.dtype == torch.bfloat16:
         inputs = inputs.float()
         hidden, state = scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)
         return hidden.bfloat16(), state
-    if isinstance(cell, DifferentiatedCell):
-        return plain.scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)
+    if by_hand is not None:
+        return plain.scan(by_hand, inputs, state, lengths, reverse=reverse, weights=weights)
     return reference.scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)

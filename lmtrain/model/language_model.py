@@ -17,6 +17,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.kernels.cross_entropy import cross_entropy, log_likelihood
 from lmtrain.model.adaptive_softmax import AdaptiveSoftmax
 from lmtrain.model.dropout import Dropout, keep_mask
+from lmtrain.model.mixture_softmax import MixtureSoftmax
 from lmtrain.model.recurrent import Recurrent, State
 
 
@@ -71,7 +72,9 @@ class LanguageModel(nn.Module):
         regularization: dropout and penalties; none without it.
         is_residual: whether layers add their input to their hidden states; see Recurrent.
         tied_embeddings: whether W_y is the embedding; the last layer then has E hidden units.
-        has_adaptive_softmax: whether rare words share a cheaper softmax; see AdaptiveSoftmax.
+        softmax: full; adaptive, where rare words are cheaper (see AdaptiveSoftmax); or mixture, of
+            several softmaxes (see MixtureSoftmax).
+        num_mixtures: how many softmaxes a mixture has.
         init_scale: every weight uniform in ± this at first; None for each part's own way.
         forget_bias: what forget gates' biases start at.
         cell_options: further arguments of the cell by name.
@@ -103,7 +106,8 @@ class LanguageModel(nn.Module):
         regularization: Regularization | None = None,
         is_residual: bool = False,
         tied_embeddings: bool = False,
-        has_adaptive_softmax: bool = False,
+        softmax: str = "full",
+        num_mixtures: int = 5,
         init_scale: float | None = None,
         forget_bias: float = 1.0,
         cell_options: Mapping[str, Any] | None = None,
@@ -117,7 +121,7 @@ class LanguageModel(nn.Module):
                 f"tied embeddings: embedding_size {embedding_size} is not hidden_size "
                 f"{hidden_size} of the only layer"
             )
-        if tied_embeddings and has_adaptive_softmax:
+        if tied_embeddings and softmax == "adaptive":
             raise ConfigError("tied embeddings: an adaptive softmax has weights of its own")
         self.vocab_size = vocab_size
         self.generator = device.generator(seed)
@@ -135,7 +139,11 @@ class LanguageModel(nn.Module):
         )
         self.output_dropout = self._dropout(self.regularization.output_dropout)
         self.adaptive_softmax: AdaptiveSoftmax | None = None
-        if has_adaptive_softmax:
+        self.mixture_softmax: MixtureSoftmax | None = None
+        if softmax == "mixture":
+            size = self.output_size
+            self.mixture_softmax = MixtureSoftmax(size, size, num_mixtures)
+        if softmax == "adaptive":
             self.adaptive_softmax = AdaptiveSoftmax(hidden_size, vocab_size)
         else:
             self.output_bias = nn.Parameter(torch.empty(vocab_size))
@@ -164,12 +172,13 @@ class LanguageModel(nn.Module):
         for layer in self.recurrent.cells:
             if isinstance(layer, cells.Cell):
                 layer.initialize(self.generator, init_scale, forget_bias)
-        if self.adaptive_softmax is not None:
-            self.adaptive_softmax.initialize(self.generator, init_scale)
+        for head in (self.adaptive_softmax, self.mixture_softmax):
+            if head is not None:
+                head.initialize(self.generator, init_scale)
 
     @property
     def decoder(self) -> Tensor:
-        """W_y of the full softmax, (V, H)."""
+        """W_y of a full softmax or a mixture of them, (V, H)."""
         return self.embedding if self._tied else self.output_weight
 
     @property
@@ -206,16 +215,19 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Numbers (T, B, V) whose softmax is ŷ, from hidden states (T, B, H)."""
         if self.adaptive_softmax is not None:
-            log_probs: Tensor = self.adaptive_softmax(hidden)
-            return log_probs
-        return F.linear(hidden, self.decoder, self.output_bias)
+            logits: Tensor = self.adaptive_softmax(hidden)
+        elif self.mixture_softmax is not None:
+            logits = self.mixture_softmax(hidden, self.decoder, self.output_bias)
+        else:
+            logits = F.linear(hidden, self.decoder, self.output_bias)
+        return logits
 
     def loss(self, inputs: Tensor, targets: Tensor, state: State | None = None) -> Loss:
         """Nats of `targets` (T, B) given `inputs` (T, B), summed over time as in the notes."""
         hidden, state = self.hidden(inputs, state)
         dropped = self.output_dropout(hidden)
         scale = 1 / inputs.shape[1]
-        if self.adaptive_softmax is not None:
+        if self.adaptive_softmax or self.mixture_softmax:
             nats = -scale * self.log_likelihood(dropped, targets).sum()
         else:
             nats = cross_entropy(dropped, self.decoder, self.output_bias, targets, scale)
@@ -244,6 +256,10 @@ class LanguageModel(nn.Module):
         """Log P of each of `targets` (T, B) after hidden states (T, B, H), in nats."""
         if self.adaptive_softmax is not None:
             return self.adaptive_softmax.log_likelihood(hidden, targets)
+        if self.mixture_softmax is not None:
+            return self.mixture_softmax.log_likelihood(
+                hidden, targets, self.decoder, self.output_bias
+            )
         if torch.is_grad_enabled():
             log_probs = self.logits(hidden).log_softmax(-1)  # (T, B, V)
             return log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

@@ -109,7 +109,8 @@ class Optimizer:
             self._parameters.values(),
             lr=schedule(0),
             weight_decay=weight_decay,
-            foreach=True,
+            # The fused rules take no sparse gradients; sgd over several tensors at once does.
+            **({"foreach": True} if name == "sgd" else {"fused": True}),
         )
 
     @property
@@ -206,5 +207,4 @@ class Optimizer:
             parameter = self._parameters.get(name)
             if parameter is None or value.shape not in (parameter.shape, torch.Size([])):
                 raise CheckpointError(f"the optimizer state {path} does not fit the model")
-            place = parameter.device if value.dim() else torch.device("cpu")
-            self._rule.state[parameter][key] = value.to(place)
+            self._rule.state[parameter][key] = value.to(parameter.device)

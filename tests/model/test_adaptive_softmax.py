@@ -9,7 +9,7 @@ from lmtrain.model.language_model import LanguageModel
 
 def model(**changes) -> LanguageModel:
     arguments = {"embedding_size": 8, "hidden_size": 32, "num_layers": 1, **changes}
-    return LanguageModel(300, has_adaptive_softmax=True, **arguments)
+    return LanguageModel(300, softmax="adaptive", **arguments)
 
 
 def tokens(seed: int) -> torch.Tensor:
@@ -67,4 +67,4 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(ConfigError, match="has weights of its own"):
         model(embedding_size=32, tied_embeddings=True)
     with pytest.raises(ConfigError, match="of 11 tokens: 100 are the least"):
-        LanguageModel(11, has_adaptive_softmax=True, embedding_size=4, hidden_size=4, num_layers=1)
+        LanguageModel(11, softmax="adaptive", embedding_size=4, hidden_size=4, num_layers=1)

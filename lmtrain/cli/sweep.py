@@ -1,0 +1,55 @@
+"""`lmtrain sweep`: which settings train best, within a time."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmtrain import screen
+from lmtrain.cli.output import JsonOption, print_json, print_table
+
+
+def command(
+    space: Annotated[Path, typer.Argument(help="The search, a TOML file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of its runs; without it, runs/sweep-NAME.", show_default=False
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Search settings at random or by successive halving; the same command goes on where it ended.
+
+    \b
+    SPACE.toml:
+      config = "ptb-small"
+      search = {method = "halving", trials = 27, max_seconds = 3600}
+      [space]
+      "model.dropout" = {low = 0.0, high = 0.6}
+      "optimizer.learning_rate" = {low = 0.0005, high = 0.01, scale = "log"}
+      "model.hidden_size" = {values = [200, 300]}
+    \b
+    lmtrain sweep space.toml
+    lmtrain sweep space.toml --out runs/search --json
+    """
+    from lmtrain import sweep
+    from lmtrain.evaluation import perplexity
+
+    search = sweep.load_space(space)
+    trials = sweep.run_sweep(search, out or Path("runs") / f"sweep-{space.stem}", say=screen.note)
+    if json:
+        entries = [
+            {**vars(trial), "perplexity": None if trial.loss is None else perplexity(trial.loss)}
+            for trial in trials
+        ]
+        print_json("lmtrain.sweep/1", {"trials": entries})
+        return
+    names = list(search.space)
+    rows = [("trial", "loss", "perplexity", "seconds", *names)]
+    for trial in trials:
+        loss = "diverged" if trial.loss is None else f"{trial.loss:.4f}"
+        shown = "" if trial.loss is None else f"{perplexity(trial.loss):.2f}"
+        values = [str(trial.settings[name]) for name in names]
+        rows.append((trial.name, loss, shown, f"{trial.seconds:.0f}", *values))
+    print_table(rows)

@@ -1,0 +1,232 @@
+"""A bounded search over settings: random, or successive halving; resumable from its record."""
+
+import json
+import math
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat, ValidationError, model_validator
+
+from lmtrain import checkpoint, files
+from lmtrain import config as configuration
+from lmtrain.errors import ConfigError, DivergedError
+from lmtrain.schema import PositiveInt, Section, Seed
+from lmtrain.training.run import run_training
+
+_RECORD = "trials.jsonl"
+
+
+class Range(Section):
+    """Values of a setting: some listed ones, or all between two bounds."""
+
+    values: tuple[Any, ...] = ()
+    """The values, chosen from with equal chance."""
+    low: float | None = None
+    """The least value."""
+    high: float | None = None
+    """The greatest value."""
+    scale: Literal["linear", "log"] = "linear"
+    """Whether values or their logarithms have equal chance between low and high."""
+    integer: bool = False
+    """Whether values between low and high are rounded to whole numbers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Range":
+        if bool(self.values) == (self.low is not None and self.high is not None):
+            raise ValueError("a range is either values or low and high")
+        if self.low is not None and self.high is not None:
+            if not self.low < self.high:
+                raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+            if self.scale == "log" and self.low <= 0:
+                raise ValueError(f"low {self.low:g} has no logarithm")
+        return self
+
+    def draw(self, chance: np.random.Generator) -> Any:
+        """One of the values."""
+        if self.low is None or self.high is None:
+            return self.values[int(chance.integers(len(self.values)))]
+        if self.scale == "log":
+            drawn = math.exp(chance.uniform(math.log(self.low), math.log(self.high)))
+        else:
+            drawn = float(chance.uniform(self.low, self.high))
+        return round(drawn) if self.integer else float(f"{drawn:.3g}")
+
+
+class Search(Section):
+    """How the search goes."""
+
+    method: Literal["random", "halving"] = "random"
+    """Every trial trained in full, or many short ones of which the best go on to longer ones."""
+    trials: PositiveInt = 20
+    """Draws of settings."""
+    max_seconds: PositiveFloat = 3600
+    """Seconds of training in all, after which no trial begins and the last one ends."""
+    factor: Annotated[int, Field(ge=2, strict=True)] = 3
+    """Halving: one of so many trials goes on, with so many times the updates."""
+    rounds: PositiveInt = 3
+    """Halving: rounds, the last of which trains in full."""
+    seed: Seed = 1
+    """Seed of the draws."""
+
+
+class Space(Section):
+    """What a sweep searches: the file that `lmtrain sweep` reads."""
+
+    config: str | None = None
+    """The recipe or settings file that trials start from; without it, the defaults."""
+    search: Search = Search()
+    """How the search goes."""
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    """Settings of all trials by path."""
+    space: dict[str, Range]
+    """Ranges of settings by path."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training of the search.
+
+    Args:
+        name: its folder's name.
+        settings: what was drawn, by path.
+        share: it was trained for one of so many parts of its length.
+        loss: nats a token of its best validation; None if it diverged.
+        seconds: time it took.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    share: int
+    loss: float | None
+    seconds: float
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Smaller for better: longer trials first, then by their loss."""
+        return self.share, math.inf if self.loss is None else self.loss
+
+
+def load_space(path: Path) -> Space:
+    """The search that a TOML file describes.
+
+    Raises:
+        ConfigError: no such file, not TOML, or settings that cannot be.
+    """
+    try:
+        tree = tomllib.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"no search {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    try:
+        space = Space.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {where}: {first['msg'].lower()}") from None
+    chance = np.random.default_rng(space.search.seed)
+    # What is wrong with a setting should be said before anything is trained.
+    configuration.load(space.config, _drawn(space, chance))
+    return space
+
+
+def run_sweep(
+    space: Space, out: Path, *, say: Callable[[str], None] = lambda text: None
+) -> list[Trial]:
+    """Trains the trials of a search, those that are not in the folder's record yet.
+
+    Args:
+        space: the search.
+        out: the folder of its runs and its record.
+        say: told about each trial when it ends.
+
+    Returns:
+        All trials, the best first.
+
+    Raises:
+        ConfigError: the folder holds another search.
+        LmtrainError: from training; trials that diverge only lose.
+    """
+    with files.locked(out / ".lock", f"the sweep {out}"):
+        _keep_space(space, out)
+        done = {trial.name: trial for trial in _recorded(out)}
+        search = space.search
+        chosen = list(range(search.trials))
+        draws = [_drawn(space, np.random.default_rng([search.seed, i])) for i in chosen]
+        rounds = search.rounds if search.method == "halving" else 1
+        for number in range(rounds):
+            trained: dict[int, Trial] = {}
+            for index in chosen:
+                name = f"trial-{index:03d}" + (f"-round-{number + 1}" if rounds > 1 else "")
+                if name not in done:
+                    left = search.max_seconds - sum(trial.seconds for trial in done.values())
+                    if left <= 0:
+                        return sorted(done.values(), key=lambda trial: trial.rank)
+                    share = search.factor ** (rounds - 1 - number)
+                    done[name] = _train(space, out / name, draws[index], share, left)
+                    files.append_line(out / _RECORD, json.dumps(vars(done[name])))
+                    say(described(done[name]))
+                trained[index] = done[name]
+            chosen.sort(key=lambda index: trained[index].rank)
+            chosen = chosen[: max(1, len(chosen) // search.factor)]
+        return sorted(done.values(), key=lambda trial: trial.rank)
+
+
+def described(trial: Trial) -> str:
+    """A trial in one line."""
+    loss = "diverged" if trial.loss is None else f"loss {trial.loss:.4f}"
+    settings = ", ".join(f"{path} {value}" for path, value in trial.settings.items())
+    return f"{trial.name}: {loss} in {trial.seconds:.0f} s; {settings}"
+
+
+def _drawn(space: Space, chance: np.random.Generator) -> dict[str, Any]:
+    return {**space.fixed, **{path: each.draw(chance) for path, each in space.space.items()}}
+
+
+def _keep_space(space: Space, out: Path) -> None:
+    path, text = out / "space.json", space.model_dump_json(exclude={"search": {"max_seconds"}})
+    if path.exists() and path.read_text() != text:
+        raise ConfigError(f"{out} holds another search", "search elsewhere: --out DIR")
+    files.write(path, text.encode())
+
+
+def _recorded(out: Path) -> list[Trial]:
+    path = out / _RECORD
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Trial(**json.loads(line)) for line in lines]
+
+
+def _train(
+    space: Space, run: Path, overrides: Mapping[str, Any], share: int, seconds: float
+) -> Trial:
+    """Trains a trial, or goes on with it, for one of `share` parts of its length.
+
+    Raises:
+        ConfigError: there is no validation text.
+    """
+    length = configuration.load(space.config, overrides).train
+    shortened = {
+        "train.max_seconds": min(seconds, length.max_seconds or seconds),
+        "train.max_epochs": max(1, round(length.max_epochs / share)),
+        "train.max_steps": length.max_steps and max(1, length.max_steps // share),
+    }
+    settings = {path: overrides[path] for path in space.space}
+    began = time.monotonic()
+    try:
+        if checkpoint.steps(run):
+            summary = run_training(out=run, resume=True, is_quiet=True)
+        else:
+            if run.exists():
+                files.remove_folder(run)
+            config = configuration.load(space.config, {**overrides, **shortened})
+            summary = run_training(config, run, is_quiet=True)
+    except DivergedError:
+        return Trial(run.name, settings, share, None, time.monotonic() - began)
+    if summary.valid_loss is None:
+        raise ConfigError("a search needs validation text", "try: data.valid_fraction = 0.1")
+    return Trial(run.name, settings, share, summary.valid_loss, summary.seconds)

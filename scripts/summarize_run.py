@@ -1,0 +1,48 @@
+"""The curve of a run as JSON lines: what docs/results/ keeps of each result.
+
+    python scripts/summarize_run.py runs/ptb-small > docs/results/ptb-small.jsonl
+
+First what the run was made with, then a line for each validation; times in seconds since the first
+line of its metrics.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lmtrain import config
+
+
+def summary(run: Path) -> list[dict[str, Any]]:
+    """The lines about a run folder."""
+    start = json.loads((run / "run.json").read_text())["starts"][-1]
+    settings = config.load(run / "config.toml").model_dump(mode="json")
+    # The places of texts are those of one machine.
+    del settings["data"]["train"], settings["data"]["valid"], settings["data"]["test"]
+    versions = ("lmtrain", "torch", "python", "device", "threads", "precision")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    began, train_loss = lines[0]["time"], None
+    points: list[dict[str, Any]] = [{name: start[name] for name in versions}, settings]
+    for line in lines:
+        if line["kind"] == "train":
+            train_loss = line["loss"]
+        else:
+            points.append(
+                {
+                    "step": line["step"],
+                    "epoch": line["epoch"],
+                    "seconds": round(line["time"] - began),
+                    "train_loss": train_loss and round(train_loss, 4),
+                    "valid_loss": round(line["loss"], 5),
+                    "valid_perplexity": round(line["perplexity"], 3),
+                }
+            )
+    return points
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    for point in summary(parser.parse_args().run):
+        print(json.dumps(point))

@@ -1,0 +1,156 @@
+import json
+
+import numpy as np
+import pytest
+from corpora import TINY
+
+from lmtrain import sweep
+from lmtrain.errors import ConfigError
+
+SPACE = """
+search = {{method = "{method}", trials = {trials}, factor = 2, rounds = 2, max_seconds = 600}}
+[fixed]
+"data.train" = ["corpus.txt"]
+"data.level" = "char"
+"train.max_steps" = 20
+"train.batch_size" = 4
+"train.seq_len" = 8
+"train.threads" = 1
+"model.num_layers" = 1
+[space]
+"model.hidden_size" = {{values = [4, 8]}}
+"optimizer.learning_rate" = {{low = 0.001, high = 0.1, scale = "log"}}
+"model.dropout" = {{low = 0.0, high = 0.5}}
+"""
+
+
+@pytest.fixture
+def space(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text(TINY)
+
+    def written(method="random", trials=4):
+        (tmp_path / "space.toml").write_text(SPACE.format(method=method, trials=trials))
+        return sweep.load_space(tmp_path / "space.toml")
+
+    return written
+
+
+def test_a_random_search_trains_every_draw_and_ranks_them(space, tmp_path):
+    told = []
+
+    trials = sweep.run_sweep(space(), tmp_path / "out", say=told.append)
+
+    assert len(trials) == len(told) == 4
+    losses = [trial.loss for trial in trials]
+    assert losses == sorted(losses)
+    assert len({trial.settings["optimizer.learning_rate"] for trial in trials}) == 4
+    for trial in trials:
+        assert trial.settings["model.hidden_size"] in (4, 8)
+        best = json.loads((tmp_path / "out" / trial.name / "best.json").read_text())
+        assert best["value"] == trial.loss
+
+
+def test_halving_trains_the_best_half_longer(space, tmp_path):
+    trials = sweep.run_sweep(space("halving"), tmp_path / "out")
+
+    rounds = [[t for t in trials if t.name.endswith(f"round-{n}")] for n in (1, 2)]
+    assert [len(each) for each in rounds] == [4, 2]
+    assert trials[:2] == rounds[1]
+    best = sorted(rounds[0], key=lambda trial: trial.loss)[:2]
+    drawn = [sorted(str(trial.settings) for trial in each) for each in (best, rounds[1])]
+    assert drawn[0] == drawn[1]
+    for number, steps in ((1, 10), (2, 20)):
+        for trial in rounds[number - 1]:
+            lines = (tmp_path / "out" / trial.name / "metrics.jsonl").read_text().splitlines()
+            assert json.loads(lines[-1])["step"] == steps
+
+
+def test_an_interrupted_search_goes_on_with_what_is_missing(space, tmp_path, monkeypatch):
+    straight = sweep.run_sweep(space(), tmp_path / "straight")
+    real, trained = sweep.run_training, []
+
+    def dies_in_the_third(*arguments, **options):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(sweep, "run_training", dies_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_sweep(space(), tmp_path / "stopped")
+    trained.clear()
+
+    stopped = sweep.run_sweep(space(), tmp_path / "stopped")
+
+    assert len(trained) == 2
+    assert [(t.name, t.settings, t.loss) for t in stopped] == [
+        (t.name, t.settings, t.loss) for t in straight
+    ]
+
+
+def test_no_trial_begins_after_the_time_is_over(space, tmp_path):
+    short = space().model_copy(update={"search": sweep.Search(trials=4, max_seconds=1e-6)})
+
+    assert len(sweep.run_sweep(short, tmp_path / "out")) == 1
+
+
+def test_trials_that_diverge_come_last(space, tmp_path, monkeypatch):
+    def diverges(config, *arguments, **options):
+        if config.model.hidden_size == 4:
+            raise sweep.DivergedError("the loss is inf")
+        return real(config, *arguments, **options)
+
+    real = sweep.run_training
+    monkeypatch.setattr(sweep, "run_training", diverges)
+    trials = sweep.run_sweep(space(), tmp_path / "out")
+
+    sizes = [trial.settings["model.hidden_size"] for trial in trials]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [trial.loss is None for trial in trials] == [size == 4 for size in sizes]
+
+
+def test_a_folder_keeps_its_search(space, tmp_path):
+    sweep.run_sweep(space(trials=1), tmp_path / "out")
+
+    with pytest.raises(ConfigError, match="holds another search"):
+        sweep.run_sweep(space(trials=2), tmp_path / "out")
+
+
+def test_draws_stay_between_their_bounds():
+    chance = np.random.default_rng(1)
+    wide = sweep.Range(low=1e-5, high=1.0, scale="log")
+    whole = sweep.Range(low=1, high=9, integer=True)
+
+    drawn = [wide.draw(chance) for _ in range(300)]
+
+    assert all(0.99e-5 <= value <= 1.0 for value in drawn)
+    assert 100 < sum(value < 10**-2.5 for value in drawn) < 200
+    assert {whole.draw(chance) for _ in range(300)} == set(range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[space]\n'model.cell' = {}", "space.model.cell: value error, a range is either"),
+        ("[space]\n'model.dropout' = {low = 1, high = 0}", "low 1 is not below high 0"),
+        ("[space]\n'model.dropout' = {low = 0, high = 1, scale = 'log'}", "has no logarithm"),
+        ("[space]\n'model.dropot' = {values = [0.1]}", "unknown setting 'model.dropot'"),
+        ("[space]\n'model.dropout' = {values = [7]}", "model.dropout = 7"),
+        ("[search]\ntrials = 0\n[space]", "search.trials"),
+        ("[spaces]", "space: field required"),
+        ("space = ", "not valid TOML"),
+    ],
+)
+def test_searches_that_say_nothing_are_refused(tmp_path, text, told):
+    (tmp_path / "space.toml").write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        sweep.load_space(tmp_path / "space.toml")
+
+    assert told in str(caught.value)
+
+
+def test_a_missing_search_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="no search"):
+        sweep.load_space(tmp_path / "none.toml")
