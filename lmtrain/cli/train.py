@@ -58,7 +58,7 @@ def command(
     \b
     lmtrain train
     lmtrain train novel.txt --level char --hidden-size 512
-    lmtrain train --config shakespeare-char --epochs 5 --out runs/short
+    lmtrain train --config shakespeare-char-3min --epochs 5 --out runs/short
     lmtrain train --resume runs/short
     """
     overrides = given(locals(), set_ or [])
