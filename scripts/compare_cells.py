@@ -3,10 +3,11 @@
     python scripts/compare_cells.py novel.txt --out cells
     python scripts/compare_cells.py novel.txt --set data.level=char --seconds 120 --parameters 1e6
 
-For each cell the hidden size is the one that comes nearest to the number of parameters. A short
-training measures its speed; the whole one then has so many updates, with their learning rate
-falling to 0, as fit into the seconds of training steps. Draws OUT.svg, validation loss over
-time and over tokens, and prints a table. Nothing else may run meanwhile.
+For each cell the hidden size is the one that comes nearest to the number of parameters, and the
+learning rate the one of a few whose short training ends with the lowest validation loss; that
+training also measures its speed. The whole one then has so many updates, with their learning rate
+falling to 0, as fit into the seconds of training steps. Draws OUT.svg, validation loss over time
+and over tokens, and prints a table. Nothing else may run meanwhile.
 """
 
 import argparse
@@ -24,12 +25,12 @@ from lmtrain import assembly, config
 from lmtrain.training.run import run_training
 
 CELLS = ("rnn", "simple-gru", "gru", "lstm", "peephole-lstm")
-PILOT_STEPS = 60
-VALIDATIONS = 12
+RATES = (0.001, 0.002, 0.004)
+VALIDATIONS = 8
 
 
-def fitted(base: dict[str, Any], cell: str, parameters: float) -> tuple[dict[str, Any], int]:
-    """The settings of a cell as large as its parameters allow, and their number."""
+def fitted(base: dict[str, Any], cell: str, parameters: float) -> dict[str, Any]:
+    """The settings of a cell as large as its parameters allow."""
     vocab_size = assembly.prepare(config.load(overrides=base))[0].vocab_size
 
     def count(hidden_size: int) -> int:
@@ -42,7 +43,7 @@ def fitted(base: dict[str, Any], cell: str, parameters: float) -> tuple[dict[str
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) <= parameters else (low, middle)
-    return {**base, "model.cell": cell, "model.hidden_size": low}, count(low)
+    return {**base, "model.cell": cell, "model.hidden_size": low}
 
 
 def curve(run: Path, tokens_a_step: int) -> list[tuple[float, int, float]]:
@@ -57,16 +58,28 @@ def curve(run: Path, tokens_a_step: int) -> list[tuple[float, int, float]]:
     return points
 
 
-def trained(settings: dict[str, Any], seconds: float) -> tuple[list[tuple[float, int, float]], int]:
-    """The curve of a cell trained for so many seconds, and its tokens a second."""
+def trained(
+    settings: dict[str, Any], seconds: float, pilot_steps: int
+) -> tuple[list[tuple[float, int, float]], int, float]:
+    """The curve of a cell trained for so many seconds, its tokens a second and learning rate."""
     with tempfile.TemporaryDirectory() as folder:
-        pilot = {**settings, "train.max_steps": PILOT_STEPS, "data.valid_fraction": 0.001}
-        summary = run_training(config.load(overrides=pilot), Path(folder) / "pilot", is_quiet=True)
+        pilots = {}
+        for rate in RATES:
+            pilot = {
+                **settings,
+                "optimizer.learning_rate": rate,
+                "train.max_steps": pilot_steps,
+                "train.eval_every": pilot_steps,
+            }
+            place = Path(folder) / f"pilot-{rate}"
+            pilots[rate] = run_training(config.load(overrides=pilot), place, is_quiet=True)
+        rate = min(RATES, key=lambda each: pilots[each].valid_loss or math.inf)
         train = config.load(overrides=settings).train
         tokens_a_step = train.batch_size * train.seq_len
-        steps = round(seconds * summary.tokens_per_second / tokens_a_step)
+        steps = round(seconds * pilots[rate].tokens_per_second / tokens_a_step)
         whole = {
             **settings,
+            "optimizer.learning_rate": rate,
             "train.max_steps": steps,
             "train.max_epochs": 10**6,
             "train.eval_every": max(1, steps // VALIDATIONS),
@@ -75,7 +88,7 @@ def trained(settings: dict[str, Any], seconds: float) -> tuple[list[tuple[float,
         }
         summary = run_training(config.load(overrides=whole), Path(folder) / "run", is_quiet=True)
         points = curve(Path(folder) / "run", tokens_a_step)
-    return points, round(summary.tokens_per_second)
+    return points, round(summary.tokens_per_second), rate
 
 
 def drawn(curves: dict[str, list[tuple[float, int, float]]], title: str, out: Path) -> None:
@@ -103,6 +116,7 @@ def main() -> None:
     parser.add_argument("text", nargs="+", help="training text, as for lmtrain train")
     parser.add_argument("--parameters", type=float, default=1e6, help="of each model")
     parser.add_argument("--seconds", type=float, default=120, help="of training steps for each")
+    parser.add_argument("--pilot-steps", type=int, default=500, help="for each learning rate")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("cells"), help="picture, no suffix")
@@ -114,14 +128,14 @@ def main() -> None:
         **config.assignments(options.set),
     }
     curves = {}
-    rows = ["| cell | hidden size | parameters | tokens/s | tokens | loss | perplexity |"]
+    rows = ["| cell | hidden size | learning rate | tokens/s | tokens | loss | perplexity |"]
     rows.append("|---|---|---|---|---|---|---|")
     for cell in CELLS:
-        settings, parameters = fitted(base, cell, options.parameters)
-        curves[cell], speed = trained(settings, options.seconds)
+        settings = fitted(base, cell, options.parameters)
+        curves[cell], speed, rate = trained(settings, options.seconds, options.pilot_steps)
         _, tokens, loss = curves[cell][-1]
         rows.append(
-            f"| {cell} | {settings['model.hidden_size']} | {parameters:,} | {speed:,} "
+            f"| {cell} | {settings['model.hidden_size']} | {rate:g} | {speed:,} "
             f"| {tokens:,} | {loss:.4f} | {math.exp(loss):.2f} |"
         )
         print(rows[-1], flush=True)
