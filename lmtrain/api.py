@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -52,17 +53,23 @@ class TrainedModel:
         config: the settings it was trained with.
         tokenizer: text to ids and back.
         model: the network, on its device.
-        step: updates done.
+        state: what its state.json holds of its training.
     """
 
     def __init__(
-        self, path: Path, config: Config, tokenizer: Tokenizer, model: LanguageModel, step: int
+        self,
+        path: Path,
+        config: Config,
+        tokenizer: Tokenizer,
+        model: LanguageModel,
+        state: Mapping[str, Any],
     ) -> None:
         self.path = path
         self.config = config
         self.tokenizer = tokenizer
         self.model = model
-        self.step = step
+        self.state = state
+        self.step = int(state["step"])
 
     def sample(
         self,
@@ -234,8 +241,7 @@ class TrainedModel:
             TextError: the text is gone.
             CheckpointError: the text changed.
         """
-        saved = checkpoint.read(self.path).state["texts"]
-        return assembly.find_texts(saved, self.config, self.tokenizer, parts=parts)
+        return assembly.find_texts(self.state["texts"], self.config, self.tokenizer, parts=parts)
 
 
 def train(
@@ -276,16 +282,28 @@ def load(path: str | Path, *, device_name: str = "auto") -> TrainedModel:
         CheckpointError: missing, damaged or of a newer format.
         MachineError: the device is not there.
     """
-    saved = checkpoint.read(checkpoint.find(Path(path)))
+    place = device.choose(device_name)
+    trained = checkpoint.use(Path(path), _loaded)
+    trained.model.to(place).eval()
+    return trained
+
+
+def _loaded(saved: checkpoint.Checkpoint) -> TrainedModel:
+    """The model of a checkpoint that may come from anyone.
+
+    Raises:
+        CheckpointError: damaged, or its parts do not fit each other.
+    """
     try:
         config = configuration.parse(saved.text("config.toml"), str(saved.path / "config.toml"))
+        tokenizer = Tokenizer.from_json(saved.text("tokenizer.json"))
+        # Sizes are compared with those of the weights before memory is taken for them.
+        saved.require_shapes(assembly.weight_shapes(config, tokenizer.vocab_size))
+        model = assembly.build_model(config, tokenizer.vocab_size)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    tokenizer = Tokenizer.from_json(saved.text("tokenizer.json"))
-    model = assembly.build_model(config, tokenizer.vocab_size)
     saved.load_weights(model)
-    model.to(device.choose(device_name)).eval()
-    return TrainedModel(saved.path, config, tokenizer, model, int(saved.state["step"]))
+    return TrainedModel(saved.path, config, tokenizer, model, saved.state)
 
 
 def _count(ids: Sequence[int], wanted: int | None) -> int:

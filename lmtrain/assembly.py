@@ -5,6 +5,8 @@ Below, nothing knows the tree.
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from lmtrain import device
 from lmtrain.errors import CheckpointError
 from lmtrain.kernels.native import library
@@ -98,6 +100,17 @@ def is_mixed(config: Config) -> bool:
     # A model trained with CUDA is loaded where there is none, too.
     name = config.train.device
     return name != "cuda" and device.choose(name).type == "cpu" and library.has_bf16()
+
+
+def weight_shapes(config: Config, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that the settings make; no memory is taken for them.
+
+    Raises:
+        ConfigError: no such cell, or sizes that do not fit.
+    """
+    with torch.device("meta"):
+        model = build_model(config, vocab_size)
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 def build_model(config: Config, vocab_size: int) -> LanguageModel:

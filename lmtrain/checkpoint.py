@@ -4,61 +4,103 @@
       model.safetensors  state.safetensors  state.json  config.toml  tokenizer.json  MANIFEST.json
 
 A checkpoint appears by one rename and never changes. Its manifest, written last, holds the size and
-SHA-256 of every file; nothing is used before it agrees with it, and nothing is ever unpickled.
+SHA-256 of every file; nothing is used before it agrees with it, and nothing is ever unpickled. A
+folder may come from anyone: what is read is small, or as large as its settings make it.
 """
 
+import functools
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
+import safetensors
 import safetensors.torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lmtrain import files
-from lmtrain.errors import CheckpointError, LmtrainError
+from lmtrain import files, untrusted
+from lmtrain.errors import CheckpointError, LmtrainError, MachineError
 
 FORMAT = 1
 _NAMES = ("model.safetensors", "state.safetensors", "state.json", "config.toml", "tokenizer.json")
 _MANIFEST = "MANIFEST.json"
-_FOLDER = re.compile(r"step-(\d{8,})")
-_MOST_MANIFEST_BYTES = 1 << 16
+_FOLDER = re.compile(r"step-([0-9]{8,18})")
+_ATTEMPTS = 20
+_Result = TypeVar("_Result")
+
+
+class _Text(BaseModel):
+    name: str
+    key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _State(BaseModel, allow_inf_nan=False):
+    """What every state.json holds; the trainer looks at the rest."""
+
+    step: Annotated[int, Field(ge=0, strict=True)]
+    progress: dict[str, int | float | None]
+    average: dict[str, Any]
+    window: dict[str, int | float]
+    texts: dict[Literal["train", "valid", "test"], _Text]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The verified content of a checkpoint folder.
+    """A checkpoint folder; whatever of it is used was compared with its manifest.
 
     Args:
         path: the folder.
-        contents: the bytes of its files by name.
+        manifest: what it says of each file.
     """
 
     path: Path
-    contents: Mapping[str, bytes]
+    manifest: Mapping[str, Mapping[str, Any]]
+
+    def content(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            CheckpointError: missing, damaged, or larger than any such file.
+        """
+        entry = self.manifest[name]
+        content = untrusted.read(self.path / name, entry["bytes"])
+        if files.sha256([content]) != entry["sha256"]:
+            raise CheckpointError(
+                f"{self.path / name} is damaged: its content is not what was saved"
+            )
+        return content
 
     def text(self, name: str) -> str:
         """The content of a text file.
 
         Raises:
-            CheckpointError: it is not UTF-8.
+            CheckpointError: damaged, or not UTF-8.
         """
         try:
-            return self.contents[name].decode()
+            return self.content(name).decode()
         except UnicodeDecodeError:
             raise CheckpointError(f"{self.path / name} is damaged: not UTF-8") from None
 
-    @property
+    @functools.cached_property
     def state(self) -> dict[str, Any]:
         """The training state that is not tensors.
 
         Raises:
-            CheckpointError: it is no JSON object, or of a newer format.
+            CheckpointError: damaged, of a newer format, or without what it must hold.
         """
-        return _json_object(self.path / "state.json", self.contents["state.json"])
+        path = self.path / "state.json"
+        tree = untrusted.json_object(path, self.content(path.name), FORMAT)
+        try:
+            _State.model_validate(tree)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise CheckpointError(f"{path} is damaged: {where}") from None
+        return tree
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one of its files.
@@ -67,9 +109,39 @@ class Checkpoint:
             CheckpointError: they cannot be read.
         """
         try:
-            return safetensors.torch.load(self.contents[name])
+            return safetensors.torch.load(self.content(name))
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.path / name} is damaged: {error}") from None
+
+    def require_shapes(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Checks that the weights have these names and shapes, before memory is taken for them.
+
+        Raises:
+            CheckpointError: they have not.
+        """
+        path = self.path / "model.safetensors"
+        untrusted.file_size(path, self.manifest[path.name]["bytes"])
+        try:
+            with safetensors.safe_open(path, framework="pt") as header:
+                found = {name: tuple(header.get_slice(name).get_shape()) for name in header.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from None
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"{self.path} does not fit its own settings: {name!a} is {found.get(name)}",
+                    f"the settings make it {expected.get(name)}",
+                )
+
+    def require_whole(self) -> "Checkpoint":
+        """Compares every byte with the manifest; returns itself.
+
+        Raises:
+            CheckpointError: something is missing or damaged.
+        """
+        for name in _NAMES:
+            self.content(name)
+        return self
 
     def load_weights(self, model: nn.Module) -> None:
         """Puts the weights into a model of the same shape.
@@ -77,16 +149,11 @@ class Checkpoint:
         Raises:
             CheckpointError: names, shapes or types differ, or a weight is not finite.
         """
-        tensors = self.tensors("model.safetensors")
         expected = model.state_dict()
-        for name in expected.keys() | tensors.keys():
-            ours, theirs = expected.get(name), tensors.get(name)
-            if ours is None or theirs is None or ours.shape != theirs.shape:
-                shapes = [None if t is None else tuple(t.shape) for t in (theirs, ours)]
-                raise CheckpointError(
-                    f"{self.path} does not fit its own settings: {name} is {shapes[0]}",
-                    f"the settings make it {shapes[1]}",
-                )
+        self.require_shapes({name: tuple(ours.shape) for name, ours in expected.items()})
+        tensors = self.tensors("model.safetensors")
+        for name, ours in expected.items():
+            theirs = tensors[name]
             if ours.dtype != theirs.dtype or not theirs.isfinite().all():
                 raise CheckpointError(
                     f"{self.path}: {name} is {theirs.dtype} or not finite; {ours.dtype} is needed"
@@ -118,9 +185,11 @@ def save(
     Raises:
         MachineError: the disk or the permissions refused; nothing is left behind.
     """
-    path = run / "checkpoints" / f"step-{step:08d}"
+    path = folder(run, step)
     if path.exists():
         return path
+    if not run.is_dir():
+        raise MachineError(f"could not write {path}: the run folder is gone")
     contents = {
         "model.safetensors": _tensor_bytes(weights),
         "state.safetensors": _tensor_bytes(state_tensors),
@@ -141,76 +210,51 @@ def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
 
 
+def _manifest_bytes(tree: Mapping[str, Any]) -> bytes:
+    try:
+        return _json_bytes(tree)
+    except ValueError:
+        return b""
+
+
 def _json_bytes(tree: Mapping[str, Any]) -> bytes:
     return json.dumps(tree, allow_nan=False, indent=1).encode()
 
 
 def read(path: Path) -> Checkpoint:
-    """The content of a checkpoint folder, every byte compared with the manifest.
+    """A checkpoint folder whose manifest is in order; its files are compared when they are read.
 
     Raises:
         CheckpointError: missing, damaged, or of a newer format.
     """
-    manifest = _manifest(path)
-    contents = {}
-    for name in _NAMES:
-        entry = manifest.get(name)
-        if not isinstance(entry, dict):
-            raise CheckpointError(f"{path} is damaged: the manifest lacks {name}")
-        content = _read_file(path / name, entry.get("bytes"))
-        if files.sha256([content]) != entry.get("sha256"):
-            raise CheckpointError(f"{path / name} is damaged: its content is not what was saved")
-        contents[name] = content
-    return Checkpoint(path, contents)
-
-
-def _manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint {path}")
-    tree = _json_object(path / _MANIFEST, _read_file(path / _MANIFEST, None))
+    where = path / _MANIFEST
+    content = untrusted.read(where)
+    tree = untrusted.json_object(where, content, FORMAT)
     listed = tree.get("files")
-    if not isinstance(listed, dict):
-        raise CheckpointError(f"{path / _MANIFEST} is damaged")
+    # Nothing vouches for the manifest but its own form: not even a space may differ.
+    if not isinstance(listed, dict) or _manifest_bytes(tree) != content:
+        raise CheckpointError(f"{where} is damaged")
     if (named := _FOLDER.fullmatch(path.name)) and int(named[1]) != tree.get("step"):
         raise CheckpointError(f"{path} is damaged: its manifest is that of another step")
     present = {entry.name for entry in path.iterdir()}
     if extra := present - {*_NAMES, _MANIFEST}:
         raise CheckpointError(f"{path} is damaged: {sorted(extra)[0]!a} does not belong there")
-    return listed
-
-
-def _read_file(path: Path, size: object) -> bytes:
-    try:
-        if path.is_symlink():
-            raise CheckpointError(f"{path} is a symbolic link; a checkpoint holds plain files")
-        found = path.stat().st_size
-        if size is None and found > _MOST_MANIFEST_BYTES:
-            raise CheckpointError(f"{path} is damaged: {found:,} bytes")
-        if size is not None and found != size:
-            raise CheckpointError(f"{path} is damaged: {found:,} bytes", f"saved were {size!a}")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _json_object(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is damaged: not JSON") from None
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} is damaged: not a JSON object")
-    if tree.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {tree.get('format')!a}", f"this lmtrain reads format {FORMAT}"
-        )
-    return tree
+    for name in _NAMES:
+        entry = listed.get(name)
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise CheckpointError(f"{path} is damaged: the manifest lacks {name}")
+        untrusted.file_size(path / name, entry["bytes"])
+    return Checkpoint(path, listed)
 
 
 def steps(run: Path) -> list[int]:
     """The steps of the checkpoints in a run, rising."""
     folder = run / "checkpoints"
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    # A link may lead anywhere.
+    names = [entry.name for entry in entries if entry.is_dir() and not entry.is_symlink()]
     return sorted(int(match[1]) for name in names if (match := _FOLDER.fullmatch(name)))
 
 
@@ -245,19 +289,44 @@ def newest_intact(run: Path) -> tuple[Checkpoint, list[str]]:
     problems: list[str] = []
     for step in reversed(steps(run)):
         try:
-            return read(folder(run, step)), problems
+            return read(folder(run, step)).require_whole(), problems
         except CheckpointError as error:
             problems.append(str(error).splitlines()[0])
     raise CheckpointError(f"{run} has no intact checkpoint", *problems[:2])
 
 
-def best_step(run: Path) -> int | None:
-    """The step that best.json names; None if there is none."""
+def use(path: Path, action: Callable[[Checkpoint], _Result]) -> _Result:
+    """What `action` makes of the checkpoint that `find` finds, or of another if it goes meanwhile.
+
+    A run that is being trained removes checkpoints while others read them.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    for _ in range(_ATTEMPTS):
+        chosen = find(path)
+        try:
+            return action(read(chosen))
+        except CheckpointError:
+            if chosen.is_dir():
+                raise
+    raise CheckpointError(f"{path} changes faster than it can be read")
+
+
+def best(run: Path) -> tuple[int, float] | None:
+    """The best step and its value that best.json names; None if there is none."""
     try:
-        tree = json.loads((run / "best.json").read_bytes())
-        return int(tree["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        tree = json.loads(untrusted.read(run / "best.json"))
+        step, value = tree["step"], float(tree["value"])
+        return (step, value) if type(step) is int and math.isfinite(value) else None
+    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def best_step(run: Path) -> int | None:
+    """The best step; None if there is none."""
+    named = best(run)
+    return named and named[0]
 
 
 def write_best(run: Path, step: int, metric: str, value: float) -> None:
@@ -303,7 +372,7 @@ def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
         raise CheckpointError(f"no run or checkpoint {path}")
     for each in known:
         try:
-            found = read(each)
+            found = read(each).require_whole()
             found.tensors("model.safetensors")
             found.tensors("state.safetensors")
             yield each, None
@@ -314,8 +383,9 @@ def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
 def run_starts(path: Path) -> list[dict[str, Any]]:
     """The starts that a run.json lists: versions, arguments, device, threads, time."""
     try:
-        starts = json.loads(path.read_bytes())["starts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        starts = json.loads(untrusted.read(path))["starts"]
+        iter(starts)
+    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return [start for start in starts if isinstance(start, dict)]
 

@@ -1,6 +1,6 @@
-"""Every durable file operation of lmtrain: no other place opens a file for writing.
+"""Durable files: what appears under its final name is complete.
 
-What appears under its final name is complete: it was written aside, synced to the disk and renamed.
+It was written aside, synced to the disk and renamed, all through `disk.py`.
 """
 
 import atexit
@@ -8,15 +8,18 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
-from lmtrain.errors import MachineError, RunBusyError
+from lmtrain import disk
+from lmtrain.errors import CheckpointError, MachineError, RunBusyError
 
 _ASIDE = ".aside-"
 _TRASH = ".trash-"
@@ -35,38 +38,105 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason += f"; {_free_megabytes(path)} MB free"
+            reason += f"; {_free_bytes(path) // 1_000_000} MB free"
         raise MachineError(f"could not {doing} {path}: {reason}") from error
 
 
-def _free_megabytes(path: Path) -> int:
+def _free_bytes(path: Path) -> int:
     existing = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
-    return shutil.disk_usage(existing).free // 1_000_000
+    return shutil.disk_usage(existing).free
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Checks that a disk has room before hours of work count on it.
+
+    Args:
+        path: where the room is needed; need not exist yet.
+        needed: bytes.
+
+    Raises:
+        MachineError: there is less.
+    """
+    with explained(path, "look for room at"):
+        free = _free_bytes(path)
+    if free < needed:
+        raise MachineError(
+            f"too little room at {path}: {free / 1e6:,.1f} MB free",
+            f"two checkpoints need {needed / 1e6:,.1f} MB",
+            "train elsewhere: --out DIR",
+        )
+
+
+class _File(io.RawIOBase):
+    """A stream over a descriptor that writes all it is given, by `disk.write`."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content).cast("B")
+        done = 0
+        while done < len(view):
+            written = disk.write(self._descriptor, view[done:])
+            if not written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            done += written
+        return done
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return os.lseek(self._descriptor, offset, whence)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def _synced(descriptor: int) -> Iterator[BinaryIO]:
+    """A stream whose content is durable once the block ends without error."""
+    with _File(descriptor) as stream:
+        yield cast("BinaryIO", stream)
+        disk.sync(descriptor)
 
 
 def _aside(path: Path) -> Path:
-    # Half of the name is enough to be told apart, and stays short enough for every file system.
+    # A part of the name is enough to be told apart, and stays short enough for every file system.
     return path.with_name(f"{_ASIDE}{os.getpid()}-{next(_serial)}-{path.name[:40]}")
 
 
-def sync_folder(path: Path) -> None:
-    """Makes the names inside a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def make_folder(path: Path) -> Path:
-    """Makes a folder and its parents where they are missing.
+    """Makes a folder and its parents where they are missing, durably.
 
     Raises:
         MachineError: the system refused.
     """
     with explained(path, "make the folder"):
-        path.mkdir(parents=True, exist_ok=True)
+        _make_folders(path)
     return path
+
+
+def _make_folders(path: Path) -> None:
+    if path.is_dir():
+        return
+    _make_folders(path.parent)
+    try:
+        disk.make_folder(path)
+    except FileExistsError:
+        # Another process was faster, or a file is in the way.
+        if not path.is_dir():
+            raise
+    disk.sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -77,17 +147,15 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         MachineError: the disk or the permissions refused; nothing is left behind.
     """
     with explained(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(path.parent)
         aside = _aside(path)
         try:
-            with aside.open("xb") as stream:
+            with _synced(disk.create(aside)) as stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            aside.replace(path)
-            sync_folder(path.parent)
+            disk.rename(aside, path)
+            disk.sync_folder(path.parent)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            _clear(aside)
             raise
 
 
@@ -108,20 +176,18 @@ def publish_folder(path: Path, contents: Mapping[str, bytes]) -> None:
         MachineError: the disk or the permissions refused; nothing is left behind.
     """
     with explained(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(path.parent)
         aside = _aside(path)
         try:
-            aside.mkdir()
+            disk.make_folder(aside)
             for name, content in contents.items():
-                with (aside / name).open("xb") as stream:
+                with _synced(disk.create(aside / name)) as stream:
                     stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            sync_folder(aside)
-            aside.rename(path)
-            sync_folder(path.parent)
+            disk.sync_folder(aside)
+            disk.rename(aside, path)
+            disk.sync_folder(path.parent)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            _clear(aside)
             raise
 
 
@@ -133,8 +199,8 @@ def remove_folder(path: Path) -> None:
     """
     with explained(path, "remove"):
         trash = path.with_name(f"{_TRASH}{os.getpid()}-{next(_serial)}-{path.name}")
-        path.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        disk.rename(path, trash)
+    _clear(trash)
 
 
 def remove_file(path: Path) -> None:
@@ -144,34 +210,71 @@ def remove_file(path: Path) -> None:
         MachineError: the system refused.
     """
     with explained(path, "remove"):
-        path.unlink()
+        disk.remove_file(path)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes what a killed process left half-written or half-removed in `folder`."""
-    for pattern in (f"{_ASIDE}*", f"{_TRASH}*"):
-        for path in folder.glob(pattern):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+def is_leftover(path: Path) -> bool:
+    """Whether a name is one of what is half-written or half-removed."""
+    return path.name.startswith((_ASIDE, _TRASH))
+
+
+def remove_leftovers(folder: Path, *, seconds: float = 0) -> None:
+    """Deletes what a killed process left half-written or half-removed in `folder`.
+
+    Args:
+        folder: the folder; nothing happens if it is not there.
+        seconds: how old it must be, where others may be writing.
+    """
+    for path in folder.glob(".*-*"):
+        with contextlib.suppress(OSError):
+            if is_leftover(path) and path.lstat().st_mtime <= time.time() - seconds:
+                _clear(path)
+
+
+def _clear(path: Path) -> None:
+    """Deletes a file or a folder, as far as the system lets it; links are not followed."""
+    with contextlib.suppress(OSError):
+        if path.is_symlink() or not path.is_dir():
+            disk.remove_file(path)
+            return
+        for entry in list(path.iterdir()):
+            _clear(entry)
+        disk.remove_folder(path)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds one line to a file by a single write.
+    """Adds one line to a file by a single write, or nothing.
 
     Raises:
         MachineError: the disk or the permissions refused.
     """
     content = line.encode() + b"\n"
     with explained(path, "append to"):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = disk.open_to_append(path)
         try:
-            written = os.write(descriptor, content)
+            size = os.fstat(descriptor).st_size
+            written = disk.write(descriptor, content)
+            if written != len(content):
+                # Half a line would spoil the next one.
+                disk.truncate(descriptor, size)
         finally:
             os.close(descriptor)
     if written != len(content):
         raise MachineError(f"could not append to {path}: the disk is full")
+
+
+def sync_file(path: Path) -> None:
+    """Makes durable what was appended to a file.
+
+    Raises:
+        MachineError: the disk refused.
+    """
+    with explained(path, "write"):
+        descriptor = disk.open_to_append(path)
+        try:
+            disk.sync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -182,11 +285,9 @@ def appending(path: Path) -> Iterator[BinaryIO]:
         MachineError: the disk or the permissions refused.
     """
     with explained(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as stream:
+        _make_folders(path.parent)
+        with _synced(disk.open_to_append(path)) as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 def publish_file(source: Path, path: Path) -> None:
@@ -196,8 +297,8 @@ def publish_file(source: Path, path: Path) -> None:
         MachineError: the system refused.
     """
     with explained(path, "write"):
-        source.replace(path)
-        sync_folder(path.parent)
+        disk.rename(source, path)
+        disk.sync_folder(path.parent)
 
 
 def spool(stream: BinaryIO) -> Path:
@@ -209,7 +310,7 @@ def spool(stream: BinaryIO) -> Path:
     path = Path(tempfile.gettempdir()) / f"lmtrain-{os.getpid()}-{next(_serial)}.txt"
     with writing(path) as spooled:
         shutil.copyfileobj(stream, spooled, 1 << 20)
-    atexit.register(path.unlink, missing_ok=True)
+    atexit.register(_clear, path)
     return path
 
 
@@ -226,22 +327,35 @@ def locked(path: Path, holder: str) -> Iterator[None]:
         MachineError: the file cannot be opened.
     """
     with explained(path, "lock"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+")
-    with stream:
+        _make_folders(path.parent)
+        descriptor = disk.open_to_append(path)
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            stream.seek(0)
-            owner = stream.read(40).strip() or "unknown"
+            owner = os.pread(descriptor, 40, 0).decode("ascii", "replace").strip() or "unknown"
             raise RunBusyError(
                 f"{holder} is in use by another process (pid {owner})",
                 "wait for it to end, or train elsewhere: --out DIR",
             ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+        # The number only serves messages; a full disk must not stop here.
+        with contextlib.suppress(OSError):
+            disk.truncate(descriptor, 0)
+            disk.write(descriptor, str(os.getpid()).encode())
         yield
+    finally:
+        os.close(descriptor)
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Checks that none of the names inside a folder is a symbolic link, which may lead anywhere.
+
+    Raises:
+        CheckpointError: one is.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise CheckpointError(f"{folder / name} is a symbolic link; a run holds plain files")
 
 
 def sha256(chunks: Iterable[bytes]) -> str:

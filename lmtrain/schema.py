@@ -5,8 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 # Strict: true is not taken for 1.
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
-NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**12, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=10**12, strict=True)]
+# What no machine can hold is refused before it is tried.
+Size = Annotated[int, Field(ge=1, le=10**6, strict=True)]
+Few = Annotated[int, Field(ge=1, le=1000, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 64, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -37,7 +40,7 @@ class DataConfig(Section):
     """What a token is: a word, a character or a byte of UTF-8."""
     splitter: Literal["whitespace", "words"] = "words"
     """Words between white space (text tokenized before), or words and punctuation of raw prose."""
-    vocab_size: Annotated[int, Field(ge=3, strict=True)] = 10_000
+    vocab_size: Annotated[int, Field(ge=3, le=10**9, strict=True)] = 10_000
     """Most words in the vocabulary, `<UNK>` and `<EOS>` included, 3 or more."""
     min_count: PositiveInt = 1
     """Least occurrences of a word or character that enters the vocabulary, 1 or more."""
@@ -61,12 +64,12 @@ class ModelConfig(Section):
 
     cell: str = "lstm"
     """The recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or one registered."""
-    embedding_size: PositiveInt | None = None
+    embedding_size: Size | None = None
     """Numbers a token is embedded in, 1 or more; without it, as many as model.hidden_size."""
-    hidden_size: PositiveInt = 200
+    hidden_size: Size = 200
     """Hidden units of each layer, 1 or more."""
-    num_layers: PositiveInt = 2
-    """Recurrent layers, 1 or more."""
+    num_layers: Few = 2
+    """Recurrent layers, 1 to 1,000."""
     dropout: Fraction = 0.0
     """Chance, 0 to 1, that a number between layers (never within time) is dropped."""
     input_dropout: Fraction | None = None
@@ -89,7 +92,7 @@ class ModelConfig(Section):
     """Whether the output weights are the embeddings; the last layer has their size then."""
     softmax: Literal["full", "adaptive", "mixture"] = "full"
     """Over all words alike; cheaper for rare ones among tens of thousands; or several mixed."""
-    mixtures: PositiveInt = 5
+    mixtures: Few = 5
     """Softmax mixture: how many softmaxes are mixed; time and memory grow with it."""
     cell_output: Literal["tanh", "linear"] = "tanh"
     """LSTM cells: a = Γo ∘ tanh(c), or a = Γo ∘ c, which has no bound and diverges more easily."""
@@ -99,8 +102,8 @@ class ModelConfig(Section):
     """The rnn cell's g."""
     layer_norm: bool = False
     """Whether gates get their sums from input and state normalized; no fast kernels then."""
-    mogrifier: NonNegativeInt = 0
-    """Rounds in which input and state gate each other before a step; no fast kernels then."""
+    mogrifier: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
+    """Rounds, 0 to 100, in which input and state gate each other first; no fast kernels then."""
     init_scale: PositiveFloat | None = None
     """All weights start uniform in ± this; without it, orthogonal recurrent matrices and more."""
     forget_bias: float = 1.0
@@ -161,6 +164,8 @@ class TrainConfig(Section):
     """Passes over the training text, 1 or more."""
     max_steps: PositiveInt | None = None
     """Updates after which training ends; without it, as many as the epochs have."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: ends training, or leaves its update out."""
     max_seconds: PositiveFloat | None = None
     """Seconds after which training ends, preparation and validation included."""
     seed: Seed = 1

@@ -1,5 +1,6 @@
 """What may reach a terminal: text from files, with nothing in it that the terminal would obey."""
 
+import contextlib
 import sys
 import unicodedata
 
@@ -30,6 +31,29 @@ def one_line(text: str) -> str:
     return printable(text.strip("\n")).replace("\n", " ⏎ ")
 
 
+class _StandardError:
+    """Standard error, or nothing where it is closed or its terminal is gone."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+STDERR = _StandardError()
+"""What is shown beside the results goes here; that it cannot be shown ends nothing."""
+
+
 def note(text: str) -> None:
     """Shows a line beside the results: on standard error."""
-    print(text, file=sys.stderr)  # noqa: T201
+    STDERR.write(text + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtrain import files
+from lmtrain import disk, files
 from lmtrain.errors import MachineError, RunBusyError
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -76,10 +76,9 @@ def test_a_failure_while_writing_leaves_the_old_content_and_nothing_else(old, er
     assert names(old.parent) == ["note.txt"]
 
 
-@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize("function", ["create", "write", "sync", "rename"])
 def test_a_full_disk_leaves_the_old_content_and_is_named(old, monkeypatch, function):
-    monkeypatch.setattr(*((os, function) if function == "fsync" else (Path, function)),
-                        fail(NO_SPACE))  # fmt: skip
+    monkeypatch.setattr(disk, function, fail(NO_SPACE))
 
     with pytest.raises(MachineError, match=r"could not write .*note\.txt: No space left.*; \d+ MB"):
         files.write(old, b"new")
@@ -92,7 +91,7 @@ def test_a_full_disk_leaves_the_old_content_and_is_named(old, monkeypatch, funct
 def test_the_space_left_is_the_one_of_the_disk_that_is_full(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 34_567_890))
-    monkeypatch.setattr(os, "fsync", fail(NO_SPACE))
+    monkeypatch.setattr(disk, "sync", fail(NO_SPACE))
 
     with pytest.raises(MachineError, match="; 34 MB free"):
         files.write(tmp_path / "missing" / "note.txt", b"new")
@@ -149,7 +148,7 @@ def test_a_folder_appears_whole(tmp_path):
 
 
 def test_a_folder_that_fails_half_way_does_not_appear(tmp_path, monkeypatch):
-    real, calls = os.fsync, []
+    real, calls = disk.sync, []
 
     def fails_at_the_second(descriptor):
         calls.append(descriptor)
@@ -157,7 +156,7 @@ def test_a_folder_that_fails_half_way_does_not_appear(tmp_path, monkeypatch):
             raise NO_SPACE
         real(descriptor)
 
-    monkeypatch.setattr(os, "fsync", fails_at_the_second)
+    monkeypatch.setattr(disk, "sync", fails_at_the_second)
 
     with pytest.raises(MachineError, match="No space left"):
         files.publish_folder(tmp_path / "step", {"a": b"1", "b": b"2"})
@@ -178,7 +177,7 @@ def test_a_published_folder_is_never_changed(tmp_path):
 
 def test_every_file_and_folder_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
     events = []
-    real_sync, real_rename = os.fsync, Path.rename
+    real_sync, real_rename = os.fsync, disk.rename
 
     def sync(descriptor):
         events.append(os.fstat(descriptor).st_ino)
@@ -188,8 +187,9 @@ def test_every_file_and_folder_is_synced_before_it_is_renamed(tmp_path, monkeypa
         events.append("rename")
         return real_rename(path, target)
 
+    (tmp_path / "runs").mkdir()
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(disk, "rename", rename)
     files.publish_folder(tmp_path / "runs" / "step", {"a": b"1", "b": b"2"})
 
     step = tmp_path / "runs" / "step"
@@ -215,16 +215,14 @@ def test_what_is_not_there_cannot_be_removed(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "replace", fail(KeyboardInterrupt))
-    monkeypatch.setattr(Path, "rename", fail(KeyboardInterrupt))
-    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok: None)
-    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)
+    monkeypatch.setattr(disk, "rename", fail(KeyboardInterrupt))
+    monkeypatch.setattr(files, "_clear", lambda path: None)
     with pytest.raises(KeyboardInterrupt):
         files.write(tmp_path / "note.txt", b"half")
     with pytest.raises(KeyboardInterrupt):
         files.publish_folder(tmp_path / "step", {"a": b"1"})
     monkeypatch.undo()
-    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)
+    monkeypatch.setattr(files, "_clear", lambda path: None)
     files.publish_folder(tmp_path / "old", {"a": b"1"})
     files.remove_folder(tmp_path / "old")
     monkeypatch.undo()
@@ -264,11 +262,14 @@ def test_lines_are_added_by_one_write_each(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_bytes() == "é 1\n2\n".encode()
 
 
-def test_a_line_that_does_not_fit_on_the_disk_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "write", lambda descriptor, content: len(content) - 1)
+def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_of_itself(tmp_path, monkeypatch):
+    files.append_line(tmp_path / "log", "before")
+    monkeypatch.setattr(disk, "write", lambda descriptor, content: os.write(descriptor, b"ha"))
 
     with pytest.raises(MachineError, match=r"could not append to .*log: the disk is full"):
-        files.append_line(tmp_path / "log", "1")
+        files.append_line(tmp_path / "log", "half")
+
+    assert (tmp_path / "log").read_text() == "before\n"
 
 
 def test_a_line_that_the_disk_refuses_is_an_error(tmp_path, monkeypatch):

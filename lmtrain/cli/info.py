@@ -22,17 +22,17 @@ def command(
     from lmtrain.kernels.scan import engine
 
     model = api.load(path, device_name="cpu")
-    progress = checkpoint.read(model.path).state["progress"]
-    best = progress["best_loss"]
+    progress = model.state["progress"]
+    best = checkpoint.best(model.path.parent.parent)
     settings = model.config.model_dump(mode="json")
     facts: dict[str, Any] = {
         "checkpoint": str(model.path),
         "checkpoints": checkpoint.steps(Path(path)),
         "step": model.step,
-        "tokens": progress["tokens"],
-        "seconds": round(progress["seconds"], 1),
-        "best_valid_loss": best,
-        "best_valid_perplexity": None if best is None else perplexity(best),
+        "tokens": progress.get("tokens"),
+        "seconds": progress.get("seconds"),
+        "best_valid_loss": best and best[1],
+        "best_valid_perplexity": best and perplexity(best[1]),
         "parameters": model.model.num_parameters,
         "vocab_size": model.tokenizer.vocab_size,
         "engines": [engine(cell) for cell in model.model.recurrent.cells],  # type: ignore[arg-type]

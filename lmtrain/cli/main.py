@@ -1,9 +1,11 @@
 """The door: where errors become a message and an exit code."""
 
+import os
 import signal
 import sys
 import traceback
 from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -22,8 +24,8 @@ from lmtrain.cli import (
     tune,
     verify,
 )
-from lmtrain.cli.output import use_utf8
-from lmtrain.errors import ConfigError, LmtrainError, RunInterruptedError
+from lmtrain.cli.output import end_in_silence, use_utf8
+from lmtrain.errors import ConfigError, LmtrainError, MachineError, RunInterruptedError
 
 app = typer.Typer(
     name="lmtrain",
@@ -65,21 +67,38 @@ def _before(
     if context.invoked_subcommand is None:
         print(context.get_help())
     elif context.invoked_subcommand != "train":
-        # `lmtrain sample RUN | head -1` ends in silence; a training outlives its terminal.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        # A training outlives its terminal.
+        end_in_silence()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise RunInterruptedError(number, "interrupted")
 
 
+def _open_standard_streams() -> None:
+    """Puts nothing in the place of closed streams, lest a file of ours gets their number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""
+    _open_standard_streams()
     use_utf8()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What nohup or a shell's & ignores stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    # Asks a training for a checkpoint; before it has begun there is nothing to save.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        sys.exit(code)
     except _UsageError as error:
         screen.note(f"error: {screen.one_line(error.format_message())}")
         sys.exit(ConfigError.exit_code)
@@ -87,9 +106,25 @@ def main() -> None:
         head = "" if isinstance(error, RunInterruptedError) else "error: "
         screen.note(head + screen.printable(str(error)))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is not None:
+            _report(error)
+        # What lmtrain does to files is explained; this is standard output.
+        _drop_results()
+        screen.note(f"error: could not write the results: {error.strerror}")
+        sys.exit(MachineError.exit_code)
     except Exception as error:  # noqa: BLE001  # the one place where a bug becomes a message
-        log = files.cache_folder() / "crash.log"
-        files.write(log, traceback.format_exc().encode())
-        screen.note(f"error: a bug in lmtrain: {screen.one_line(repr(error))}")
-        screen.note(f"  the traceback is in {log}")
-        sys.exit(1)
+        _report(error)
+
+
+def _report(error: Exception) -> NoReturn:
+    log = files.cache_folder() / "crash.log"
+    files.write(log, traceback.format_exc().encode())
+    screen.note(f"error: a bug in lmtrain: {screen.one_line(repr(error))}")
+    screen.note(f"  the traceback is in {log}")
+    sys.exit(1)
+
+
+def _drop_results() -> None:
+    """Keeps Python from trying once more at its end to write what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

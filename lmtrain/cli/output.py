@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -42,3 +43,8 @@ def use_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def end_in_silence() -> None:
+    """Ends the process without a word when whoever reads its results leaves, as in `| head -1`."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmtrain import config, screen
+from lmtrain import config, screen, untrusted
 from lmtrain.cli.output import JsonOption, print_json, print_table
 from lmtrain.cli.settings import SetOption, given, setting
 from lmtrain.errors import CheckpointError
@@ -50,10 +50,9 @@ def _tokenizer(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, T
 
     folder = Path(source)
     if folder.is_dir():
-        try:
-            return Tokenizer.from_json((folder / "tokenizer.json").read_text("utf-8")), None
-        except (OSError, UnicodeDecodeError):
-            raise CheckpointError(f"{source} is no run: it has no tokenizer.json") from None
+        if not (folder / "tokenizer.json").exists():
+            raise CheckpointError(f"{source} is no run: it has no tokenizer.json")
+        return Tokenizer.from_json(untrusted.text(folder / "tokenizer.json")), None
     data = config.load(overrides={**overrides, "data.train": [source]}).data
     text = corpus.open_text([source])
     tokenizer = tokens.cached_tokenizer(

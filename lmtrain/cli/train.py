@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmtrain import config as configuration
-from lmtrain.cli.output import JsonOption, print_json
+from lmtrain.cli.output import JsonOption, end_in_silence, print_json
 from lmtrain.cli.settings import SetOption, given, setting
 from lmtrain.errors import ConfigError
 
@@ -72,6 +72,7 @@ def command(
     from lmtrain.training.run import run_training
 
     summary = run_training(chosen, out, resume=resume, overrides=overrides)
+    end_in_silence()
     if json:
         _print_json(summary)
     else:

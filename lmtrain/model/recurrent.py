@@ -4,12 +4,13 @@ Not only for language models: all hidden states and the last state come back, ro
 and a second direction serves taggers and classifiers.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lmtrain.cells import Cell, CellState, Weights
+from lmtrain.errors import CheckpointError
 from lmtrain.kernels.scan import scan
 from lmtrain.model.dropout import Dropout, keep_mask
 
@@ -38,6 +39,31 @@ class State(tuple[CellState, ...]):
             return states[0]
         layers = zip(*states, strict=True)
         return State(tuple(map(torch.cat, zip(*parts, strict=True))) for parts in layers)
+
+    def named(self) -> dict[str, Tensor]:
+        """Every part by the name `carried/LAYER/PART`."""
+        return {
+            f"carried/{layer}/{part}": tensor
+            for layer, parts in enumerate(self)
+            for part, tensor in enumerate(parts)
+        }
+
+    def restored(self, tensors: Mapping[str, Tensor]) -> "State | None":
+        """The state that `named` named among `tensors`, shaped as this one; None if none is there.
+
+        Raises:
+            CheckpointError: a part is missing, or of another shape.
+        """
+        if not any(name.startswith("carried/") for name in tensors):
+            return None
+        for name, ours in self.named().items():
+            theirs = tensors.get(name)
+            if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+                raise CheckpointError(f"{name} does not fit the model")
+        return State(
+            tuple(tensors[f"carried/{i}/{j}"].to(part.device) for j, part in enumerate(parts))
+            for i, parts in enumerate(self)
+        )
 
     def detach(self) -> "State":
         """The same numbers, cut off from the graph: backpropagation through time ends here."""

@@ -23,6 +23,7 @@ from lmtrain.text.joining import Level, Splitter
 from lmtrain.text.tokenizer import Tokenizer, build_tokenizer
 
 FORMAT = 1
+_DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
 
 def _store(text: Text, tokenizer: Tokenizer, key: str) -> Tokens:
     array, note = _paths(key)
+    files.remove_leftovers(array.parent, seconds=_DAY)
     with files.writing(array) as stream:
         _write_array(stream, text, tokenizer)
     known = {"characters": text.characters, "sha256": _digest(array, text.characters)}

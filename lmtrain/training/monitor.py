@@ -4,20 +4,22 @@ metrics.jsonl is the record; the events are written from its lines, and written 
 a run is resumed, so that nothing stands in them twice.
 """
 
+import contextlib
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from lmtrain import files, screen
+from lmtrain.errors import MachineError
 from lmtrain.evaluation import Evaluation, perplexity
 
 _SCALARS = ("loss", "perplexity", "bits_per_char", "learning_rate", "grad_norm", "clipped_fraction",
@@ -34,6 +36,23 @@ class Window:
     clipped: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+
+
+class _Line(BaseModel, extra="allow", strict=True):
+    """A line of metrics as far as it is read again."""
+
+    kind: Literal["train", "valid"]
+    step: int
+    time: float
+    loss: float | None
+    perplexity: float | None = None
+    bits_per_char: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    clipped_fraction: float | None = None
+    tokens_per_second: float | None = None
+    sample: str = ""
 
 
 class Monitor:
@@ -67,24 +86,27 @@ class Monitor:
         self._total_steps = total_steps
         kept = list(_lines_until(self._metrics, first_step))
         if self._metrics.exists():
-            files.write(self._metrics, b"".join(line + b"\n" for line in kept))
-        if (run / "events").exists():
-            files.remove_folder(run / "events")
-        self._writers = {
-            part: SummaryWriter(str(run / "events" / part)) for part in ("train", "valid")
+            files.write(self._metrics, b"".join(line + b"\n" for line, _ in kept))
+        self._validated = {
+            line["step"]: line["loss"] for _, line in kept if line["kind"] == "valid"
         }
-        self._write_settings(settings)
-        for line in kept:
-            self._write_events(json.loads(line))
+        self._unwritten: list[str] = []
+        self._warned: set[str] = set()
+        self.save_seconds = 0.0
+        self._settings = settings
+        self._events_folder = run / "events"
+        self._writers: dict[str, SummaryWriter] = {}
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
-            file=sys.stderr,
+            file=screen.STDERR,
             disable=is_quiet,
-            mininterval=0.2 if sys.stderr.isatty() else 20,
-            dynamic_ncols=True,
+            mininterval=0.2 if screen.STDERR.isatty() else 20,
+            dynamic_ncols=screen.STDERR.isatty(),
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
+        with self._tolerated("events"):
+            self._rebuild_events()
 
     def record(
         self,
@@ -126,23 +148,40 @@ class Monitor:
             refresh=False,
         )
         self._bar.update()
-        if step % self._log_every == 0 or step == self._total_steps:
-            mean = window.loss / window.steps
-            self._write(
-                {
-                    "kind": "train",
-                    "step": step,
-                    "epoch": epoch,
-                    "loss": mean,
-                    "perplexity": perplexity(mean),
-                    "bits_per_char": mean / math.log(2) / self._chars_per_token,
-                    "learning_rate": learning_rate,
-                    "grad_norm": window.grad_norm / window.steps,
-                    "clipped_fraction": window.clipped / window.steps,
-                    "tokens_per_second": window.tokens / window.seconds,
-                }
-            )
-            self.window = Window()
+        self._end_window(step, epoch, learning_rate)
+
+    def record_skip(self, step: int, epoch: int, learning_rate: float, reason: str) -> None:
+        """Takes note of an update that was left out, and why."""
+        self.window.skipped += 1
+        self.say(f"step {step:,} skipped: {reason}")
+        self._bar.update()
+        self._end_window(step, epoch, learning_rate)
+
+    def _end_window(self, step: int, epoch: int, learning_rate: float) -> None:
+        """Writes a line of metrics when it is due."""
+        if step % self._log_every and step != self._total_steps:
+            return
+        window = self.window
+        # Not a number where every update was left out.
+        mean = window.loss / window.steps if window.steps else math.nan
+        self._write(
+            {
+                "kind": "train",
+                "step": step,
+                "epoch": epoch,
+                "loss": mean,
+                "perplexity": perplexity(mean),
+                "bits_per_char": mean / math.log(2) / self._chars_per_token,
+                "learning_rate": learning_rate,
+                "grad_norm": window.grad_norm / max(1, window.steps),
+                "clipped_fraction": window.clipped / max(1, window.steps),
+                "tokens_per_second": window.tokens / window.seconds if window.seconds else 0.0,
+                "skipped": window.skipped,
+                "save_seconds": self.save_seconds,
+            }
+        )
+        self.window = Window()
+        self.save_seconds = 0.0
 
     def record_validation(
         self, step: int, epoch: int, result: Evaluation, sample: str, *, is_best: bool
@@ -166,10 +205,14 @@ class Monitor:
             f"perplexity {result.perplexity:.2f}{best}\n  {screen.one_line(sample)}"
         )
 
+    def validation_at(self, step: int) -> float | None:
+        """The loss of the validation of a step that is recorded already."""
+        return self._validated.get(step)
+
     def say(self, text: str) -> None:
         """Shows a line above the progress bar."""
         if not self._bar.disable:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(text, file=screen.STDERR)
 
     def state(self) -> dict[str, Any]:
         """What a resumed monitor goes on from; times are left out, they differ in every run."""
@@ -177,13 +220,21 @@ class Monitor:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state` gave."""
-        self.window = Window(**state)
+        self.window = TypeAdapter(Window).validate_python(state)
+
+    def sync(self) -> None:
+        """Makes the lines so far durable: a checkpoint must not outlive the record of its steps."""
+        with self._tolerated("metrics"):
+            self._flush_metrics()
+            if self._metrics.exists():
+                files.sync_file(self._metrics)
 
     def close(self) -> None:
         """Ends the bar and writes the events out."""
         self._bar.close()
-        for writer in self._writers.values():
-            writer.close()
+        with self._tolerated("metrics"):
+            self._flush_metrics()
+        self._close_events()
 
     def _write(self, line: Mapping[str, Any]) -> None:
         finite = {
@@ -191,15 +242,57 @@ class Monitor:
             for key, value in line.items()
         }
         finite["time"] = round(time.time(), 3)
-        files.append_line(self._metrics, json.dumps(finite, allow_nan=False))
-        self._write_events(finite)
+        self._unwritten.append(json.dumps(finite, allow_nan=False))
+        with self._tolerated("metrics"):
+            self._flush_metrics()
+        with self._tolerated("events"):
+            if not self._writers:
+                self._rebuild_events()
+            else:
+                self._write_events(finite)
+
+    def _flush_metrics(self) -> None:
+        while self._unwritten:
+            files.append_line(self._metrics, self._unwritten[0])
+            del self._unwritten[0]
+
+    @contextlib.contextmanager
+    def _tolerated(self, what: str) -> Iterator[None]:
+        """A record that cannot be written ends no training; what it lacks is written later."""
+        try:
+            yield
+        except (OSError, MachineError) as error:
+            if what == "events":
+                self._close_events()
+            if what not in self._warned:
+                self._warned.add(what)
+                reason = str(error).splitlines()[0]
+                self.say(f"{what} cannot be written; training goes on: {reason}")
+
+    def _rebuild_events(self) -> None:
+        """Writes the events anew from the lines of metrics."""
+        if self._events_folder.exists():
+            files.remove_folder(self._events_folder)
+        self._writers = {
+            part: SummaryWriter(str(self._events_folder / part)) for part in ("train", "valid")
+        }
+        self._write_settings(self._settings)
+        if self._metrics.exists():
+            for line in self._metrics.read_bytes().splitlines():
+                self._write_events(json.loads(line))
+
+    def _close_events(self) -> None:
+        for writer in self._writers.values():
+            with contextlib.suppress(OSError):
+                writer.close()
+        self._writers = {}
 
     def _write_events(self, line: Mapping[str, Any]) -> None:
         writer, step, when = self._writers[line["kind"]], line["step"], line["time"]
         for name in _SCALARS:
             if line.get(name) is not None:
                 writer.add_scalar(name, line[name], step, walltime=when)
-        if "sample" in line:
+        if line.get("sample"):
             # Indented by four, Markdown shows text as it is.
             shown = "    " + screen.printable(line["sample"]).replace("\n", "\n    ")
             writer.add_text("sample", shown, step, walltime=when)
@@ -214,17 +307,18 @@ class Monitor:
         writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
 
 
-def _lines_until(path: Path, step: int) -> Iterator[bytes]:
-    """The whole lines of metrics up to a step."""
+def _lines_until(path: Path, step: int) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The whole lines of metrics up to a step, and what they say."""
     if not path.exists():
         return
     for line in path.read_bytes().split(b"\n"):
         try:
-            if json.loads(line)["step"] <= step:
-                yield line
-        except (ValueError, KeyError, TypeError):
+            tree = _Line.model_validate_json(line)
+        except ValidationError:
             # The end of a line that a full disk or a kill cut short.
             continue
+        if tree.step <= step:
+            yield line, tree.model_dump()
 
 
 def _clock(seconds: float) -> str:

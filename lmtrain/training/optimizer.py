@@ -205,6 +205,10 @@ class Optimizer:
                 continue
             name, _, key = rest.rpartition("/")
             parameter = self._parameters.get(name)
-            if parameter is None or value.shape not in (parameter.shape, torch.Size([])):
+            if (
+                parameter is None
+                or value.dtype not in (parameter.dtype, torch.float32)
+                or value.shape not in (parameter.shape, torch.Size([]))
+            ):
                 raise CheckpointError(f"the optimizer state {path} does not fit the model")
             self._rule.state[parameter][key] = value.to(parameter.device)

@@ -4,7 +4,7 @@ import contextlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,21 @@ import numpy as np
 import torch
 
 import lmtrain
-from lmtrain import assembly, checkpoint, device, files, screen
+from lmtrain import assembly, checkpoint, files, screen, untrusted
 from lmtrain import config as configuration
 from lmtrain.errors import CheckpointError, ConfigError, MachineError, RunBusyError
-from lmtrain.evaluation import Evaluation, evaluate, unigram_loss
-from lmtrain.generation import stream
+from lmtrain.evaluation import unigram_loss
 from lmtrain.kernels.native import library
-from lmtrain.model.language_model import LanguageModel
 from lmtrain.schema import Config
 from lmtrain.text import corpus
-from lmtrain.text.batches import Batches
 from lmtrain.text.tokenizer import Tokenizer
-from lmtrain.text.tokens import Tokens
+from lmtrain.training import parts
 from lmtrain.training.average import Average
 from lmtrain.training.monitor import Monitor
-from lmtrain.training.optimizer import Optimizer, Schedule, schedule
 from lmtrain.training.rate_finder import RateCurve, range_test, rising
 from lmtrain.training.trainer import Trainer, total_steps
 
-_SAMPLE_TOKENS = {"word": 40, "char": 160, "byte": 160}
+_SETTINGS, _TOKENIZER = "config.toml", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -99,74 +95,85 @@ def run_training(
         return _start(run, config, began=began, is_quiet=is_quiet)
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """All that training needs, made before anything is written into the run folder."""
-
-    config: Config
-    tokenizer: Tokenizer
-    texts: Mapping[str, Tokens]
-    batches: Batches
-    model: LanguageModel
-    threads: int
-
-
-def _ready(config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens]) -> _Ready:
-    place = device.choose(config.train.device)
-    threads = device.set_threads(config.train.threads)
-    device.keep_memory()
-    batches = Batches(
-        texts["train"].ids,
-        config.train.batch_size,
-        config.train.seq_len,
-        config.train.seed if config.train.random_seq_len else None,
-    )
-    model = assembly.build_model(config, tokenizer.vocab_size).to(place)
-    return _Ready(config, tokenizer, texts, batches, model, threads)
-
-
 def _start(run: Path, config: Config, *, began: float, is_quiet: bool) -> Summary:
     _refuse_used(run)
-    if not is_quiet and sys.stderr.isatty():
+    if not is_quiet and screen.STDERR.isatty():
         screen.note(f"reading {', '.join(config.data.train)}")
-    ready = _ready(config, *assembly.prepare(config))
+    ready = parts.get_ready(config, *assembly.prepare(config))
+    files.require_space(run, 2 * parts.checkpoint_bytes(config, ready.model))
     with files.locked(run / ".lock", f"the run {run}"):
         _refuse_used(run)
-        files.write(run / "config.toml", configuration.to_toml(config).encode())
-        files.write(run / "tokenizer.json", ready.tokenizer.to_json().encode())
+        files.remove_leftovers(run)
+        files.write(run / _SETTINGS, configuration.to_toml(config).encode())
+        files.write(run / _TOKENIZER, ready.tokenizer.to_json().encode())
         return _train(run, ready, None, began=began, is_quiet=is_quiet)
 
 
 def _refuse_used(run: Path) -> None:
-    if run.exists() and (not run.is_dir() or {e.name for e in run.iterdir()} - {".lock"}):
+    with files.explained(run, "look into"):
+        is_used = run.exists() and (not run.is_dir() or any(map(_is_used, run.iterdir())))
+    if is_used:
         resumable = f"go on with it: lmtrain train --resume {run}, or "
         raise RunBusyError(
             f"{run} is used already",
-            (resumable if checkpoint.steps(run) else "") + "train elsewhere: --out DIR",
+            (resumable if _is_begun(run) else "") + "train elsewhere: --out DIR",
         )
 
 
+def _is_used(entry: Path) -> bool:
+    # What a process that was killed at its very start may leave.
+    return entry.name != ".lock" and not files.is_leftover(entry)
+
+
+def _is_begun(run: Path) -> bool:
+    return bool(checkpoint.steps(run)) or (run / _SETTINGS).is_file()
+
+
 def _resume(run: Path, overrides: Mapping[str, object], *, began: float, is_quiet: bool) -> Summary:
-    if not checkpoint.steps(run):
+    if not _is_begun(run):
         raise CheckpointError(f"{run} is no run that can be resumed: it has no checkpoint")
+    files.refuse_links(run, (".lock", "checkpoints", "events", "metrics.jsonl", _SETTINGS))
     with files.locked(run / ".lock", f"the run {run}"):
         files.remove_leftovers(run)
         files.remove_leftovers(run / "checkpoints")
+        if not checkpoint.steps(run):
+            return _train(run, _begun(run, overrides), None, began=began, is_quiet=is_quiet)
         saved, problems = checkpoint.newest_intact(run)
         for problem in problems:
-            screen.note(f"skipped: {problem}")
+            screen.note(f"skipped: {screen.printable(problem)}")
         # What is newer is damaged; training makes these steps again.
         checkpoint.remove_after(run, saved.state["step"])
         config = _resumed_config(saved, overrides)
         tokenizer = Tokenizer.from_json(saved.text("tokenizer.json"))
+        saved.require_shapes(assembly.weight_shapes(config, tokenizer.vocab_size))
         texts = assembly.find_texts(saved.state["texts"], config, tokenizer)
-        ready = _ready(config, tokenizer, texts)
+        ready = parts.get_ready(config, tokenizer, texts)
         return _train(run, ready, saved, began=began, is_quiet=is_quiet)
+
+
+def _begun(run: Path, overrides: Mapping[str, object]) -> parts.Ready:
+    """A run that ended before its first checkpoint, from its beginning.
+
+    Raises:
+        CheckpointError: its text is not what it was.
+    """
+    path = run / _SETTINGS
+    config = configuration.parse(untrusted.text(path), str(path), overrides)
+    tokenizer, texts = assembly.prepare(config)
+    path = run / _TOKENIZER
+    if not path.exists():
+        files.write(path, tokenizer.to_json().encode())
+    if tokenizer.to_json() != untrusted.text(path):
+        raise CheckpointError(f"the text of {run} is not what it was")
+    return parts.get_ready(config, tokenizer, texts)
 
 
 def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object]) -> Config:
     text, origin = saved.text("config.toml"), str(saved.path / "config.toml")
-    stored = configuration.parse(text, origin)
+    try:
+        stored = configuration.parse(text, origin)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
     config = configuration.parse(text, origin, overrides)
     if (config.data, config.model) != (stored.data, stored.model) or (
         config.train.batch_size,
@@ -181,7 +188,7 @@ def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object
 
 def _train(
     run: Path,
-    ready: _Ready,
+    ready: parts.Ready,
     saved: checkpoint.Checkpoint | None,
     *,
     began: float,
@@ -213,7 +220,7 @@ def _train(
             config.train,
             model=model,
             batches=batches,
-            optimizer=_build_optimizer(config, model, _build_schedule(config, batches)),
+            optimizer=parts.build_optimizer(config, model, parts.build_schedule(config, batches)),
             average=Average(
                 model,
                 kind=config.optimizer.average,
@@ -221,8 +228,8 @@ def _train(
                 patience=config.optimizer.average_patience,
             ),
             monitor=monitor,
-            validate=_validation(ready, valid_text) if valid_text else None,
-            write=_writing(ready),
+            validate=parts.validation(ready, valid_text) if valid_text else None,
+            write=parts.writing(ready),
             documents=(
                 configuration.to_toml(config),
                 ready.tokenizer.to_json(),
@@ -236,7 +243,7 @@ def _train(
     return _summary(run, ready, trainer, time.monotonic() - began)
 
 
-def _summary(run: Path, ready: _Ready, trainer: Trainer, seconds: float) -> Summary:
+def _summary(run: Path, ready: parts.Ready, trainer: Trainer, seconds: float) -> Summary:
     progress, valid_text = trainer.progress, ready.texts.get("valid")
     vocab_size = ready.tokenizer.vocab_size
     unigram, chars_per_token = None, 0.0
@@ -258,27 +265,6 @@ def _summary(run: Path, ready: _Ready, trainer: Trainer, seconds: float) -> Summ
     )
 
 
-def _validation(ready: _Ready, text: Tokens) -> Callable[[], Evaluation]:
-    return lambda: evaluate(
-        ready.model,
-        text.ids,
-        start_id=ready.tokenizer.start_id,
-        unk_id=ready.tokenizer.unk_id,
-        characters=text.characters,
-        batch_size=ready.config.train.batch_size,
-    )
-
-
-def _writing(ready: _Ready) -> Callable[[int], str]:
-    def write(step: int) -> str:
-        length = _SAMPLE_TOKENS[ready.tokenizer.level]
-        seed = ready.config.train.seed + step
-        pieces = stream(ready.model, ready.tokenizer, "", num=1, max_tokens=length, seed=seed)
-        return "".join(piece for _, piece in pieces)
-
-    return write
-
-
 def find_learning_rate(config: Config, *, first: float, last: float, steps: int) -> RateCurve:
     """The losses of a new model while its learning rate rises; nothing is kept of it.
 
@@ -293,34 +279,9 @@ def find_learning_rate(config: Config, *, first: float, last: float, steps: int)
         LmtrainError: the others of `lmtrain.errors`, from what training calls.
     """
     with _out_of_memory_explained():
-        ready = _ready(config, *assembly.prepare(config))
-        optimizer = _build_optimizer(config, ready.model, rising(first, last, steps))
+        ready = parts.get_ready(config, *assembly.prepare(config))
+        optimizer = parts.build_optimizer(config, ready.model, rising(first, last, steps))
         return range_test(ready.model, ready.batches, optimizer, steps)
-
-
-def _build_schedule(config: Config, batches: Batches) -> Schedule:
-    rule = config.optimizer
-    return schedule(
-        rule.schedule,
-        peak=rule.learning_rate,
-        total_steps=total_steps(config.train, batches),
-        steps_per_epoch=batches.steps_per_epoch,
-        warmup_steps=rule.warmup_steps,
-        decay=rule.decay,
-        decay_after_epochs=rule.decay_after_epochs,
-    )
-
-
-def _build_optimizer(config: Config, model: LanguageModel, schedule: Schedule) -> Optimizer:
-    rule = config.optimizer
-    return Optimizer(
-        model,
-        name=rule.name,
-        weight_decay=rule.weight_decay,
-        clip=rule.clip,
-        max_grad_norm=rule.max_grad_norm,
-        schedule=schedule,
-    )
 
 
 def _precision(config: Config) -> str:
@@ -328,7 +289,7 @@ def _precision(config: Config) -> str:
     return "bf16" if assembly.is_mixed(config) else "fp32"
 
 
-def _write_run_file(run: Path, ready: _Ready, saved: checkpoint.Checkpoint | None) -> None:
+def _write_run_file(run: Path, ready: parts.Ready, saved: checkpoint.Checkpoint | None) -> None:
     threads = ready.threads
     path = run / "run.json"
     entry = {

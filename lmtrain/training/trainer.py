@@ -1,20 +1,19 @@
 """The loop: truncated backpropagation through time over contiguous streams of text."""
 
 import math
-import signal
-import threading
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from lmtrain import checkpoint
-from lmtrain.errors import CheckpointError, DivergedError, RunInterruptedError
+from lmtrain import checkpoint, files
+from lmtrain.errors import CheckpointError, DivergedError, MachineError, RunInterruptedError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
@@ -23,32 +22,12 @@ from lmtrain.text.batches import Batches
 from lmtrain.training.average import Average
 from lmtrain.training.monitor import Monitor
 from lmtrain.training.optimizer import Optimizer
+from lmtrain.training.progress import Progress
+from lmtrain.training.signals import Signals
 
 # Guessing costs log V, less than 20 nats; beyond this the numbers mean nothing any more.
 _ABSURD_NATS = 10_000.0
-
-
-@dataclass
-class Progress:
-    """Where training stands; all of it is in every checkpoint.
-
-    Args:
-        seconds: time spent before this process, preparation included.
-        train_seconds: time spent in training steps.
-        tokens: tokens trained on.
-        best_loss: the lowest validation loss.
-        best_step: where it was reached.
-        last_loss: the newest validation loss.
-        validations_since_best: validations after the best.
-    """
-
-    seconds: float = 0.0
-    train_seconds: float = 0.0
-    tokens: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    last_loss: float | None = None
-    validations_since_best: int = 0
+_MOST_SKIPPED = 10
 
 
 class Trainer:
@@ -62,7 +41,8 @@ class Trainer:
         optimizer: the update.
         average: the weights that are validated and kept.
         monitor: the record.
-        validate: the validation of the model as it stands; None without validation text.
+        validate: the validation of the model as it stands, which calls what it is given now and
+            then; None without validation text.
         write: a sample of the model's writing for the step.
         documents: config.toml, tokenizer.json and what a resumed run needs to find its text.
         began: `time.monotonic()` when this process began to prepare.
@@ -78,7 +58,7 @@ class Trainer:
         optimizer: Optimizer,
         average: Average,
         monitor: Monitor,
-        validate: Callable[[], Evaluation] | None,
+        validate: Callable[[Callable[[], None]], Evaluation] | None,
         write: Callable[[int], str],
         documents: tuple[str, str, Mapping[str, Any]],
         began: float,
@@ -97,6 +77,8 @@ class Trainer:
         self._documents = documents
         self._began = began
         self._validation_seconds = 0.0
+        self._validated_step: int | None = None
+        self._signals = Signals()
         self.total_steps = total_steps(config, batches)
 
     def train(self) -> None:
@@ -120,27 +102,52 @@ class Trainer:
             ) from error
 
     def _loop(self) -> None:
-        with _StopSignals() as stop:
-            while self.optimizer.step < self.total_steps and not self._time_is_up():
+        with self._signals:
+            self._catch_up()
+            while not self._is_over():
                 self._step()
-                step = self.optimizer.step
-                if self._is_due(self.config.eval_every or self.batches.steps_per_epoch):
+                if self._is_validation_due():
+                    # Saved first: whatever ends the validation ends nothing else.
+                    self.save()
                     self._record_validation()
+                elif self.config.save_every and self.optimizer.step % self.config.save_every == 0:
                     self.save()
-                    if self._patience_is_over():
-                        self.monitor.say(f"no better validation in {self.config.patience}: ended")
-                        break
-                elif self.config.save_every and step % self.config.save_every == 0:
-                    self.save()
-                if stop.received:
-                    raise RunInterruptedError(
-                        stop.received,
-                        f"interrupted at step {step:,}; saved in {self.save()}",
-                        f"go on: lmtrain train --resume {self.run}",
-                    )
-            if checkpoint.steps(self.run)[-1:] != [self.optimizer.step]:
+                self._obey_signals()
+            self.save()
+            if self._validated_step != self.optimizer.step:
                 self._record_validation()
-                self.save()
+
+    def _catch_up(self) -> None:
+        """Makes up for the validation that the checkpoint was saved before, if one was due."""
+        step = self.optimizer.step
+        if (loss := self.monitor.validation_at(step)) is not None:
+            self._take_validation(loss)
+        elif step and self._is_validation_due():
+            self._record_validation()
+
+    def _is_over(self) -> bool:
+        return (
+            self.optimizer.step >= self.total_steps
+            or self._time_is_up()
+            or self._patience_is_over()
+        )
+
+    def _obey_signals(self) -> None:
+        """Does what signals asked for; the step's updates are done.
+
+        Raises:
+            RunInterruptedError: the end was asked for; a checkpoint was saved.
+        """
+        step = self.optimizer.step
+        if self._signals.wants_checkpoint:
+            self._signals.wants_checkpoint = False
+            self.monitor.say(f"step {step:,}: saved in {self.save()}")
+        if self._signals.ending is not None:
+            raise RunInterruptedError(
+                self._signals.ending,
+                f"interrupted at step {step:,}; saved in {self.save()}",
+                f"go on: lmtrain train --resume {self.run}",
+            )
 
     def _step(self) -> None:
         """One step of truncated backpropagation.
@@ -148,6 +155,33 @@ class Trainer:
         Raises:
             DivergedError: the loss or the gradient is out of all bounds; nothing was updated.
         """
+        before = self.state
+        try:
+            self._update()
+            self.progress.skipped_in_a_row = 0
+        except DivergedError as error:
+            if self.config.on_nonfinite == "stop":
+                raise
+            self._skip(error, before)
+
+    def _skip(self, error: DivergedError, before: State | None) -> None:
+        """Leaves a batch out; the learning rate and the text go on as if it had been taken.
+
+        Raises:
+            DivergedError: too many were left out in a row.
+        """
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        step = self.optimizer.step + 1
+        if progress.skipped_in_a_row >= _MOST_SKIPPED:
+            raise DivergedError(f"{_MOST_SKIPPED} updates skipped in a row; {error}") from error
+        self.state = before
+        learning_rate = self.optimizer.learning_rate
+        self.optimizer.step = step
+        self.monitor.record_skip(step, self.epoch(step - 1), learning_rate, str(error))
+
+    def _update(self) -> None:
         begin = time.monotonic()
         step = self.optimizer.step
         inputs, targets = (self._place(tokens) for tokens in self.batches[step])  # (T, B) each
@@ -200,8 +234,9 @@ class Trainer:
             yield loss.objective * (y.shape[1] / targets.shape[1])
         self.state = State.cat(after)
 
-    def _is_due(self, interval: int) -> bool:
+    def _is_validation_due(self) -> bool:
         step = self.optimizer.step
+        interval = self.config.eval_every or self.batches.steps_per_epoch
         return step % interval == 0 or step == self.total_steps
 
     def _record_validation(self) -> None:
@@ -209,27 +244,37 @@ class Trainer:
 
         Raises:
             DivergedError: the validation loss is not finite.
+            RunInterruptedError: a signal asked for the end meanwhile.
         """
         if self._validate is None:
             return
         step = self.optimizer.step
         with self.average.in_place():
-            result = self._validate()
+            result = self._validate(self._obey_signals)
             if not math.isfinite(result.loss):
                 raise DivergedError(f"the validation loss is {result.loss}")
             sample = self._write(step)
         self.model.train()
-        self.average.validated(result.loss)
         self._validation_seconds = result.seconds
-        progress = self.progress
-        is_best = progress.best_loss is None or result.loss < progress.best_loss
-        progress.last_loss = result.loss
-        if is_best:
-            progress.best_loss, progress.best_step = result.loss, step
+        best = self.progress.best_loss
+        is_best = best is None or result.loss < best
+        self.monitor.record_validation(step, self.epoch(step - 1), result, sample, is_best=is_best)
+        self._take_validation(result.loss)
+
+    def _take_validation(self, loss: float) -> None:
+        """Takes note of a validation of this step that stands in the metrics."""
+        step, progress = self.optimizer.step, self.progress
+        self._validated_step = step
+        self.average.validated(loss)
+        progress.last_loss = loss
+        if progress.best_loss is None or loss < progress.best_loss:
+            progress.best_loss, progress.best_step = loss, step
             progress.validations_since_best = 0
+            checkpoint.write_best(self.run, step, "valid_loss", loss)
         else:
             progress.validations_since_best += 1
-        self.monitor.record_validation(step, self.epoch(step - 1), result, sample, is_best=is_best)
+        if self._patience_is_over():
+            self.monitor.say(f"no better validation in {self.config.patience}: ended")
 
     def _patience_is_over(self) -> bool:
         patience = self.config.patience
@@ -252,47 +297,68 @@ class Trainer:
         return max(0.0, left)
 
     def save(self) -> Path:
-        """Writes a checkpoint of this step, then notes the best and removes old ones.
+        """Writes a checkpoint of this step, if there is none, and removes old ones.
 
         Raises:
             DivergedError: a weight is not finite; nothing was written.
-            MachineError: the disk or the permissions refused.
+            MachineError: the disk or the permissions refused; if there is room for temporary
+                files, the checkpoint is there.
         """
-        with self.average.in_place():
-            return self._save()
-
-    def _save(self) -> Path:
-        weights = self.model.state_dict()
-        for name, weight in weights.items():
-            if not weight.isfinite().all():
-                raise DivergedError(f"{name} is not finite")
-        config, tokenizer, texts = self._documents
-        progress = {**vars(self.progress), "seconds": self._elapsed()}
-        path = checkpoint.save(
-            self.run,
-            self.optimizer.step,
-            config=config,
-            tokenizer=tokenizer,
-            weights=weights,
-            state_tensors={
-                **self.optimizer.state_tensors(),
-                **self.average.state_tensors(),
-                **_named(self.state or State()),
-                "chance": self.model.generator.get_state(),
-            },
-            state={
-                "step": self.optimizer.step,
-                "progress": progress,
-                "average": self.average.state(),
-                "window": self.monitor.state(),
-                "texts": texts,
-            },
-        )
-        if self.progress.best_loss is not None and self.progress.best_step is not None:
-            best = self.progress.best_step
-            checkpoint.write_best(self.run, best, "valid_loss", self.progress.best_loss)
+        path = checkpoint.folder(self.run, self.optimizer.step)
+        if path.exists():
+            return path
+        began = time.monotonic()
+        self.monitor.sync()
+        try:
+            self._write_checkpoint(self.run)
+        except MachineError as error:
+            raise self._rescued(error) from error
         checkpoint.rotate(self.run, self.config.keep_checkpoints)
+        self.monitor.save_seconds += time.monotonic() - began
         return path
+
+    def _rescued(self, error: MachineError) -> MachineError:
+        """The error, with the place of a checkpoint that was saved elsewhere."""
+        name = f"lmtrain-rescue-{self.run.resolve().name}-{os.getpid()}"
+        place = Path(tempfile.gettempdir()) / name
+        try:
+            files.make_folder(place)
+            self._write_checkpoint(place)
+        except MachineError:
+            return error
+        return MachineError(
+            str(error).splitlines()[0],
+            f"this step's checkpoint is in {place} instead",
+            f"go on: lmtrain train --resume {place}",
+        )
+
+    def _write_checkpoint(self, run: Path) -> None:
+        with self.average.in_place():
+            weights = self.model.state_dict()
+            for name, weight in weights.items():
+                if not weight.isfinite().all():
+                    raise DivergedError(f"{name} is not finite")
+            config, tokenizer, texts = self._documents
+            checkpoint.save(
+                run,
+                self.optimizer.step,
+                config=config,
+                tokenizer=tokenizer,
+                weights=weights,
+                state_tensors={
+                    **self.optimizer.state_tensors(),
+                    **self.average.state_tensors(),
+                    **(self.state or State()).named(),
+                    "chance": self.model.generator.get_state(),
+                },
+                state={
+                    "step": self.optimizer.step,
+                    "progress": {**vars(self.progress), "seconds": self._elapsed()},
+                    "average": self.average.state(),
+                    "window": self.monitor.state(),
+                    "texts": texts,
+                },
+            )
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes on from a checkpoint as if never stopped.
@@ -305,55 +371,17 @@ class Trainer:
         try:
             self.optimizer.restore(int(saved.state["step"]), tensors)
             self.average.restore(saved.state["average"], tensors)
-            self.progress = Progress(**saved.state["progress"])
+            self.progress = TypeAdapter(Progress).validate_python(saved.state["progress"])
             self.monitor.restore(saved.state["window"])
             self.model.generator.set_state(tensors["chance"])
             zeros = self.model.recurrent.zero_state(self.batches.batch_size)
-            self.state = State(
-                tuple(tensors[f"carried/{i}/{j}"].to(part.device) for j, part in enumerate(parts))
-                for i, parts in enumerate(zeros)
-            )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{saved.path} does not fit this training: {error!a}") from None
+            self.state = zeros.restored(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{saved.path} does not fit this training: {reason}") from None
 
 
 def total_steps(config: TrainConfig, batches: Batches) -> int:
     """Updates from the first to the end that epochs or steps set."""
     steps = config.max_epochs * batches.steps_per_epoch
     return steps if config.max_steps is None else min(steps, config.max_steps)
-
-
-def _named(state: State) -> dict[str, Tensor]:
-    return {
-        f"carried/{layer}/{part}": tensor
-        for layer, parts in enumerate(state)
-        for part, tensor in enumerate(parts)
-    }
-
-
-class _StopSignals:
-    """Takes note of SIGINT and SIGTERM inside its block; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -11,7 +11,7 @@ from hashlib import sha256
 import pytest
 from corpora import TINY
 
-TIMES = {"time", "tokens_per_second"}
+TIMES = {"time", "tokens_per_second", "save_seconds"}
 
 
 def weights(run, step=40):

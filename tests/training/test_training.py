@@ -43,7 +43,7 @@ def lines(run, kind=None):
 
 
 def without_times(run):
-    timed = {"time", "tokens_per_second"}
+    timed = {"time", "tokens_per_second", "save_seconds"}
     return [{k: v for k, v in line.items() if k not in timed} for line in lines(run)]
 
 

@@ -1,0 +1,119 @@
+"""The parts of a training, made from its settings and what `assembly` made of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lmtrain import assembly, device
+from lmtrain.evaluation import Evaluation, evaluate
+from lmtrain.generation import stream
+from lmtrain.model.language_model import LanguageModel
+from lmtrain.model.recurrent import State
+from lmtrain.schema import Config
+from lmtrain.text.batches import Batches
+from lmtrain.text.tokenizer import Tokenizer
+from lmtrain.text.tokens import Tokens
+from lmtrain.training.optimizer import Optimizer, Schedule, schedule
+from lmtrain.training.trainer import total_steps
+
+_SAMPLE_TOKENS = {"word": 40, "char": 160, "byte": 160}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that training needs, made before anything is written into the run folder."""
+
+    config: Config
+    tokenizer: Tokenizer
+    texts: Mapping[str, Tokens]
+    batches: Batches
+    model: LanguageModel
+    threads: int
+
+
+def get_ready(config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens]) -> Ready:
+    """Sets device, threads and memory of this process; makes the batches and the model.
+
+    Raises:
+        ConfigError: no such cell, or sizes that do not fit.
+        MachineError: the device is not there.
+        TextError: the text is too short for a batch.
+    """
+    place = device.choose(config.train.device)
+    threads = device.set_threads(config.train.threads)
+    device.keep_memory()
+    batches = Batches(
+        texts["train"].ids,
+        config.train.batch_size,
+        config.train.seq_len,
+        config.train.seed if config.train.random_seq_len else None,
+    )
+    model = assembly.build_model(config, tokenizer.vocab_size).to(place)
+    return Ready(config, tokenizer, texts, batches, model, threads)
+
+
+def validation(ready: Ready, text: Tokens) -> Callable[[Callable[[], None]], Evaluation]:
+    """The validation of the model as it stands; what it is given is called before each window."""
+
+    def validate(meanwhile: Callable[[], None]) -> Evaluation:
+        def predict(inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
+            meanwhile()
+            return ready.model.log_probs(inputs, targets, state)
+
+        return evaluate(
+            ready.model,
+            text.ids,
+            start_id=ready.tokenizer.start_id,
+            unk_id=ready.tokenizer.unk_id,
+            characters=text.characters,
+            batch_size=ready.config.train.batch_size,
+            predict=predict,
+        )
+
+    return validate
+
+
+def writing(ready: Ready) -> Callable[[int], str]:
+    """What writes a sample with the model as it stands, by a seed that follows the step."""
+
+    def write(step: int) -> str:
+        length = _SAMPLE_TOKENS[ready.tokenizer.level]
+        seed = ready.config.train.seed + step
+        pieces = stream(ready.model, ready.tokenizer, "", num=1, max_tokens=length, seed=seed)
+        return "".join(piece for _, piece in pieces)
+
+    return write
+
+
+def build_schedule(config: Config, batches: Batches) -> Schedule:
+    """The learning rate of each step."""
+    rule = config.optimizer
+    return schedule(
+        rule.schedule,
+        peak=rule.learning_rate,
+        total_steps=total_steps(config.train, batches),
+        steps_per_epoch=batches.steps_per_epoch,
+        warmup_steps=rule.warmup_steps,
+        decay=rule.decay,
+        decay_after_epochs=rule.decay_after_epochs,
+    )
+
+
+def build_optimizer(config: Config, model: LanguageModel, schedule: Schedule) -> Optimizer:
+    """The update rule of the model's weights."""
+    rule = config.optimizer
+    return Optimizer(
+        model,
+        name=rule.name,
+        weight_decay=rule.weight_decay,
+        clip=rule.clip,
+        max_grad_norm=rule.max_grad_norm,
+        schedule=schedule,
+    )
+
+
+def checkpoint_bytes(config: Config, model: LanguageModel) -> int:
+    """Roughly what a checkpoint takes: fp32 weights, what the update rule and an average keep."""
+    copies = 1 + (config.optimizer.average is not None) + 2 * (config.optimizer.name != "sgd")
+    return 4 * copies * model.num_parameters

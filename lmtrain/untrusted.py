@@ -1,0 +1,85 @@
+"""Files that may come from anyone: no links, and no larger than such a file can be."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lmtrain.errors import CheckpointError
+
+_MOST_BYTES = {
+    "MANIFEST.json": 1 << 16,
+    "best.json": 1 << 16,
+    "config.toml": 1 << 20,
+    "run.json": 1 << 24,
+    "state.json": 1 << 24,
+    "tokenizer.json": 1 << 30,
+}
+
+
+def file_size(path: Path, expected: object = None) -> int:
+    """The size in bytes of a file that may be read.
+
+    Args:
+        path: the file; its name decides how large it may be, else this machine's memory does.
+        expected: what its size must be; None for any.
+
+    Raises:
+        CheckpointError: it is not there, no plain file, of another size, or too large.
+    """
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise CheckpointError(f"{path} is no plain file")
+        found = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    if expected is not None and found != expected:
+        raise CheckpointError(f"{path} is damaged: {found:,} bytes", f"saved were {expected!a}")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if found > (most := _MOST_BYTES.get(path.name, memory)):
+        raise CheckpointError(f"{path} has {found:,} bytes", f"at most {most:,} are read")
+    return found
+
+
+def read(path: Path, expected: object = None) -> bytes:
+    """The content of a file that may be read; see `file_size`.
+
+    Raises:
+        CheckpointError: it is not there, no plain file, of another size, or too large.
+    """
+    file_size(path, expected)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+
+
+def text(path: Path) -> str:
+    """The content of a text file that may be read; see `file_size`.
+
+    Raises:
+        CheckpointError: as `read`, or it is not UTF-8.
+    """
+    try:
+        return read(path).decode()
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is damaged: not UTF-8") from None
+
+
+def json_object(path: Path, content: bytes, form: int) -> dict[str, Any]:
+    """The JSON object of a file's content, of this format.
+
+    Raises:
+        CheckpointError: it is none, or of another format.
+    """
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is damaged: not JSON") from None
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} is damaged: not a JSON object")
+    if tree.get("format") != form:
+        raise CheckpointError(
+            f"{path} has format {tree.get('format')!a}", f"this lmtrain reads format {form}"
+        )
+    return tree

@@ -1,0 +1,594 @@
+"""Tries what lmtrain promises about faults, and prints a table of what came out.
+
+    python scripts/faults.py            the long form: about half an hour on two processor cores
+    python scripts/faults.py --short    the same in about a minute
+    python scripts/faults.py --fuzz 3600
+
+Trainings are tiny and full-featured: dropouts, averaged weights, accumulated groups, windows of
+random length, a schedule, early stopping. They run in forks of one process that has imported
+everything, so that a thousand of them fit into minutes; `kill -9` among whole processes, started as
+a user starts them, is tried as well. The exit code is 1 if anything did not hold.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lmtrain
+from lmtrain import api, checkpoint, files
+from lmtrain import config as configuration
+from lmtrain.cli import main as door
+from lmtrain.errors import LmtrainError
+from lmtrain.text import corpus
+from lmtrain.text.tokenizer import Tokenizer
+from lmtrain.training import run as training
+
+TEXT = "the cat sat on the mat\nthe dog sat on the log\na cat and a dog sat\n" * 60
+SETTINGS = """
+[data]
+level = "char"
+[model]
+hidden_size = 12
+num_layers = 3
+embedding_size = 6
+dropout = 0.2
+locked_dropout = true
+word_dropout = 0.1
+weight_dropout = 0.3
+tied_embeddings = true
+residual = true
+[optimizer]
+average = "ema"
+schedule = "one-cycle"
+[train]
+batch_size = 4
+seq_len = 8
+random_seq_len = true
+accumulate = 3
+max_steps = 40
+eval_every = 10
+save_every = 3
+log_every = 4
+patience = 9
+keep_checkpoints = 2
+threads = {threads}
+"""
+SAVED_EVERY = 3
+TIMES = ("time", "seconds", "tokens_per_second", "train_seconds", "save_seconds")
+NAMES = ("model.safetensors", "state.safetensors", "state.json", "config.toml", "tokenizer.json",
+         "MANIFEST.json")  # fmt: skip
+
+
+@dataclass
+class Row:
+    """A line of the table."""
+
+    promise: str
+    tried: int = 0
+    held: int = 0
+    seconds: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def count(self, held: bool, problem: str = "") -> None:
+        """Takes note of a trial."""
+        self.tried += 1
+        self.held += held
+        if not held:
+            self.problems.append(problem)
+
+    def __str__(self) -> str:
+        times = ""
+        if self.seconds:
+            ranked = sorted(self.seconds)
+            p99 = ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))]
+            times = f"{statistics.median(ranked):.2f} s / {p99:.2f} s"
+        return f"| {self.promise} | {self.tried:,} | {self.held:,} | {times} |"
+
+
+class Ground:
+    """A folder with a text and settings, in which trainings are run and hurt."""
+
+    def __init__(self, folder: Path, seed: int, threads: int = 1) -> None:
+        self.folder = folder
+        self.chance = random.Random(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "text.txt").write_text(TEXT)
+        (folder / "settings.toml").write_text(SETTINGS.format(threads=threads))
+        self.run = folder / "run"
+        self.straight: dict[str, Any] = {}
+        self.duration = 0.0
+
+    def clear(self) -> None:
+        """No run, no tokens kept from the one before."""
+        for name in ("run", "cache"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def words(self) -> list[str]:
+        """The command that begins the run or goes on with it."""
+        if (self.run / "config.toml").exists():
+            return ["train", "--resume", "run"]
+        return ["train", "text.txt", "--config", "settings.toml", "--out", "run"]
+
+    def fork(self, words: list[str], before: Callable[[], None] = lambda: None) -> int:
+        """Runs lmtrain in a fork of this process; returns its number."""
+        if process := os.fork():
+            return process
+        code = 1
+        try:
+            os.chdir(self.folder)
+            os.environ["LMTRAIN_CACHE"] = str(self.folder / "cache")
+            with Path("log.txt").open("a") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            before()
+            sys.argv = ["lmtrain", *words]
+            door.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            os._exit(code)
+
+    def finish(self) -> int:
+        """Trains to the end, without any harm; returns the exit code."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.fork(self.words()), 0)[1])
+
+    def learn_the_truth(self) -> None:
+        """Trains once without harm: what every other run is compared with."""
+        self.clear()
+        began = time.monotonic()
+        if code := self.finish():
+            sys.exit(
+                f"a run without harm ended with {code}: {(self.folder / 'log.txt').read_text()}"
+            )
+        self.duration = time.monotonic() - began
+        self.straight = self.outcome()
+
+    def outcome(self) -> dict[str, Any]:
+        """All that a run came to, without times."""
+        step = checkpoint.steps(self.run)[-1]
+        place = checkpoint.folder(self.run, step)
+        lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        return {
+            "step": step,
+            "model": digest(place / "model.safetensors"),
+            "state": digest(place / "state.safetensors"),
+            "progress": without_times(json.loads((place / "state.json").read_text())),
+            "metrics": [without_times(json.loads(line)) for line in lines],
+            "best": (self.run / "best.json").read_text(),
+            "samples": api.load(self.run).sample("the", num=3, max_tokens=50, seed=7),
+        }
+
+    def is_identical(self) -> bool:
+        """Whether the run came to what it comes to without harm."""
+        return self.outcome() == self.straight
+
+    def problem(self) -> str:
+        """Where the run came to something else."""
+        found = self.outcome()
+        return ", ".join(key for key in found if found[key] != self.straight[key])
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def without_times(tree: Any) -> Any:
+    """What a JSON tree says apart from times, which differ in every run."""
+    if isinstance(tree, dict):
+        return {key: without_times(value) for key, value in tree.items() if key not in TIMES}
+    return tree
+
+
+def is_whole(run: Path) -> bool:
+    """Whether every checkpoint that is there is intact."""
+    return all(problem is None for _, problem in checkpoint.verify(run))
+
+
+def last_recorded(run: Path) -> int:
+    """The last step that the metrics have a line of."""
+    path = run / "metrics.jsonl"
+    steps = [0]
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            steps.append(json.loads(line)["step"])
+    return max(steps)
+
+
+def kills(ground: Ground, number: int, start: Callable[[], int]) -> list[Row]:
+    """SIGKILL at random moments, from the first reading of the text to the end."""
+    usable = Row("killed (SIGKILL): the run folder is usable, at most one save is lost")
+    same = Row("... and the run ends bit for bit as if never killed")
+    while usable.tried < number:
+        ground.clear()
+        while True:
+            process = start()
+            time.sleep(ground.chance.uniform(0, 1.1 * ground.duration))
+            os.kill(process, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            if code == 0:
+                break
+            steps = checkpoint.steps(ground.run)
+            lost = last_recorded(ground.run) - max(steps, default=0)
+            whole = not steps or is_whole(ground.run)
+            is_kept = code == -signal.SIGKILL and whole and lost <= SAVED_EVERY
+            usable.count(is_kept, f"exit code {code}, {lost} steps lost")
+        same.count(ground.is_identical(), ground.problem())
+    return [usable, same]
+
+
+PHASES = {
+    "reading text": (corpus.FileSource, "chunks"),
+    "counting words": ("lmtrain.text.tokens", "_write_array"),
+    "building the model": ("lmtrain.assembly", "build_model"),
+    "opening the record": ("lmtrain.training.run", "Monitor"),
+    "a step": ("lmtrain.training.optimizer:Optimizer", "update"),
+    "validation": ("lmtrain.model.language_model:LanguageModel", "log_probs"),
+    "writing a sample": ("lmtrain.training.parts", "stream"),
+    "saving": ("lmtrain.files", "publish_folder"),
+    "removing old checkpoints": ("lmtrain.files", "remove_folder"),
+}
+
+
+OFTEN = ("a step", "validation", "saving")
+
+
+def signal_in(phase: str, number: int, call: int, note: Path) -> None:
+    """Lets this process send itself a signal as a phase begins for the `call`-th time."""
+    place, name = PHASES[phase]
+    owner: Any = place
+    if isinstance(place, str):
+        module, _, inner = place.partition(":")
+        owner = importlib.import_module(module)
+        owner = getattr(owner, inner) if inner else owner
+    real, calls = getattr(owner, name), iter(range(1, 10**9))
+
+    def hurt(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            note.write_text(str(time.monotonic()))
+            os.kill(os.getpid(), number)
+        return real(*arguments, **options)
+
+    setattr(owner, name, hurt)
+
+
+def signals(ground: Ground, number: int) -> list[Row]:
+    """SIGTERM, SIGINT and SIGHUP in every phase: saved, the right exit code, in time."""
+    rows = []
+    note = ground.folder / "signalled"
+    for phase in PHASES:
+        row = Row(f"SIGTERM, SIGINT, SIGHUP during {phase}: saved, exit 143, 130, 129")
+        for index in range(number):
+            ground.clear()
+            note.unlink(missing_ok=True)
+            sent = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[index % 3]
+            call = ground.chance.randint(1, 4 if phase in OFTEN else 1)
+            sender = functools.partial(signal_in, phase, sent, call, note)
+            process = ground.fork(ground.words(), sender)
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            row.seconds.append(time.monotonic() - float(note.read_text()))
+            ended = code == 128 + sent
+            ground.finish()
+            row.count(ended and ground.is_identical(), f"exit code {code}, {ground.problem()}")
+        rows.append(row)
+    return rows
+
+
+def second_signals(ground: Ground, number: int) -> Row:
+    """A second signal ends at once; what was saved before is whole."""
+    row = Row("a second signal ends at once, earlier checkpoints whole")
+    for _ in range(number):
+        ground.clear()
+        process = ground.fork(ground.words())
+        time.sleep(ground.chance.uniform(0.2, ground.duration))
+        began = time.monotonic()
+        os.kill(process, signal.SIGTERM)
+        os.kill(process, signal.SIGTERM)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        row.seconds.append(time.monotonic() - began)
+        steps = checkpoint.steps(ground.run)
+        whole = not steps or is_whole(ground.run)
+        ground.finish()
+        row.count(
+            code in (0, 143, -signal.SIGTERM) and whole and ground.is_identical(),
+            f"exit code {code}, {ground.problem()}",
+        )
+    return row
+
+
+def checkpoints_on_demand(ground: Ground, number: int) -> Row:
+    """SIGUSR1 saves and changes nothing."""
+    row = Row("SIGUSR1 saves and goes on, the result unchanged")
+    for _ in range(number):
+        ground.clear()
+        process = ground.fork(ground.words())
+        for _ in range(4):
+            time.sleep(ground.duration / 6)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGUSR1)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        row.count(code == 0 and ground.is_identical(), f"exit code {code}")
+    return row
+
+
+def resumes(ground: Ground, steps: list[int], engine: str) -> Row:
+    """The process ends right after the checkpoint of each step; the run goes on from there."""
+    row = Row(f"resumed from each step, {engine}: bit for bit as if never stopped")
+
+    def end_after(step: int) -> None:
+        real = training.Trainer._obey_signals
+
+        def obey(trainer: Any) -> None:
+            real(trainer)
+            if trainer.optimizer.step == step:
+                trainer.save()
+                os._exit(9)
+
+        training.Trainer._obey_signals = obey  # type: ignore[method-assign]
+
+    for step in steps:
+        ground.clear()
+        os.waitpid(ground.fork(ground.words(), functools.partial(end_after, step)), 0)
+        reached = checkpoint.steps(ground.run)[-1]
+        ground.finish()
+        row.count(reached == step and ground.is_identical(), f"step {step}: {ground.problem()}")
+    return row
+
+
+def damaged_bytes(ground: Ground, number: int) -> list[Row]:
+    """Bytes changed and files cut in every file of a checkpoint."""
+    flips = Row("changed bytes in each file of a checkpoint: detected")
+    cuts = Row("files of a checkpoint cut short: detected")
+    place = checkpoint.folder(ground.run, checkpoint.steps(ground.run)[-1])
+
+    def is_detected(path: Path, content: bytes, old: bytes) -> bool:
+        path.write_bytes(content)
+        try:
+            checkpoint.read(place).require_whole()
+        except LmtrainError:
+            return True
+        finally:
+            path.write_bytes(old)
+        return False
+
+    for name in NAMES:
+        old = (place / name).read_bytes()
+        for _ in range(number):
+            at = ground.chance.randrange(len(old))
+            changed = bytearray(old)
+            changed[at] ^= ground.chance.randint(1, 255)
+            flips.count(is_detected(place / name, bytes(changed), old), f"{name}, byte {at}")
+        for size in (0, 1, 7, 8, 9, 100, len(old) // 2, len(old) - 1):
+            cuts.count(is_detected(place / name, old[:size], old), f"{name} cut to {size}")
+    return [flips, cuts]
+
+
+def readers(ground: Ground) -> Iterator[tuple[str, bytes, Callable[[bytes], object]]]:
+    """Every reader of a file that may come from anyone: its name, a good file, how it is read."""
+    place = checkpoint.folder(ground.run, checkpoint.steps(ground.run)[-1])
+    hurt = ground.folder / "hurt"
+
+    def in_a_run(name: str) -> Callable[[bytes], object]:
+        def load(content: bytes) -> object:
+            # The manifest agrees, as one of an attacker would.
+            shutil.rmtree(hurt, ignore_errors=True)
+            target = hurt / "checkpoints" / place.name
+            shutil.copytree(place, target)
+            (target / name).write_bytes(content)
+            manifest = json.loads((place / "MANIFEST.json").read_text())
+            manifest["files"][name] = {"bytes": len(content), "sha256": files.sha256([content])}
+            (target / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
+            return api.load(hurt).sample("the", max_tokens=3)
+
+        return load
+
+    def manifest(content: bytes) -> object:
+        shutil.rmtree(hurt, ignore_errors=True)
+        shutil.copytree(place, hurt / "checkpoints" / place.name)
+        (hurt / "checkpoints" / place.name / "MANIFEST.json").write_bytes(content)
+        return api.load(hurt)
+
+    def text(content: bytes) -> object:
+        path = ground.folder / "hurt.txt"
+        path.write_bytes(content)
+        return list(corpus.open_text([str(path)]).chunks())
+
+    def resumed(name: str) -> Callable[[bytes], object]:
+        def resume(content: bytes) -> object:
+            shutil.rmtree(hurt, ignore_errors=True)
+            shutil.copytree(ground.run, hurt)
+            (hurt / name).write_bytes(content)
+            return training.run_training(
+                out=hurt, resume=True, overrides={"train.max_steps": 41}, is_quiet=True
+            )
+
+        return resume
+
+    for name in ("config.toml", "tokenizer.json", "state.json", "model.safetensors"):
+        yield f"{name} of a checkpoint", (place / name).read_bytes(), in_a_run(name)
+    yield "MANIFEST.json", (place / "MANIFEST.json").read_bytes(), manifest
+    yield "a text", (TEXT + "é 你好 🙂").encode(), text
+    settings = (ground.folder / "settings.toml").read_bytes()
+    yield "settings", settings, lambda c: configuration.parse(c.decode("utf-8", "replace"), "x")
+    tokens = (place / "tokenizer.json").read_bytes()
+    yield "a tokenizer", tokens, lambda c: Tokenizer.from_json(c.decode("utf-8", "replace"))
+    for name in ("metrics.jsonl", "best.json", "run.json"):
+        yield f"{name} of a resumed run", (ground.run / name).read_bytes(), resumed(name)
+
+
+INTERESTING = (
+    b"", b"\0", b"\xff", b"-1", b"1e999", b"NaN", b"null", b"{}", b"[]", b'"', b"../../x",
+    b"9" * 30, b"[" * 5000, b"\x1b]0;x\x07", b"\r\n", b"true", b"0.5", b"\xc3",
+)  # fmt: skip
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """Bytes changed, taken out, doubled or put in at some places."""
+    changed = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(changed) + 1)
+        until = min(len(changed), at + chance.randint(0, 1 << chance.randint(0, 8)))
+        changed[at:until] = chance.choice(
+            (
+                chance.choice(INTERESTING),
+                bytes(changed[at:until]) * 2,
+                chance.randbytes(until - at),
+                b"",
+            )
+        )
+    return bytes(changed)
+
+
+def fuzz(ground: Ground, seconds: float) -> list[Row]:
+    """Hurt files in every reader: nothing comes out but lmtrain's own errors."""
+    rows = []
+    known = list(readers(ground))
+    os.environ["LMTRAIN_CACHE"] = str(ground.folder / "cache")
+    for name, content, read in known:
+        row = Row(f"fuzzed {name}: read, or refused with a plain error")
+        until = time.monotonic() + seconds / len(known)
+        while time.monotonic() < until:
+            hurt = mutated(content, ground.chance)
+            try:
+                read(hurt)
+            except LmtrainError as error:
+                row.count(len(str(error).splitlines()) <= 3, str(error))
+            except Exception as error:  # noqa: BLE001  # what this looks for
+                row.count(False, f"{error!r} for {hurt!r}"[:300])
+            else:
+                row.count(True)
+        rows.append(row)
+    return rows
+
+
+def readers_while_training(ground: Ground, number: int) -> Row:
+    """A run is loaded again and again while it is trained, saved and rotated."""
+    row = Row("loaded while training saves and rotates")
+    while row.tried < number:
+        ground.clear()
+        process = ground.fork(ground.words())
+        while os.waitpid(process, os.WNOHANG) == (0, 0):
+            if not checkpoint.steps(ground.run):
+                continue
+            try:
+                api.load(ground.run).sample("the", max_tokens=3)
+                row.count(True)
+            except LmtrainError as error:
+                row.count(False, str(error))
+    return row
+
+
+def two_trainers(ground: Ground, number: int) -> Row:
+    """The second trainer of a folder is sent away; a dead one leaves no lock."""
+    row = Row("a second trainer in the same folder ends with exit 7")
+    for _ in range(number):
+        ground.clear()
+        first = ground.fork(ground.words())
+        while not checkpoint.steps(ground.run):
+            time.sleep(0.01)
+        os.kill(first, signal.SIGSTOP)
+        began = time.monotonic()
+        second = ground.fork(["train", "--resume", "run"])
+        code = os.waitstatus_to_exitcode(os.waitpid(second, 0)[1])
+        row.seconds.append(time.monotonic() - began)
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+        row.count(code == 7 and ground.finish() == 0 and ground.is_identical(), f"exit code {code}")
+    return row
+
+
+def whole_process(ground: Ground) -> Callable[[], int]:
+    """Starts lmtrain as a user does."""
+
+    def start() -> int:
+        with (ground.folder / "log.txt").open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "lmtrain", *ground.words()],
+                cwd=ground.folder,
+                env={**os.environ, "LMTRAIN_CACHE": str(ground.folder / "cache")},
+                stdout=log,
+                stderr=log,
+            ).pid
+
+    return start
+
+
+def suites(folder: Path, args: argparse.Namespace) -> Iterator[Row]:
+    """All rows, one suite after the other."""
+    short = args.short
+    ground = Ground(folder / "one", args.seed)
+    ground.learn_the_truth()
+    yield from damaged_bytes(ground, 40 if short else 500)
+    if args.fuzz:
+        yield from fuzz(ground, args.fuzz)
+    yield from kills(ground, 12 if short else 1000, lambda: ground.fork(ground.words()))
+    yield from signals(ground, 1 if short else 50)
+    yield second_signals(ground, 2 if short else 50)
+    yield checkpoints_on_demand(ground, 1 if short else 20)
+    yield readers_while_training(ground, 5 if short else 200)
+    yield two_trainers(ground, 1 if short else 20)
+    engines = {"one thread": {}, "one thread, torch alone": {"LMTRAIN_KERNELS": "torch"}}
+    for engine, environment in engines.items():
+        os.environ.update(environment)
+        ground.learn_the_truth()
+        yield resumes(ground, [4, 20] if short else list(range(1, 41)), engine)
+        for name in environment:
+            del os.environ[name]
+    if not short:
+        both = Ground(folder / "two", args.seed, threads=2)
+        both.learn_the_truth()
+        yield resumes(both, list(range(1, 41)), "two threads")
+    real = Ground(folder / "real", args.seed)
+    real.learn_the_truth()
+    real.duration += 2.5
+    for row in kills(real, 2 if short else 200, whole_process(real)):
+        row.promise = row.promise.replace("killed (", "whole processes killed (")
+        yield row
+
+
+def main() -> None:
+    """Runs the suites and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--short", action="store_true", help="about a minute instead of half an hour"
+    )
+    parser.add_argument("--fuzz", type=float, metavar="SECONDS", help="how long readers are fuzzed")
+    parser.add_argument("--seed", type=int, default=1, help="of moments, places and bytes")
+    args = parser.parse_args()
+    args.fuzz = args.fuzz or (6.0 if args.short else 60.0)
+    # Threads that this process had started would be missing in its forks.
+    torch.set_num_threads(1)
+    print(f"lmtrain {lmtrain.__version__}, torch {torch.__version__}, seed {args.seed}\n")
+    print("| promise | tried | held | p50 / p99 |\n|---|---|---|---|")
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in suites(Path(folder), args):
+            print(row, flush=True)
+            failed += [f"{row.promise}: {problem}" for problem in row.problems]
+    for problem in failed[:20]:
+        print(problem, file=sys.stderr)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Machines without a home or a locale, strange names, texts at the edge of what is one."""
+
+import contextlib
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from lmtrain import checkpoint
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        {"HOME": "/nonexistent", "LMTRAIN_CACHE": ""},
+        {"LANG": "C", "LC_ALL": "C"},
+        {"TERM": "dumb", "NO_COLOR": "1"},
+        {"COLUMNS": "20", "LINES": "5"},
+        {"PYTHONHASHSEED": "7"},
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_the_surroundings_do_not_matter(lmtrain, small, word_model, tmp_path, parsed, surroundings):
+    straight = parsed(word_model.outcome.stdout)
+
+    outcome = lmtrain("train", word_model.corpus, *small, "--out", "run", "--json", **surroundings)
+
+    assert outcome.returncode == 0, outcome.stderr
+    assert parsed(outcome.stdout)["valid_loss"] == straight["valid_loss"]
+
+
+@pytest.mark.parametrize("name", ["é 你好 🙂.txt", "a b.txt", "-dash.txt", "[1].txt", "~x.txt"])
+def test_strange_names_are_names(lmtrain, small, word_model, tmp_path, name):
+    (tmp_path / name).write_text(word_model.corpus.read_text())
+    run = f"run {name}"
+
+    trained = lmtrain("train", *small, "--out", run, "--", name)
+    sampled = lmtrain("sample", run)
+
+    assert [trained.returncode, sampled.returncode] == [0, 0], trained.stderr
+    assert sampled.stdout
+
+
+def test_a_name_too_long_is_told(lmtrain, small, word_model, assert_refused):
+    outcome = lmtrain("train", word_model.corpus, *small, "--out", "x" * 300)
+
+    assert outcome.returncode == 5
+    assert "File name too long" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "code", "part"),
+    [
+        ("a a a a a a a a\n" * 50, (), 0, ""),
+        ("\n" * 2000, (), 0, ""),
+        ("a\n" * 2000, ("--level", "char"), 0, ""),
+        (" \t " * 5000, (), 3, "tokens"),
+        ("one", (), 3, "too short to be split"),
+        ("one two three\n" * 400, ("--vocab-size", "3"), 0, ""),
+        ("one two three\n" * 400, ("--vocab-size", "2"), 2, "data.vocab_size = 2"),
+        ("one two three\n" * 400, ("--batch-size", "10000000000"), 3, "tokens"),
+        ("one two three\n" * 400, ("--seq-len", "99999999999999"), 2, "train.seq_len"),
+        ("one two three\n" * 400, ("--set", "train.max_steps=1e3"), 2, "train.max_steps"),
+    ],
+)
+def test_texts_and_sizes_at_the_edge(
+    lmtrain, small, assert_refused, tmp_path, text, words, code, part
+):
+    (tmp_path / "text.txt").write_text(text)
+
+    outcome = lmtrain("train", "text.txt", *small, *words, "--out", "run")
+
+    if code:
+        assert_refused(outcome, code, part)
+        assert not (tmp_path / "run").exists()
+    else:
+        assert outcome.returncode == 0, outcome.stderr
+        assert checkpoint.steps(tmp_path / "run")[-1] == 40
+
+
+def test_a_text_of_unknown_words_alone_is_judged(word_model, lmtrain, tmp_path, parsed):
+    (tmp_path / "other.txt").write_text("zzz yyy\n" * 20)
+
+    outcome = lmtrain("evaluate", word_model.run, "other.txt", "--json")
+
+    (result,) = parsed(outcome.stdout)["results"]
+    assert result["oov"] == 40
+    assert result["tokens"] == 60
+
+
+def test_prompts_of_any_kind(char_model, word_model, lmtrain):
+    for prompt in ("", "the cat " * 20_000, "zzz"):
+        assert lmtrain("sample", word_model.run, "--prompt", prompt[:100_000]).returncode == 0
+    ended = subprocess.run(
+        [sys.executable, "-m", "lmtrain", "sample", str(word_model.run), "--prompt", b"a\xff"],
+        capture_output=True, timeout=60, check=False, env=dict(os.environ),
+    )  # fmt: skip
+    assert ended.returncode in (0, 2, 3)
+    assert b"Traceback" not in ended.stderr
+    assert b"a bug" not in ended.stderr
+
+
+def on_a_terminal(folder, *words):
+    """What lmtrain shows on a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", *words],
+        cwd=folder, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    # The other end is closed when the process has ended.
+    with contextlib.suppress(OSError):
+        while piece := os.read(ours, 1 << 16):
+            shown += piece
+    os.close(ours)
+    assert process.wait(timeout=60) == 0, shown
+    return shown.decode()
+
+
+def test_what_a_text_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp_path):
+    (tmp_path / "text.txt").write_text("\x1b]0;evil\x07 [red]x[/red] \u202eabc \x9b31m\n" * 400)
+    (tmp_path / "lines.txt").write_text("\x1b]0;evil\x07 \u202eabc\n")
+    words = ("train", "text.txt", *small, "--out", "run", "--set", "data.splitter=whitespace")
+    trained = lmtrain(*words)
+    assert trained.returncode == 0
+    shown = [
+        trained.stderr,
+        on_a_terminal(tmp_path, "sample", "run", "--num", "9"),
+        on_a_terminal(tmp_path, "score", "run", "lines.txt", "--per-token"),
+        on_a_terminal(tmp_path, "tokenize", "run", "\x1b]0;evil\x07 \u202eabc"),
+        on_a_terminal(tmp_path, "tokenize", "text.txt"),
+        on_a_terminal(tmp_path, "info", "run"),
+    ]
+
+    for text in shown:
+        for raw in ("\x1b", "\x07", "\u202e", "\x9b"):
+            assert raw not in text
+    assert "[red]x[/red]" in shown[1]
+    assert "evil" in shown[1]

@@ -1,0 +1,237 @@
+"""Checkpoints that someone made to do harm: refused in plain words, at once, in little memory.
+
+Their manifests agree with their files, as an attacker's would.
+"""
+
+import json
+import os
+import resource
+import shutil
+import time
+
+import pytest
+import safetensors.torch
+import torch
+from corpora import TINY
+
+from lmtrain import api, checkpoint, config, files
+from lmtrain.errors import CheckpointError
+from lmtrain.training.run import run_training
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    (folder / "text.txt").write_text(TINY)
+    chosen = config.load(
+        overrides={
+            "data.train": [str(folder / "text.txt")], "data.level": "char",
+            "model.hidden_size": 8, "model.num_layers": 1, "train.batch_size": 4,
+            "train.seq_len": 8, "train.max_steps": 4, "train.threads": 1,
+        }
+    )  # fmt: skip
+    run_training(chosen, folder / "run", is_quiet=True)
+    return checkpoint.folder(folder / "run", 4)
+
+
+@pytest.fixture
+def hostile(good, tmp_path):
+    """A copy of a checkpoint with other contents, its manifest made to agree."""
+
+    def change(**contents):
+        path = shutil.copytree(good, tmp_path / "run" / "checkpoints" / good.name)
+        manifest = json.loads((path / "MANIFEST.json").read_text())
+        for name, content in contents.items():
+            name = name.replace("__", ".")
+            (path / name).write_bytes(content)
+            manifest["files"][name] = {"bytes": len(content), "sha256": files.sha256([content])}
+        (path / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
+        return path
+
+    return change
+
+
+def assert_refused(path, *words):
+    """Refused in one to three lines, within a second, in less than 50 MB."""
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(CheckpointError) as caught:
+        api.load(path)
+    assert time.monotonic() - began < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 3
+    for word in words:
+        assert word in message
+
+
+def changed_config(good, old, new):
+    text = (good / "config.toml").read_text()
+    assert old in text
+    return text.replace(old, new).encode()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("hidden_size = 8", "hidden_size = 1000000000", ["model.hidden_size"]),
+        ("hidden_size = 8", "hidden_size = 1000000", ["does not fit its own settings"]),
+        ("hidden_size = 8", "hidden_size = -8", ["model.hidden_size"]),
+        ("hidden_size = 8", 'hidden_size = "8"', ["model.hidden_size"]),
+        ("hidden_size = 8", "hidden_size = nan", ["model.hidden_size"]),
+        ("num_layers = 1", "num_layers = 1000000000", ["model.num_layers"]),
+        ("num_layers = 1", "num_layers = 100", ["does not fit its own settings"]),
+        ('cell = "lstm"', 'cell = "os.system"', ["'os.system'"]),
+        ('cell = "lstm"', 'cell = "rnn"', ["does not fit its own settings"]),
+        ("num_layers = 1", "num_layers = 1\nevil = 1", ["evil"]),
+        ("[model]", "a = " + "[" * 10_000 + "]" * 10_000 + "\n[model]", ["config.toml"]),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_settings_that_no_model_has(good, hostile, old, new, words):
+    assert_refused(hostile(config__toml=changed_config(good, old, new)), *words)
+
+
+def test_settings_too_long_are_not_read(good, hostile):
+    content = (good / "config.toml").read_bytes() + b"#" * 2_000_000
+
+    assert_refused(hostile(config__toml=content), "config.toml has", "at most 1,048,576 are read")
+
+
+def header(length, text=b""):
+    return length.to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        header(100 << 20) + b"{" * 100,
+        header((1 << 64) - 1, b"{}"),
+        header(2, b"{}"),
+        header(70, b'{"embedding":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'),
+        header(70, b'{"embedding":{"dtype":"F32","shape":[-1],"data_offsets":[-4,0]}}      '),
+        header(70, b'{"embedding":{"dtype":"XYZ","shape":[1],"data_offsets":[0,4]}}' + b" " * 9),
+        header(4096, b"[" * 4096),
+    ],
+)
+def test_weights_with_a_wrong_head(hostile, content):
+    assert_refused(hostile(model__safetensors=content + bytes(64)), "step-00000004")
+
+
+@pytest.mark.parametrize("change", ["shape", "name", "missing", "dtype", "nan"])
+def test_weights_that_do_not_fit(good, hostile, change):
+    tensors = safetensors.torch.load((good / "model.safetensors").read_bytes())
+    if change == "shape":
+        tensors["embedding"] = tensors["embedding"].T.contiguous()
+    elif change == "name":
+        tensors["\x1b]0;evil\x07"] = torch.zeros(1)
+    elif change == "missing":
+        del tensors["embedding"]
+    elif change == "dtype":
+        tensors["embedding"] = tensors["embedding"].half()
+    else:
+        tensors["embedding"][0, 0] = torch.nan
+
+    path = hostile(model__safetensors=safetensors.torch.save(tensors))
+
+    assert_refused(path, "step-00000004")
+    with pytest.raises(CheckpointError) as caught:
+        api.load(path)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_file_larger_than_memory_is_not_read(hostile):
+    path = hostile()
+    size = 1 << 43
+    with (path / "model.safetensors").open("r+b") as stream:
+        stream.truncate(size)
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    manifest["files"]["model.safetensors"]["bytes"] = size
+    (path / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
+
+    assert_refused(path, "model.safetensors has 8,796,093,022,208 bytes")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("texts", "train", "key"), "../../../etc/passwd"),
+        (("texts", "../x"), {"name": "a", "key": "0" * 64}),
+        (("texts",), []),
+        (("step",), -1),
+        (("step",), "4"),
+        (("progress", "tokens"), "many"),
+        (("window",), None),
+        (("format",), 2),
+    ],
+)
+def test_training_states_that_cannot_be(good, hostile, place, value):
+    tree = json.loads((good / "state.json").read_text())
+    *parents, last = place
+    inner = tree
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+
+    assert_refused(hostile(state__json=json.dumps(tree).encode()), "state.json")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "MANIFEST.json"])
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_only_plain_files_are_opened(hostile, tmp_path, name, kind):
+    path = hostile()
+    (path / name).rename(tmp_path / "elsewhere")
+    if kind == "link":
+        (path / name).symlink_to(tmp_path / "elsewhere")
+    elif kind == "folder":
+        (path / name).mkdir()
+    else:
+        os.mkfifo(path / name)
+
+    assert_refused(path, f"{name} is no plain file")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", ".lock", "config.toml", "events"])
+def test_a_run_with_a_link_in_it_is_not_resumed(good, tmp_path, name):
+    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "step-00000001").mkdir()
+    target = run / name
+    if target.is_dir():
+        target.rename(tmp_path / "moved")
+    else:
+        target.unlink(missing_ok=True)
+    target.symlink_to(tmp_path / "precious")
+    if name == "checkpoints":
+        shutil.copytree(tmp_path / "moved" / good.name, tmp_path / "precious" / good.name)
+
+    with pytest.raises(CheckpointError, match="is a symbolic link"):
+        run_training(out=run, resume=True, is_quiet=True)
+
+    assert (tmp_path / "precious" / "step-00000001").exists()
+
+
+def test_a_checkpoint_behind_a_link_is_none_of_the_run(good, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / good.name).symlink_to(good)
+
+    assert checkpoint.steps(run) == []
+
+
+def test_a_state_of_another_shape_is_not_resumed(good, tmp_path):
+    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+    path = checkpoint.folder(run, 4)
+    for name in ("carried/0/0", "optimizer/embedding/exp_avg", "chance"):
+        tensors = safetensors.torch.load((good / "state.safetensors").read_bytes())
+        tensors[name] = torch.zeros(3, dtype=torch.int64)
+        content = safetensors.torch.save(tensors)
+        (path / "state.safetensors").write_bytes(content)
+        manifest = json.loads((path / "MANIFEST.json").read_text())
+        manifest["files"]["state.safetensors"] = {
+            "bytes": len(content), "sha256": files.sha256([content]),
+        }  # fmt: skip
+        (path / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
+
+        with pytest.raises(CheckpointError, match="does not fit"):
+            run_training(out=run, resume=True, overrides={"train.max_steps": 5}, is_quiet=True)
