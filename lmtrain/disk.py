@@ -4,8 +4,11 @@ No other place changes a file. A test that takes the place of these functions ca
 them fail, end the process there, or write down what a loss of power would leave.
 """
 
+import errno
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 # A link that someone put in the place of a file is refused, not followed.
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -64,3 +67,48 @@ def remove_folder(path: Path) -> None:
 def remove_file(path: Path) -> None:
     """Takes a file or a link away."""
     path.unlink()
+
+
+class Writer(io.RawIOBase):
+    """A stream over a descriptor that writes all it is given."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def write(self, content: Any) -> int:
+        """Writes all of `content`; returns its bytes.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        view = memoryview(content).cast("B")
+        done = 0
+        while done < len(view):
+            written = write(self._descriptor, view[done:])
+            if not written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            done += written
+        return done
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to another place; returns it."""
+        return os.lseek(self._descriptor, offset, whence)
+
+    def close(self) -> None:
+        """Gives the descriptor back."""
+        if not self.closed:
+            super().close()
+            os.close(self._descriptor)

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import io
 import itertools
 import os
 import shutil
@@ -16,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from lmtrain import disk
 from lmtrain.errors import CheckpointError, MachineError, RunBusyError
@@ -67,45 +66,10 @@ def require_space(path: Path, needed: int) -> None:
         )
 
 
-class _File(io.RawIOBase):
-    """A stream over a descriptor that writes all it is given, by `disk.write`."""
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__()
-        self._descriptor = descriptor
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def write(self, content: Any) -> int:
-        view = memoryview(content).cast("B")
-        done = 0
-        while done < len(view):
-            written = disk.write(self._descriptor, view[done:])
-            if not written:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            done += written
-        return done
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return os.lseek(self._descriptor, offset, whence)
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            os.close(self._descriptor)
-
-
 @contextlib.contextmanager
 def _synced(descriptor: int) -> Iterator[BinaryIO]:
     """A stream whose content is durable once the block ends without error."""
-    with _File(descriptor) as stream:
+    with disk.Writer(descriptor) as stream:
         yield cast("BinaryIO", stream)
         disk.sync(descriptor)
 
@@ -314,6 +278,16 @@ def spool(stream: BinaryIO) -> Path:
     return path
 
 
+def temporary_folder(name: str) -> Path:
+    """A new folder among temporary files, which only this user can enter.
+
+    Raises:
+        MachineError: the system refused.
+    """
+    with explained(Path(tempfile.gettempdir()), "make a folder in"):
+        return Path(tempfile.mkdtemp(prefix=f"lmtrain-{name}-"))
+
+
 @contextlib.contextmanager
 def locked(path: Path, holder: str) -> Iterator[None]:
     """Holds the lock file at `path`; the system frees it when the process ends, however it ends.
@@ -377,7 +351,8 @@ def cache_folder() -> Path:
     """Where tokens and downloads are kept: LMTRAIN_CACHE, the user's cache, or a temporary folder.
 
     Raises:
-        MachineError: LMTRAIN_CACHE names a place that cannot be made.
+        MachineError: LMTRAIN_CACHE names a place that cannot be made, or there is none that is
+            the user's own.
     """
     if named := os.environ.get("LMTRAIN_CACHE"):
         return make_folder(Path(named))
@@ -386,4 +361,7 @@ def cache_folder() -> Path:
         folder = make_folder((Path(base) if base else Path.home() / ".cache") / "lmtrain")
         if os.access(folder, os.W_OK):
             return folder
-    return make_folder(Path(tempfile.gettempdir()) / f"lmtrain-{os.getuid()}")
+    folder = make_folder(Path(tempfile.gettempdir()) / f"lmtrain-{os.getuid()}")
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise MachineError(f"{folder} belongs to someone else", "set LMTRAIN_CACHE to a folder")
+    return folder

@@ -1,5 +1,6 @@
 """A bounded search over settings: random, or successive halving; resumable from its record."""
 
+import contextlib
 import json
 import math
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveFloat, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
 
 from lmtrain import checkpoint, files
 from lmtrain import config as configuration
@@ -111,6 +112,9 @@ class Trial:
         return self.share, math.inf if self.loss is None else self.loss
 
 
+_TRIAL = TypeAdapter(Trial)
+
+
 def load_space(path: Path) -> Space:
     """The search that a TOML file describes.
 
@@ -197,8 +201,12 @@ def _keep_space(space: Space, out: Path) -> None:
 
 def _recorded(out: Path) -> list[Trial]:
     path = out / _RECORD
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [Trial(**json.loads(line)) for line in lines]
+    trials = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        # The end of a line that a loss of power cut short is no trial.
+        with contextlib.suppress(ValidationError):
+            trials.append(_TRIAL.validate_json(line))
+    return trials
 
 
 def _train(

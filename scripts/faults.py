@@ -1,6 +1,6 @@
 """Tries what lmtrain promises about faults, and prints a table of what came out.
 
-    python scripts/faults.py            the long form: about half an hour on two processor cores
+    python scripts/faults.py            the long form: about twenty minutes on two processor cores
     python scripts/faults.py --short    the same in about a minute
     python scripts/faults.py --fuzz 3600
 
@@ -11,11 +11,13 @@ a user starts them, is tried as well. The exit code is 1 if anything did not hol
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -72,6 +74,8 @@ keep_checkpoints = 2
 threads = {threads}
 """
 SAVED_EVERY = 3
+# What a whole process takes to import everything.
+_START_SECONDS = 2.5
 TIMES = ("time", "seconds", "tokens_per_second", "train_seconds", "save_seconds")
 NAMES = ("model.safetensors", "state.safetensors", "state.json", "config.toml", "tokenizer.json",
          "MANIFEST.json")  # fmt: skip
@@ -93,6 +97,13 @@ class Row:
         self.held += held
         if not held:
             self.problems.append(problem)
+
+    def add(self, other: "Row") -> None:
+        """Takes in the trials of another row of the same promise."""
+        self.tried += other.tried
+        self.held += other.held
+        self.seconds += other.seconds
+        self.problems += other.problems
 
     def __str__(self) -> str:
         times = ""
@@ -215,15 +226,18 @@ def last_recorded(run: Path) -> int:
     return max(steps)
 
 
-def kills(ground: Ground, number: int, start: Callable[[], int]) -> list[Row]:
+def kills(ground: Ground, number: int, *, whole: bool = False) -> list[Row]:
     """SIGKILL at random moments, from the first reading of the text to the end."""
-    usable = Row("killed (SIGKILL): the run folder is usable, at most one save is lost")
-    same = Row("... and the run ends bit for bit as if never killed")
+    what = "a whole process" if whole else "a fork"
+    usable = Row(f"{what} killed (SIGKILL): the run is usable, at most one save is lost")
+    same = Row(f"{what} killed: the run ends bit for bit as if never killed")
+    start = whole_process(ground) if whole else lambda: ground.fork(ground.words())
+    longest = ground.duration + _START_SECONDS if whole else 0.0
     while usable.tried < number:
         ground.clear()
         while True:
             process = start()
-            time.sleep(ground.chance.uniform(0, 1.1 * ground.duration))
+            time.sleep(ground.chance.uniform(0, longest or 0.9 * ground.duration))
             os.kill(process, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
             if code == 0:
@@ -272,29 +286,26 @@ def signal_in(phase: str, number: int, call: int, note: Path) -> None:
     setattr(owner, name, hurt)
 
 
-def signals(ground: Ground, number: int) -> list[Row]:
-    """SIGTERM, SIGINT and SIGHUP in every phase: saved, the right exit code, in time."""
-    rows = []
+def signals(ground: Ground, phase: str, number: int) -> list[Row]:
+    """SIGTERM, SIGINT and SIGHUP in a phase: the right exit code, in time, nothing lost."""
     note = ground.folder / "signalled"
-    for phase in PHASES:
-        row = Row(f"SIGTERM, SIGINT, SIGHUP during {phase}: saved, exit 143, 130, 129")
-        for index in range(number):
-            ground.clear()
-            note.unlink(missing_ok=True)
-            sent = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[index % 3]
-            call = ground.chance.randint(1, 4 if phase in OFTEN else 1)
-            sender = functools.partial(signal_in, phase, sent, call, note)
-            process = ground.fork(ground.words(), sender)
-            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-            row.seconds.append(time.monotonic() - float(note.read_text()))
-            ended = code == 128 + sent
-            ground.finish()
-            row.count(ended and ground.is_identical(), f"exit code {code}, {ground.problem()}")
-        rows.append(row)
-    return rows
+    row = Row(f"SIGTERM, SIGINT, SIGHUP during {phase}: exit 143, 130, 129, nothing lost")
+    for index in range(number):
+        ground.clear()
+        note.unlink(missing_ok=True)
+        sent = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[index % 3]
+        call = ground.chance.randint(1, 4 if phase in OFTEN else 1)
+        sender = functools.partial(signal_in, phase, sent, call, note)
+        process = ground.fork(ground.words(), sender)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        row.seconds.append(time.monotonic() - float(note.read_text()))
+        ground.finish()
+        held = code == 128 + sent and ground.is_identical()
+        row.count(held, f"exit code {code}, {ground.problem()}")
+    return [row]
 
 
-def second_signals(ground: Ground, number: int) -> Row:
+def second_signals(ground: Ground, number: int) -> list[Row]:
     """A second signal ends at once; what was saved before is whole."""
     row = Row("a second signal ends at once, earlier checkpoints whole")
     for _ in range(number):
@@ -313,10 +324,10 @@ def second_signals(ground: Ground, number: int) -> Row:
             code in (0, 143, -signal.SIGTERM) and whole and ground.is_identical(),
             f"exit code {code}, {ground.problem()}",
         )
-    return row
+    return [row]
 
 
-def checkpoints_on_demand(ground: Ground, number: int) -> Row:
+def checkpoints_on_demand(ground: Ground, number: int) -> list[Row]:
     """SIGUSR1 saves and changes nothing."""
     row = Row("SIGUSR1 saves and goes on, the result unchanged")
     for _ in range(number):
@@ -328,10 +339,10 @@ def checkpoints_on_demand(ground: Ground, number: int) -> Row:
                 os.kill(process, signal.SIGUSR1)
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         row.count(code == 0 and ground.is_identical(), f"exit code {code}")
-    return row
+    return [row]
 
 
-def resumes(ground: Ground, steps: list[int], engine: str) -> Row:
+def resumes(ground: Ground, steps: list[int], engine: str) -> list[Row]:
     """The process ends right after the checkpoint of each step; the run goes on from there."""
     row = Row(f"resumed from each step, {engine}: bit for bit as if never stopped")
 
@@ -352,7 +363,7 @@ def resumes(ground: Ground, steps: list[int], engine: str) -> Row:
         reached = checkpoint.steps(ground.run)[-1]
         ground.finish()
         row.count(reached == step and ground.is_identical(), f"step {step}: {ground.problem()}")
-    return row
+    return [row]
 
 
 def damaged_bytes(ground: Ground, number: int) -> list[Row]:
@@ -481,7 +492,7 @@ def fuzz(ground: Ground, seconds: float) -> list[Row]:
     return rows
 
 
-def readers_while_training(ground: Ground, number: int) -> Row:
+def readers_while_training(ground: Ground, number: int) -> list[Row]:
     """A run is loaded again and again while it is trained, saved and rotated."""
     row = Row("loaded while training saves and rotates")
     while row.tried < number:
@@ -495,10 +506,10 @@ def readers_while_training(ground: Ground, number: int) -> Row:
                 row.count(True)
             except LmtrainError as error:
                 row.count(False, str(error))
-    return row
+    return [row]
 
 
-def two_trainers(ground: Ground, number: int) -> Row:
+def two_trainers(ground: Ground, number: int) -> list[Row]:
     """The second trainer of a folder is sent away; a dead one leaves no lock."""
     row = Row("a second trainer in the same folder ends with exit 7")
     for _ in range(number):
@@ -514,7 +525,7 @@ def two_trainers(ground: Ground, number: int) -> Row:
         os.kill(first, signal.SIGKILL)
         os.waitpid(first, 0)
         row.count(code == 7 and ground.finish() == 0 and ground.is_identical(), f"exit code {code}")
-    return row
+    return [row]
 
 
 def whole_process(ground: Ground) -> Callable[[], int]:
@@ -533,45 +544,51 @@ def whole_process(ground: Ground) -> Callable[[], int]:
     return start
 
 
-def suites(folder: Path, args: argparse.Namespace) -> Iterator[Row]:
-    """All rows, one suite after the other."""
-    short = args.short
-    ground = Ground(folder / "one", args.seed)
+Suite = Callable[[Ground], list[Row]]
+
+
+def suites(args: argparse.Namespace) -> list[tuple[Suite, int, dict[str, str]]]:
+    """All suites, in parts that two processors share; with their threads and environments."""
+    short, parts = args.short, 1 if args.short else 4
+    plain: list[Suite] = [
+        *[functools.partial(kills, number=3 if short else 50, whole=True)] * parts,
+        *[functools.partial(kills, number=12 if short else 250)] * parts,
+        *[functools.partial(signals, phase=phase, number=1 if short else 50) for phase in PHASES],
+        functools.partial(damaged_bytes, number=40 if short else 500),
+        functools.partial(fuzz, seconds=args.fuzz),
+        functools.partial(second_signals, number=2 if short else 50),
+        functools.partial(checkpoints_on_demand, number=1 if short else 20),
+        functools.partial(readers_while_training, number=5 if short else 200),
+        functools.partial(two_trainers, number=1 if short else 20),
+    ]
+    steps = [4, 20] if short else list(range(1, 41))
+    engines: list[tuple[str, int, dict[str, str]]] = [
+        ("one thread", 1, {}),
+        ("one thread, torch alone", 1, {"LMTRAIN_KERNELS": "torch"}),
+        ("two threads", 2, {}),
+    ]
+    return [(suite, 1, {}) for suite in plain] + [
+        (functools.partial(resumes, steps=steps, engine=engine), threads, environment)
+        for engine, threads, environment in engines
+    ]
+
+
+def tried(number: int, folder: Path, args: argparse.Namespace) -> list[Row]:
+    """The rows of a suite, in a folder of its own."""
+    suite, threads, environment = suites(args)[number]
+    os.environ.update(environment)
+    ground = Ground(folder / str(number), args.seed + number, threads)
     ground.learn_the_truth()
-    yield from damaged_bytes(ground, 40 if short else 500)
-    if args.fuzz:
-        yield from fuzz(ground, args.fuzz)
-    yield from kills(ground, 12 if short else 1000, lambda: ground.fork(ground.words()))
-    yield from signals(ground, 1 if short else 50)
-    yield second_signals(ground, 2 if short else 50)
-    yield checkpoints_on_demand(ground, 1 if short else 20)
-    yield readers_while_training(ground, 5 if short else 200)
-    yield two_trainers(ground, 1 if short else 20)
-    engines = {"one thread": {}, "one thread, torch alone": {"LMTRAIN_KERNELS": "torch"}}
-    for engine, environment in engines.items():
-        os.environ.update(environment)
-        ground.learn_the_truth()
-        yield resumes(ground, [4, 20] if short else list(range(1, 41)), engine)
-        for name in environment:
-            del os.environ[name]
-    if not short:
-        both = Ground(folder / "two", args.seed, threads=2)
-        both.learn_the_truth()
-        yield resumes(both, list(range(1, 41)), "two threads")
-    real = Ground(folder / "real", args.seed)
-    real.learn_the_truth()
-    real.duration += 2.5
-    for row in kills(real, 2 if short else 200, whole_process(real)):
-        row.promise = row.promise.replace("killed (", "whole processes killed (")
-        yield row
+    rows = suite(ground)
+    for name in environment:
+        del os.environ[name]
+    return rows
 
 
 def main() -> None:
     """Runs the suites and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--short", action="store_true", help="about a minute instead of half an hour"
-    )
+    parser.add_argument("--short", action="store_true", help="about a minute instead of twenty")
     parser.add_argument("--fuzz", type=float, metavar="SECONDS", help="how long readers are fuzzed")
     parser.add_argument("--seed", type=int, default=1, help="of moments, places and bytes")
     args = parser.parse_args()
@@ -580,11 +597,21 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"lmtrain {lmtrain.__version__}, torch {torch.__version__}, seed {args.seed}\n")
     print("| promise | tried | held | p50 / p99 |\n|---|---|---|---|")
-    failed = []
-    with tempfile.TemporaryDirectory() as folder:
-        for row in suites(Path(folder), args):
-            print(row, flush=True)
-            failed += [f"{row.promise}: {problem}" for problem in row.problems]
+    rows: dict[str, Row] = {}
+    forks = multiprocessing.get_context("fork")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=forks) as workers,
+    ):
+        parts = [
+            workers.submit(tried, number, Path(folder), args) for number in range(len(suites(args)))
+        ]
+        for part in parts:
+            for row in part.result():
+                rows.setdefault(row.promise, Row(row.promise)).add(row)
+    for row in rows.values():
+        print(row)
+    failed = [f"{row.promise}: {each}" for row in rows.values() for each in row.problems]
     for problem in failed[:20]:
         print(problem, file=sys.stderr)
     sys.exit(bool(failed))

@@ -119,7 +119,7 @@ def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
         ids = np.load(array, mmap_mode="r", allow_pickle=False)
         if ids.ndim == 1 and ids.dtype == _dtype(vocab_size):
             return Tokens(ids, known["characters"], key, name)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return None
 

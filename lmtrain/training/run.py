@@ -305,9 +305,10 @@ def _write_run_file(run: Path, ready: parts.Ready, saved: checkpoint.Checkpoint 
         "time": round(time.time(), 3),
     }
     starts = checkpoint.run_starts(path)
-    for what, now in (("threads", threads), ("precision", entry["precision"])):
-        if saved and starts and (before := starts[-1].get(what)) != now:
-            screen.note(f"not bit for bit as before: {what} {before} then, {now} now")
+    for what in ("torch", "device", "threads", "precision"):
+        if saved and starts and (before := starts[-1].get(what)) != (now := entry[what]):
+            then = screen.printable(str(before))
+            screen.note(f"not bit for bit as before: {what} {then} then, {now} now")
     checkpoint.write_run_starts(path, [*starts, entry])
 
 

@@ -1,8 +1,6 @@
 """The loop: truncated backpropagation through time over contiguous streams of text."""
 
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -319,10 +317,8 @@ class Trainer:
 
     def _rescued(self, error: MachineError) -> MachineError:
         """The error, with the place of a checkpoint that was saved elsewhere."""
-        name = f"lmtrain-rescue-{self.run.resolve().name}-{os.getpid()}"
-        place = Path(tempfile.gettempdir()) / name
         try:
-            files.make_folder(place)
+            place = files.temporary_folder(f"rescue-{self.run.resolve().name[:60]}")
             self._write_checkpoint(place)
         except MachineError:
             return error

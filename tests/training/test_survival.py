@@ -231,7 +231,7 @@ def test_a_checkpoint_that_cannot_be_saved_is_saved_elsewhere(text, tmp_path, mo
     run, straight = tmp_path / "run", tmp_path / "straight"
     run_training(settings(text), straight, is_quiet=True)
     (tmp_path / "rescues").mkdir()
-    monkeypatch.setattr(trainer.tempfile, "gettempdir", lambda: str(tmp_path / "rescues"))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "rescues"))
     real_step, real_create = trainer.Trainer._step, disk.create
 
     def create(path):
