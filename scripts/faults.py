@@ -43,7 +43,8 @@ from lmtrain.text import corpus
 from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.training import run as training
 
-TEXT = "the cat sat on the mat\nthe dog sat on the log\na cat and a dog sat\n" * 60
+# Short enough for 40 updates to go over its end.
+TEXT = "the cat sat on the mat\nthe dog sat on the log\na cat and a dog sat\n" * 16
 SETTINGS = """
 [data]
 level = "char"
@@ -493,8 +494,9 @@ def fuzz(ground: Ground, seconds: float) -> list[Row]:
 
 
 def readers_while_training(ground: Ground, number: int) -> list[Row]:
-    """A run is loaded again and again while it is trained, saved and rotated."""
-    row = Row("loaded while training saves and rotates")
+    """A run is used again and again while it is trained, saved and rotated."""
+    row = Row("loaded, sampled and evaluated while training saves and rotates")
+    os.environ["LMTRAIN_CACHE"] = str(ground.folder / "own cache")
     while row.tried < number:
         ground.clear()
         process = ground.fork(ground.words())
@@ -502,7 +504,9 @@ def readers_while_training(ground: Ground, number: int) -> list[Row]:
             if not checkpoint.steps(ground.run):
                 continue
             try:
-                api.load(ground.run).sample("the", max_tokens=3)
+                model = api.load(ground.run)
+                model.sample("the", max_tokens=3)
+                model.evaluate([str(ground.folder / "text.txt")], batch_size=8)
                 row.count(True)
             except LmtrainError as error:
                 row.count(False, str(error))

@@ -14,6 +14,7 @@ from faulty_disk import DiedError, Faults, PowerLoss
 
 from lmtrain import checkpoint, disk, files
 from lmtrain.errors import CheckpointError, MachineError
+from lmtrain.text import corpus, tokens
 
 FAILURES = [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EROFS]
 
@@ -148,3 +149,24 @@ def kept(run, promised):
         except ValueError:
             continue
     return step >= promised and set(range(1, step + 1)) <= set(recorded)
+
+
+@pytest.mark.parametrize("failure", [errno.ENOSPC, "short", "death"])
+def test_no_half_token_file_is_ever_used(failure, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 50)
+
+    def cut(cache):
+        monkeypatch.setenv("LMTRAIN_CACHE", str(cache))
+        text = corpus.open_text([str(tmp_path / "text.txt")])
+        tokenizer = tokens.cached_tokenizer(
+            text, text, "word", "words", vocab_size=99, min_count=1, lowercase=False
+        )
+        return tokens.tokenize(text, tokenizer).ids.tolist()
+
+    with Faults() as faults:
+        right = cut(tmp_path / "whole")
+    for at in range(1, len(faults.calls) + 1):
+        with Faults(at, failure), contextlib.suppress(MachineError, DiedError):
+            assert cut(tmp_path / str(at)) == right
+
+        assert cut(tmp_path / str(at)) == right

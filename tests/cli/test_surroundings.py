@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import resource
 import subprocess
 import sys
 
@@ -48,6 +49,25 @@ def test_a_name_too_long_is_told(lmtrain, small, word_model, assert_refused):
 
     assert outcome.returncode == 5
     assert "File name too long" in outcome.stderr
+
+
+@pytest.mark.parametrize("size", [500, 5_000])
+def test_a_disk_that_takes_no_more_is_told(small, word_model, tmp_path, size):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "lmtrain", "train", word_model.corpus, *small, "--out", "run"],
+        cwd=tmp_path, capture_output=True, encoding="utf-8", preexec_fn=limit, timeout=60,
+        check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == 5
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: could not write ")
+    assert "File too large" in ended.stderr.splitlines()[-1]
+    assert checkpoint.steps(tmp_path / "run") == []
+    assert not list(tmp_path.rglob(".aside-*"))
 
 
 @pytest.mark.parametrize(
