@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import traceback
 from types import FrameType
 from typing import NoReturn
@@ -75,6 +76,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise RunInterruptedError(number, "interrupted")
 
 
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    # TensorBoard's threads write; who gave them their work is told, and tells the user.
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
 def _open_standard_streams() -> None:
     """Puts nothing in the place of closed streams, lest a file of ours gets their number."""
     for number in range(3):
@@ -88,6 +95,7 @@ def main() -> None:
     """Runs the command line and ends the process with its exit code."""
     _open_standard_streams()
     use_utf8()
+    threading.excepthook = _thread_failed
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # What nohup or a shell's & ignores stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
