@@ -113,8 +113,13 @@ def weight_shapes(config: Config, vocab_size: int) -> dict[str, tuple[int, ...]]
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
-def build_model(config: Config, vocab_size: int) -> LanguageModel:
+def build_model(config: Config, vocab_size: int, *, is_shared: bool = False) -> LanguageModel:
     """The model that the settings describe, with its first weights.
+
+    Args:
+        config: the settings.
+        vocab_size: tokens in the vocabulary.
+        is_shared: whether several processes train it, which exchange whole gradients.
 
     Raises:
         ConfigError: no such cell, or sizes that do not fit.
@@ -151,6 +156,8 @@ def build_model(config: Config, vocab_size: int) -> LanguageModel:
         },
         is_mixed=is_mixed(config),
         # Rules that remember or decay need every row in every step.
-        has_sparse_embedding=config.optimizer.name == "sgd" and config.optimizer.weight_decay == 0,
+        has_sparse_embedding=config.optimizer.name == "sgd"
+        and config.optimizer.weight_decay == 0
+        and not is_shared,
         seed=config.train.seed,
     )

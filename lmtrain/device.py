@@ -22,12 +22,18 @@ def choose(name: str) -> torch.device:
         raise MachineError("no CUDA device on this machine", "try: --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    # Each process of a training has a current GPU of its own.
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
-def set_threads(threads: int | None) -> int:
-    """Sets the processor threads of torch and returns their number; None takes every core."""
-    count = threads or len(os.sched_getaffinity(0))
+def set_threads(threads: int | None, processes: int = 1) -> int:
+    """Sets the processor threads of torch and returns their number.
+
+    Args:
+        threads: how many; None takes every core.
+        processes: how many processes of a training divide the cores.
+    """
+    count = threads or max(1, len(os.sched_getaffinity(0)) // processes)
     torch.set_num_threads(count)
     return count
 

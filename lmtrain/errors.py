@@ -10,9 +10,13 @@ class LmtrainError(Exception):
     Args:
         problem: what is wrong, and where.
         details: up to two more lines: the value and its limit, and what to try.
+
+    Attributes:
+        is_told: whether another process of the same training tells the user already.
     """
 
     exit_code = 1
+    is_told = False
 
     def __init__(self, problem: str, *details: str) -> None:
         super().__init__("\n  ".join((problem, *details)))

@@ -92,6 +92,7 @@ def evaluate(
     unk_id: int | None,
     characters: int,
     batch_size: int = 1,
+    columns: slice = slice(None),
     predict: Predict | None = None,
 ) -> Evaluation:
     """The cost of a text under `model`, every token predicted once, hidden state carried.
@@ -104,6 +105,7 @@ def evaluate(
         characters: characters of the text.
         batch_size: streams the text is cut into; each begins without a state, so that more than
             one is faster and a little dearer.
+        columns: the streams whose cost is wanted; the tokens are counted over all.
         predict: what stands for `model.log_probs`: a model that adapts.
     """
     begin = time.monotonic()
@@ -113,12 +115,10 @@ def evaluate(
     total, oov, oov_nats = 0.0, 0, 0.0
     state = None
     predict = predict or model.log_probs
-    for inputs, targets in _windows(ids, start_id, batch_size):
-        came = torch.from_numpy(targets)
+    for window in _windows(ids, start_id, batch_size):
+        inputs, came = (torch.from_numpy(tokens[:, columns]) for tokens in window)
         counted = came >= 0
-        log_probs, state = predict(
-            torch.from_numpy(inputs).to(place), came.clamp(min=0).to(place), state
-        )
+        log_probs, state = predict(inputs.to(place), came.clamp(min=0).to(place), state)
         nats = -log_probs.cpu().double()
         total += float(nats[counted].sum())
         if unk_id is not None:

@@ -112,7 +112,8 @@ def main() -> None:
         sys.exit(ConfigError.exit_code)
     except LmtrainError as error:
         head = "" if isinstance(error, RunInterruptedError) else "error: "
-        screen.note(head + screen.printable(str(error)))
+        if not error.is_told:
+            screen.note(head + screen.printable(str(error)))
         sys.exit(error.exit_code)
     except OSError as error:
         if error.filename is not None:

@@ -1,5 +1,6 @@
 """`lmtrain train`: text in, a trained model out."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +49,13 @@ def command(
     max_seconds: Annotated[float | None, setting("max_seconds")] = None,
     seed: Annotated[int | None, setting("seed")] = None,
     device: Annotated[str | None, setting("device")] = None,
+    devices: Annotated[
+        int,
+        typer.Option(help="Processes that share the batch, each GPU with one of them.", min=1),
+    ] = 1,
+    max_restarts: Annotated[
+        int, typer.Option(help="With --devices, how often a failed training goes on.", min=0)
+    ] = 0,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -60,6 +68,7 @@ def command(
     lmtrain train novel.txt --level char --hidden-size 512
     lmtrain train --config shakespeare-char-3min --epochs 5 --out runs/short
     lmtrain train --resume runs/short
+    lmtrain train --devices 2
     """
     overrides = given(locals(), set_ or [])
     chosen = None
@@ -69,10 +78,20 @@ def command(
         recipe = config or (None if corpus else "python-docs")
         chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
     # torch is imported only now, so that wrong settings are answered at once.
-    from lmtrain.training.run import run_training
+    from lmtrain.training import launcher, ranks
+    from lmtrain.training.run import new_run, run_training
 
+    if devices > 1 and not ranks.is_worker():
+        place = [] if out or resume else ["--out", str(new_run(chosen))]
+        end_in_silence()
+        launcher.launch([*sys.argv[1:], *place], devices, max_restarts)
+        return
+    if devices > 1:
+        launcher.require_size(devices)
     summary = run_training(chosen, out, resume=resume, overrides=overrides)
     end_in_silence()
+    if not ranks.is_first():
+        return
     if json:
         _print_json(summary)
     else:

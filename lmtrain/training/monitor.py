@@ -55,7 +55,56 @@ class _Line(BaseModel, extra="allow", strict=True):
     sample: str = ""
 
 
-class Monitor:
+class Silent:
+    """Shows and keeps nothing: of several processes of a training, only one does."""
+
+    def __init__(self) -> None:
+        self.save_seconds = 0.0
+
+    def record(
+        self,
+        step: int,
+        epoch: int,
+        *,
+        loss: float,
+        grad_norm: float,
+        was_clipped: bool,
+        learning_rate: float,
+        tokens: int,
+        seconds: float,
+        seconds_left: float,
+    ) -> None:
+        """Takes note of an update."""
+
+    def record_skip(self, step: int, epoch: int, learning_rate: float, reason: str) -> None:
+        """Takes note of an update that was left out, and why."""
+
+    def record_validation(
+        self, step: int, epoch: int, result: Evaluation, sample: str, *, is_best: bool
+    ) -> None:
+        """Takes note of a validation."""
+
+    def validation_at(self, step: int) -> float | None:
+        """The loss of the validation of a step that is recorded already."""
+
+    def say(self, text: str) -> None:
+        """Shows a line."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed monitor goes on from."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+
+    def sync(self) -> None:
+        """Makes the record so far durable."""
+
+    def close(self) -> None:
+        """Ends the record."""
+
+
+class Monitor(Silent):
     """Shows and keeps what training does.
 
     Args:
@@ -79,6 +128,7 @@ class Monitor:
         settings: Mapping[str, Any],
         is_quiet: bool,
     ) -> None:
+        super().__init__()
         self.window = Window()
         self._metrics = run / "metrics.jsonl"
         self._log_every = log_every
@@ -92,7 +142,6 @@ class Monitor:
         }
         self._unwritten: list[str] = []
         self._warned: set[str] = set()
-        self.save_seconds = 0.0
         self._settings = settings
         self._events_folder = run / "events"
         self._writers: dict[str, SummaryWriter] = {}

@@ -1,11 +1,14 @@
 """The parts of a training, made from its settings and what `assembly` made of them."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lmtrain import assembly, device
+from lmtrain.errors import ConfigError
 from lmtrain.evaluation import Evaluation, evaluate
 from lmtrain.generation import stream
 from lmtrain.model.language_model import LanguageModel
@@ -14,7 +17,9 @@ from lmtrain.schema import Config
 from lmtrain.text.batches import Batches
 from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.text.tokens import Tokens
+from lmtrain.training import ranks as processes
 from lmtrain.training.optimizer import Optimizer, Schedule, schedule
+from lmtrain.training.ranks import Ranks
 from lmtrain.training.trainer import total_steps
 
 _SAMPLE_TOKENS = {"word": 40, "char": 160, "byte": 160}
@@ -32,7 +37,9 @@ class Ready:
     threads: int
 
 
-def get_ready(config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens]) -> Ready:
+def get_ready(
+    config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens], ranks: Ranks
+) -> Ready:
     """Sets device, threads and memory of this process; makes the batches and the model.
 
     Raises:
@@ -41,7 +48,12 @@ def get_ready(config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens])
         TextError: the text is too short for a batch.
     """
     place = device.choose(config.train.device)
-    threads = device.set_threads(config.train.threads)
+    threads = device.set_threads(config.train.threads, processes.local_size())
+    if config.train.batch_size % ranks.size:
+        raise ConfigError(
+            f"batch_size {config.train.batch_size} cannot be divided among {ranks.size} processes",
+            f"try: --batch-size {-(-config.train.batch_size // ranks.size) * ranks.size}",
+        )
     device.keep_memory()
     batches = Batches(
         texts["train"].ids,
@@ -49,26 +61,45 @@ def get_ready(config: Config, tokenizer: Tokenizer, texts: Mapping[str, Tokens])
         config.train.seq_len,
         config.train.seed if config.train.random_seq_len else None,
     )
-    model = assembly.build_model(config, tokenizer.vocab_size).to(place)
+    is_shared = ranks.size > 1
+    model = assembly.build_model(config, tokenizer.vocab_size, is_shared=is_shared).to(place)
+    # The weights are the same everywhere; what is dropped from them is not.
+    if not ranks.is_first:
+        model.generator.manual_seed(config.train.seed + (ranks.rank << 32))
     return Ready(config, tokenizer, texts, batches, model, threads)
 
 
-def validation(ready: Ready, text: Tokens) -> Callable[[Callable[[], None]], Evaluation]:
+def validation(
+    ready: Ready, text: Tokens, ranks: Ranks
+) -> Callable[[Callable[[], None]], Evaluation]:
     """The validation of the model as it stands; what it is given is called before each window."""
+    batch_size = ready.config.train.batch_size
 
     def validate(meanwhile: Callable[[], None]) -> Evaluation:
         def predict(inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
             meanwhile()
+            if not inputs.numel():
+                return torch.zeros(inputs.shape), State()
             return ready.model.log_probs(inputs, targets, state)
 
-        return evaluate(
+        share = evaluate(
             ready.model,
             text.ids,
             start_id=ready.tokenizer.start_id,
             unk_id=ready.tokenizer.unk_id,
             characters=text.characters,
-            batch_size=ready.config.train.batch_size,
+            batch_size=batch_size,
+            columns=ranks.share(min(batch_size, len(text))),
             predict=predict,
+        )
+        costs = ranks.exchanged([share.total_nats, share.oov, share.oov_nats, share.seconds])
+        nats, oov, oov_nats, seconds = zip(*costs, strict=True)
+        return replace(
+            share,
+            total_nats=math.fsum(nats),
+            oov=int(sum(oov)),
+            oov_nats=math.fsum(oov_nats),
+            seconds=max(seconds),
         )
 
     return validate

@@ -1,33 +1,27 @@
 """A run from its settings: its folder, texts, model and loop; its start and its resuming."""
 
 import contextlib
-import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-import lmtrain
 from lmtrain import assembly, checkpoint, files, screen, untrusted
 from lmtrain import config as configuration
-from lmtrain.errors import CheckpointError, ConfigError, MachineError, RunBusyError
+from lmtrain.errors import CheckpointError, ConfigError, MachineError
 from lmtrain.evaluation import unigram_loss
 from lmtrain.kernels.native import library
 from lmtrain.schema import Config
-from lmtrain.text import corpus
 from lmtrain.text.tokenizer import Tokenizer
-from lmtrain.training import parts
+from lmtrain.text.tokens import Tokens
+from lmtrain.training import folder, parts
+from lmtrain.training import ranks as processes
 from lmtrain.training.average import Average
-from lmtrain.training.monitor import Monitor
+from lmtrain.training.monitor import Monitor, Silent
+from lmtrain.training.ranks import Ranks
 from lmtrain.training.rate_finder import RateCurve, range_test, rising
 from lmtrain.training.trainer import Trainer, total_steps
-
-_SETTINGS, _TOKENIZER = "config.toml", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -85,87 +79,116 @@ def run_training(
         LmtrainError: the others of `lmtrain.errors`, from what training calls.
     """
     began = time.monotonic()
-    with _out_of_memory_explained():
-        if resume:
-            if out is None:
-                raise ConfigError("resume: which run?", "try: lmtrain train --resume RUN")
-            return _resume(Path(out), overrides or {}, began=began, is_quiet=is_quiet)
-        config = config or configuration.load("python-docs")
-        run = Path(out) if out is not None else _new_run(config)
-        return _start(run, config, began=began, is_quiet=is_quiet)
+    if resume and out is None:
+        raise ConfigError("resume: which run?", "try: lmtrain train --resume RUN")
+    if out is None and processes.may_restart():
+        raise ConfigError("a training that may be restarted needs a run folder", "try: --out DIR")
+    config = None if resume else config or configuration.load("python-docs")
+    with _out_of_memory_explained(), processes.joined() as ranks:
+        run = Path(ranks.agreed(lambda: str(out or new_run(config))))
+        # Only the first process shows what training does.
+        is_quiet = is_quiet or not ranks.is_first
+        is_begun = ranks.agreed(lambda: folder.is_begun(run)) if processes.is_restarted() else False
+        if config is None or is_begun:
+            return _resume(run, overrides or {}, ranks, began=began, is_quiet=is_quiet)
+        return _start(run, config, ranks, began=began, is_quiet=is_quiet)
 
 
-def _start(run: Path, config: Config, *, began: float, is_quiet: bool) -> Summary:
-    _refuse_used(run)
+def new_run(config: Config | None) -> Path:
+    """A run folder for these settings that is not there yet."""
+    config = config or configuration.load("python-docs")
+    return folder.new_run(config.data.train[0], config.model.cell)
+
+
+def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: bool) -> Summary:
+    ranks.agreed(lambda: folder.refuse_used(run))
     if not is_quiet and screen.STDERR.isatty():
         screen.note(f"reading {', '.join(config.data.train)}")
-    ready = parts.get_ready(config, *assembly.prepare(config))
-    files.require_space(run, 2 * parts.checkpoint_bytes(config, ready.model))
-    with files.locked(run / ".lock", f"the run {run}"):
-        _refuse_used(run)
+    ready = parts.get_ready(config, *_prepared(config, ranks), ranks)
+
+    def claim() -> None:
+        files.require_space(run, 2 * parts.checkpoint_bytes(config, ready.model))
+        held.enter_context(files.locked(run / ".lock", f"the run {run}"))
+        folder.refuse_used(run)
         files.remove_leftovers(run)
-        files.write(run / _SETTINGS, configuration.to_toml(config).encode())
-        files.write(run / _TOKENIZER, ready.tokenizer.to_json().encode())
-        return _train(run, ready, None, began=began, is_quiet=is_quiet)
+        files.write(run / folder.SETTINGS, configuration.to_toml(config).encode())
+        files.write(run / folder.TOKENIZER, ready.tokenizer.to_json().encode())
+
+    with contextlib.ExitStack() as held:
+        ranks.agreed(claim)
+        return _train(run, ready, None, ranks, began=began, is_quiet=is_quiet)
 
 
-def _refuse_used(run: Path) -> None:
-    with files.explained(run, "look into"):
-        is_used = run.exists() and (not run.is_dir() or any(map(_is_used, run.iterdir())))
-    if is_used:
-        resumable = f"go on with it: lmtrain train --resume {run}, or "
-        raise RunBusyError(
-            f"{run} is used already",
-            (resumable if _is_begun(run) else "") + "train elsewhere: --out DIR",
-        )
+def _prepared(config: Config, ranks: Ranks) -> tuple[Tokenizer, dict[str, Tokens]]:
+    """The tokenizer and the texts, which the first process reads and the others find cached."""
+    found = []
+
+    def prepare() -> list[Any]:
+        found.append(assembly.prepare(config))
+        tokenizer, texts = found[0]
+        return [tokenizer.to_json(), assembly.references(texts)] if ranks.size > 1 else []
+
+    told = ranks.agreed(prepare, is_long=True)
+    if found:
+        return found[0]
+    tokenizer = Tokenizer.from_json(told[0])
+    return tokenizer, assembly.find_texts(told[1], config, tokenizer)
 
 
-def _is_used(entry: Path) -> bool:
-    # What a process that was killed at its very start may leave.
-    return entry.name != ".lock" and not files.is_leftover(entry)
-
-
-def _is_begun(run: Path) -> bool:
-    return bool(checkpoint.steps(run)) or (run / _SETTINGS).is_file()
-
-
-def _resume(run: Path, overrides: Mapping[str, object], *, began: float, is_quiet: bool) -> Summary:
-    if not _is_begun(run):
-        raise CheckpointError(f"{run} is no run that can be resumed: it has no checkpoint")
-    files.refuse_links(run, (".lock", "checkpoints", "events", "metrics.jsonl", _SETTINGS))
-    with files.locked(run / ".lock", f"the run {run}"):
+def _resume(
+    run: Path, overrides: Mapping[str, object], ranks: Ranks, *, began: float, is_quiet: bool
+) -> Summary:
+    def claim() -> int | None:
+        # The step that training goes on from; None where none was saved yet.
+        if not folder.is_begun(run):
+            raise CheckpointError(f"{run} is no run that can be resumed: it has no checkpoint")
+        files.refuse_links(run, (".lock", "checkpoints", "events", "metrics.jsonl", "config.toml"))
+        held.enter_context(files.locked(run / ".lock", f"the run {run}"))
         files.remove_leftovers(run)
         files.remove_leftovers(run / "checkpoints")
         if not checkpoint.steps(run):
-            return _train(run, _begun(run, overrides), None, began=began, is_quiet=is_quiet)
+            return None
         saved, problems = checkpoint.newest_intact(run)
         for problem in problems:
             screen.note(f"skipped: {screen.printable(problem)}")
         # What is newer is damaged; training makes these steps again.
-        checkpoint.remove_after(run, saved.state["step"])
+        step: int = saved.state["step"]
+        checkpoint.remove_after(run, step)
+        return step
+
+    with contextlib.ExitStack() as held:
+        step = ranks.agreed(claim)
+        if step is None:
+            ready = _begun(run, overrides, ranks)
+            return _train(run, ready, None, ranks, began=began, is_quiet=is_quiet)
+        saved = checkpoint.read(checkpoint.folder(run, step))
         config = _resumed_config(saved, overrides)
         tokenizer = Tokenizer.from_json(saved.text("tokenizer.json"))
         saved.require_shapes(assembly.weight_shapes(config, tokenizer.vocab_size))
         texts = assembly.find_texts(saved.state["texts"], config, tokenizer)
-        ready = parts.get_ready(config, tokenizer, texts)
-        return _train(run, ready, saved, began=began, is_quiet=is_quiet)
+        ready = parts.get_ready(config, tokenizer, texts, ranks)
+        return _train(run, ready, saved, ranks, began=began, is_quiet=is_quiet)
 
 
-def _begun(run: Path, overrides: Mapping[str, object]) -> parts.Ready:
+def _begun(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> parts.Ready:
     """A run that ended before its first checkpoint, from its beginning.
 
     Raises:
         CheckpointError: its text is not what it was.
     """
-    path = run / _SETTINGS
+    path = run / folder.SETTINGS
     config = configuration.parse(untrusted.text(path), str(path), overrides)
-    tokenizer, texts = assembly.prepare(config)
-    path = run / _TOKENIZER
-    if not path.exists():
-        files.write(path, tokenizer.to_json().encode())
-    if tokenizer.to_json() != untrusted.text(path):
-        raise CheckpointError(f"the text of {run} is not what it was")
-    return parts.get_ready(config, tokenizer, texts)
+    tokenizer, texts = _prepared(config, ranks)
+
+    def compare() -> None:
+        path = run / folder.TOKENIZER
+        if not path.exists():
+            files.write(path, tokenizer.to_json().encode())
+        if tokenizer.to_json() != untrusted.text(path):
+            raise CheckpointError(f"the text of {run} is not what it was")
+
+    ranks.agreed(compare)
+    return parts.get_ready(config, tokenizer, texts, ranks)
 
 
 def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object]) -> Config:
@@ -190,31 +213,26 @@ def _train(
     run: Path,
     ready: parts.Ready,
     saved: checkpoint.Checkpoint | None,
+    ranks: Ranks,
     *,
     began: float,
     is_quiet: bool,
 ) -> Summary:
     config, model, batches = ready.config, ready.model, ready.batches
-    train_text, valid_text = ready.texts["train"], ready.texts.get("valid")
-    _write_run_file(run, ready, saved)
-    monitor = Monitor(
-        run,
-        first_step=saved.state["step"] if saved else 0,
-        total_steps=total_steps(config.train, batches),
-        log_every=config.train.log_every,
-        chars_per_token=train_text.characters / len(train_text),
-        settings=_flat(config),
-        is_quiet=is_quiet,
-    )
-    with contextlib.closing(monitor):
-        monitor.say(
-            f"{len(train_text):,} tokens, vocabulary {ready.tokenizer.vocab_size:,}; "
-            f"{config.model.cell}, {model.num_parameters:,} parameters, "
-            f"{model.embedding.device.type}, {ready.threads} threads, {_precision(config)}; "
-            f"run {run}"
+    valid_text = ready.texts.get("valid")
+    ranks.agreed(
+        lambda: folder.record_start(
+            run,
+            saved.state["step"] if saved else None,
+            device=model.embedding.device.type,
+            processes=ranks.size,
+            threads=ready.threads,
+            precision=_precision(config),
         )
-        if model.embedding.device.type == "cpu" and (reason := library.absence()):
-            monitor.say(f"recurrent layers run on torch alone: {reason}")
+    )
+    monitor = _monitor(run, ready, saved, is_quiet=is_quiet) if ranks.is_first else Silent()
+    with contextlib.closing(monitor):
+        _introduce(run, ready, monitor, ranks.size)
         trainer = Trainer(
             run,
             config.train,
@@ -228,7 +246,8 @@ def _train(
                 patience=config.optimizer.average_patience,
             ),
             monitor=monitor,
-            validate=parts.validation(ready, valid_text) if valid_text else None,
+            ranks=ranks,
+            validate=parts.validation(ready, valid_text, ranks) if valid_text else None,
             write=parts.writing(ready),
             documents=(
                 configuration.to_toml(config),
@@ -241,6 +260,33 @@ def _train(
             trainer.restore(saved)
         trainer.train()
     return _summary(run, ready, trainer, time.monotonic() - began)
+
+
+def _monitor(
+    run: Path, ready: parts.Ready, saved: checkpoint.Checkpoint | None, *, is_quiet: bool
+) -> Monitor:
+    text = ready.texts["train"]
+    return Monitor(
+        run,
+        first_step=saved.state["step"] if saved else 0,
+        total_steps=total_steps(ready.config.train, ready.batches),
+        log_every=ready.config.train.log_every,
+        chars_per_token=text.characters / len(text),
+        settings=_flat(ready.config),
+        is_quiet=is_quiet,
+    )
+
+
+def _introduce(run: Path, ready: parts.Ready, monitor: Silent, size: int) -> None:
+    model, place = ready.model, ready.model.embedding.device.type
+    together = f"{size} processes, " if size > 1 else ""
+    monitor.say(
+        f"{len(ready.texts['train']):,} tokens, vocabulary {ready.tokenizer.vocab_size:,}; "
+        f"{ready.config.model.cell}, {model.num_parameters:,} parameters, "
+        f"{place}, {together}{ready.threads} threads, {_precision(ready.config)}; run {run}"
+    )
+    if place == "cpu" and (reason := library.absence()):
+        monitor.say(f"recurrent layers run on torch alone: {reason}")
 
 
 def _summary(run: Path, ready: parts.Ready, trainer: Trainer, seconds: float) -> Summary:
@@ -279,7 +325,7 @@ def find_learning_rate(config: Config, *, first: float, last: float, steps: int)
         LmtrainError: the others of `lmtrain.errors`, from what training calls.
     """
     with _out_of_memory_explained():
-        ready = parts.get_ready(config, *assembly.prepare(config))
+        ready = parts.get_ready(config, *assembly.prepare(config), Ranks())
         optimizer = parts.build_optimizer(config, ready.model, rising(first, last, steps))
         return range_test(ready.model, ready.batches, optimizer, steps)
 
@@ -289,45 +335,12 @@ def _precision(config: Config) -> str:
     return "bf16" if assembly.is_mixed(config) else "fp32"
 
 
-def _write_run_file(run: Path, ready: parts.Ready, saved: checkpoint.Checkpoint | None) -> None:
-    threads = ready.threads
-    path = run / "run.json"
-    entry = {
-        "lmtrain": lmtrain.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "argv": sys.argv,
-        "device": ready.model.embedding.device.type,
-        "threads": threads,
-        "precision": _precision(ready.config),
-        "from_step": saved.state["step"] if saved else 0,
-        "time": round(time.time(), 3),
-    }
-    starts = checkpoint.run_starts(path)
-    for what in ("torch", "device", "threads", "precision"):
-        if saved and starts and (before := starts[-1].get(what)) != (now := entry[what]):
-            then = screen.printable(str(before))
-            screen.note(f"not bit for bit as before: {what} {then} then, {now} now")
-    checkpoint.write_run_starts(path, [*starts, entry])
-
-
 def _flat(config: Config) -> dict[str, Any]:
     return {
         f"{section}.{name}": value
         for section, part in config.model_dump(mode="json").items()
         for name, value in part.items()
     }
-
-
-def _new_run(config: Config) -> Path:
-    place = config.data.train[0]
-    stem = place if corpus.named(place) else Path(place).name.partition(".")[0]
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-") or "text"
-    taken = {entry.name for entry in Path("runs").glob("*")}
-    stem = f"{name[:60]}-{config.model.cell}"
-    number = next(n for n in range(1, len(taken) + 2) if f"{stem}-{n}" not in taken)
-    return Path("runs") / f"{stem}-{number}"
 
 
 @contextlib.contextmanager

@@ -14,12 +14,17 @@ class Signals:
     SIGINT, SIGTERM and SIGHUP ask for the end, a second one ends the process at once; SIGUSR1
     asks for a checkpoint. What was ignored when the process started, as by nohup, stays ignored.
 
+    Args:
+        is_launched: whether a launcher passes signals on, maybe more than once, and ends what does
+            not end by itself.
+
     Attributes:
         ending: the signal that asked for the end; None if none did.
         wants_checkpoint: whether a checkpoint was asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_launched: bool = False) -> None:
+        self._is_launched = is_launched
         self.ending: int | None = None
         self.wants_checkpoint = False
         self._before: dict[int, Any] = {}
@@ -35,6 +40,8 @@ class Signals:
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self.ending = number
+        if self._is_launched:
+            return
         for each in self._before.keys() & set(_ENDING):
             signal.signal(each, signal.SIG_DFL)
 

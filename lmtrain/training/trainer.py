@@ -1,26 +1,30 @@
 """The loop: truncated backpropagation through time over contiguous streams of text."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
-from lmtrain import checkpoint, files
-from lmtrain.errors import CheckpointError, DivergedError, MachineError, RunInterruptedError
+from lmtrain import checkpoint
+from lmtrain.errors import DivergedError, RunInterruptedError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.schema import TrainConfig
 from lmtrain.text.batches import Batches
+from lmtrain.training import ranks as processes
 from lmtrain.training.average import Average
-from lmtrain.training.monitor import Monitor
+from lmtrain.training.monitor import Silent
 from lmtrain.training.optimizer import Optimizer
 from lmtrain.training.progress import Progress
+from lmtrain.training.ranks import Ranks
+from lmtrain.training.saver import Saver
 from lmtrain.training.signals import Signals
 
 # Guessing costs log V, less than 20 nats; beyond this the numbers mean nothing any more.
@@ -39,6 +43,7 @@ class Trainer:
         optimizer: the update.
         average: the weights that are validated and kept.
         monitor: the record.
+        ranks: the processes that train together.
         validate: the validation of the model as it stands, which calls what it is given now and
             then; None without validation text.
         write: a sample of the model's writing for the step.
@@ -55,7 +60,8 @@ class Trainer:
         batches: Batches,
         optimizer: Optimizer,
         average: Average,
-        monitor: Monitor,
+        monitor: Silent,
+        ranks: Ranks,
         validate: Callable[[Callable[[], None]], Evaluation] | None,
         write: Callable[[int], str],
         documents: tuple[str, str, Mapping[str, Any]],
@@ -68,15 +74,27 @@ class Trainer:
         self.optimizer = optimizer
         self.average = average
         self.monitor = monitor
+        self.ranks = ranks
         self.progress = Progress()
         self.state: State | None = None
         self._validate = validate
         self._write = write
-        self._documents = documents
         self._began = began
         self._validation_seconds = 0.0
         self._validated_step: int | None = None
-        self._signals = Signals()
+        self._signals = Signals(is_launched=processes.is_worker())
+        self._rows = ranks.share(batches.batch_size)
+        self._loss = ranks.averaging(model)
+        self._saver = Saver(
+            run,
+            config.keep_checkpoints,
+            model=model,
+            optimizer=optimizer,
+            average=average,
+            monitor=monitor,
+            ranks=ranks,
+            documents=documents,
+        )
         self.total_steps = total_steps(config, batches)
 
     def train(self) -> None:
@@ -118,7 +136,8 @@ class Trainer:
     def _catch_up(self) -> None:
         """Makes up for the validation that the checkpoint was saved before, if one was due."""
         step = self.optimizer.step
-        if (loss := self.monitor.validation_at(step)) is not None:
+        loss = self.ranks.agreed(lambda: self.monitor.validation_at(step))
+        if loss is not None:
             self._take_validation(loss)
         elif step and self._is_validation_due():
             self._record_validation()
@@ -136,13 +155,16 @@ class Trainer:
         Raises:
             RunInterruptedError: the end was asked for; a checkpoint was saved.
         """
-        step = self.optimizer.step
-        if self._signals.wants_checkpoint:
-            self._signals.wants_checkpoint = False
+        step, signals = self.optimizer.step, self._signals
+        asked = self.ranks.exchanged([signals.ending or 0, signals.wants_checkpoint])
+        # A signal to one of several processes is obeyed by all, after the same step.
+        ending, wants_checkpoint = (int(max(each)) for each in zip(*asked, strict=True))
+        if wants_checkpoint:
+            signals.wants_checkpoint = False
             self.monitor.say(f"step {step:,}: saved in {self.save()}")
-        if self._signals.ending is not None:
+        if ending:
             raise RunInterruptedError(
-                self._signals.ending,
+                ending,
                 f"interrupted at step {step:,}; saved in {self.save()}",
                 f"go on: lmtrain train --resume {self.run}",
             )
@@ -182,7 +204,8 @@ class Trainer:
     def _update(self) -> None:
         begin = time.monotonic()
         step = self.optimizer.step
-        inputs, targets = (self._place(tokens) for tokens in self.batches[step])  # (T, B) each
+        inputs, targets = (self._place(tokens) for tokens in self.batches[step])  # (T, own B) each
+        tokens = len(targets) * self.batches.batch_size
         if self.batches.starts_epoch(step):
             self.state = None
         nats: list[float] = []
@@ -191,7 +214,7 @@ class Trainer:
         grad_norm = self.optimizer.update(self._losses(inputs, targets, nats), share)
         self.average.update()
         seconds = time.monotonic() - begin
-        self.progress.tokens += targets.numel()
+        self.progress.tokens += tokens
         self.progress.train_seconds += seconds
         self.monitor.record(
             step + 1,
@@ -200,13 +223,13 @@ class Trainer:
             grad_norm=grad_norm,
             was_clipped=self.optimizer.was_clipped,
             learning_rate=learning_rate,
-            tokens=targets.numel(),
+            tokens=tokens,
             seconds=seconds,
             seconds_left=self._seconds_left(),
         )
 
     def _place(self, tokens: Any) -> Tensor:
-        return torch.from_numpy(tokens).to(self.model.embedding.device)
+        return torch.from_numpy(tokens[:, self._rows]).to(self.model.embedding.device)
 
     def epoch(self, step: int) -> int:
         """The epoch, counted from 1, that a step, counted from 0, belongs to."""
@@ -221,15 +244,20 @@ class Trainer:
         groups = self.config.accumulate
         parts = inputs.chunk(groups, dim=1), targets.chunk(groups, dim=1)
         states = self.state.chunk(groups) if self.state else [None] * len(parts[0])
-        after = []
+        after: list[State] = []
         for x, y, state in zip(*parts, states, strict=True):
-            loss = self.model.loss(x, y, state)
-            # Backpropagation is truncated here: the next step gets numbers without their history.
-            after.append(loss.state.detach())
-            nats.append(float(loss.nats) * y.shape[1] / targets.numel())
-            if nats[-1] > _ABSURD_NATS:
-                raise DivergedError(f"the loss is {nats[-1]:.6g} nats a token")
-            yield loss.objective * (y.shape[1] / targets.shape[1])
+            is_last = len(after) == len(states) - 1
+            # Until the last group, no process waits for another's gradients.
+            with contextlib.nullcontext() if is_last else self._loss.apart():
+                loss = self._loss(x, y, state)
+                # Backpropagation is truncated here: the next step gets numbers without history.
+                after.append(loss.state.detach())
+                costs = self.ranks.exchanged([float(loss.nats)])
+                cost = math.fsum(own for (own,) in costs) / len(costs)
+                nats.append(cost * y.shape[1] / targets.numel())
+                if not nats[-1] <= _ABSURD_NATS:
+                    raise DivergedError(f"the loss is {nats[-1]:.6g} nats a token")
+                yield loss.objective * (y.shape[1] / targets.shape[1])
         self.state = State.cat(after)
 
     def _is_validation_due(self) -> bool:
@@ -251,7 +279,7 @@ class Trainer:
             result = self._validate(self._obey_signals)
             if not math.isfinite(result.loss):
                 raise DivergedError(f"the validation loss is {result.loss}")
-            sample = self._write(step)
+            sample = self._write(step) if self.ranks.is_first else ""
         self.model.train()
         self._validation_seconds = result.seconds
         best = self.progress.best_loss
@@ -268,7 +296,7 @@ class Trainer:
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_step = loss, step
             progress.validations_since_best = 0
-            checkpoint.write_best(self.run, step, "valid_loss", loss)
+            self.ranks.agreed(lambda: checkpoint.write_best(self.run, step, "valid_loss", loss))
         else:
             progress.validations_since_best += 1
         if self._patience_is_over():
@@ -284,7 +312,10 @@ class Trainer:
     def _time_is_up(self) -> bool:
         # The last validation and its checkpoint belong to the time that was given.
         limit = self.config.max_seconds
-        return limit is not None and self._elapsed() + 1.5 * self._validation_seconds > limit
+        if limit is None:
+            return False
+        is_up = self._elapsed() + 1.5 * self._validation_seconds > limit
+        return any(is_over for (is_over,) in self.ranks.exchanged([is_up]))
 
     def _seconds_left(self) -> float:
         step_seconds = self.progress.train_seconds * self.batches.seq_len * self.batches.batch_size
@@ -295,66 +326,13 @@ class Trainer:
         return max(0.0, left)
 
     def save(self) -> Path:
-        """Writes a checkpoint of this step, if there is none, and removes old ones.
+        """Writes a checkpoint of this step, if there is none; returns its folder.
 
         Raises:
             DivergedError: a weight is not finite; nothing was written.
-            MachineError: the disk or the permissions refused; if there is room for temporary
-                files, the checkpoint is there.
+            MachineError: the disk or the permissions refused.
         """
-        path = checkpoint.folder(self.run, self.optimizer.step)
-        if path.exists():
-            return path
-        began = time.monotonic()
-        self.monitor.sync()
-        try:
-            self._write_checkpoint(self.run)
-        except MachineError as error:
-            raise self._rescued(error) from error
-        checkpoint.rotate(self.run, self.config.keep_checkpoints)
-        self.monitor.save_seconds += time.monotonic() - began
-        return path
-
-    def _rescued(self, error: MachineError) -> MachineError:
-        """The error, with the place of a checkpoint that was saved elsewhere."""
-        try:
-            place = files.temporary_folder(f"rescue-{self.run.resolve().name[:60]}")
-            self._write_checkpoint(place)
-        except MachineError:
-            return error
-        return MachineError(
-            str(error).splitlines()[0],
-            f"this step's checkpoint is in {place} instead",
-            f"go on: lmtrain train --resume {place}",
-        )
-
-    def _write_checkpoint(self, run: Path) -> None:
-        with self.average.in_place():
-            weights = self.model.state_dict()
-            for name, weight in weights.items():
-                if not weight.isfinite().all():
-                    raise DivergedError(f"{name} is not finite")
-            config, tokenizer, texts = self._documents
-            checkpoint.save(
-                run,
-                self.optimizer.step,
-                config=config,
-                tokenizer=tokenizer,
-                weights=weights,
-                state_tensors={
-                    **self.optimizer.state_tensors(),
-                    **self.average.state_tensors(),
-                    **(self.state or State()).named(),
-                    "chance": self.model.generator.get_state(),
-                },
-                state={
-                    "step": self.optimizer.step,
-                    "progress": {**vars(self.progress), "seconds": self._elapsed()},
-                    "average": self.average.state(),
-                    "window": self.monitor.state(),
-                    "texts": texts,
-                },
-            )
+        return self._saver.save(replace(self.progress, seconds=self._elapsed()), self.state)
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes on from a checkpoint as if never stopped.
@@ -362,19 +340,7 @@ class Trainer:
         Raises:
             CheckpointError: it does not fit the model.
         """
-        saved.load_weights(self.model)
-        tensors = saved.tensors("state.safetensors")
-        try:
-            self.optimizer.restore(int(saved.state["step"]), tensors)
-            self.average.restore(saved.state["average"], tensors)
-            self.progress = TypeAdapter(Progress).validate_python(saved.state["progress"])
-            self.monitor.restore(saved.state["window"])
-            self.model.generator.set_state(tensors["chance"])
-            zeros = self.model.recurrent.zero_state(self.batches.batch_size)
-            self.state = zeros.restored(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{saved.path} does not fit this training: {reason}") from None
+        self.progress, self.state = self._saver.restore(saved, self.batches.batch_size)
 
 
 def total_steps(config: TrainConfig, batches: Batches) -> int:

@@ -1,0 +1,86 @@
+"""The run folder as a whole: its name, whether it is used, and the record of who trained in it."""
+
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import lmtrain
+from lmtrain import checkpoint, files, screen
+from lmtrain.errors import RunBusyError
+from lmtrain.text import corpus
+
+SETTINGS, TOKENIZER = "config.toml", "tokenizer.json"
+
+# What must be the same for a resumed run to go on bit for bit.
+_SURROUNDINGS = ("torch", "device", "processes", "threads", "precision")
+
+
+def new_run(text: str, cell: str) -> Path:
+    """A folder under runs/ that is not there yet, named after the text and the cell."""
+    stem = text if corpus.named(text) else Path(text).name.partition(".")[0]
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-") or "text"
+    taken = {entry.name for entry in Path("runs").glob("*")}
+    stem = f"{name[:60]}-{cell}"
+    number = next(n for n in range(1, len(taken) + 2) if f"{stem}-{n}" not in taken)
+    return Path("runs") / f"{stem}-{number}"
+
+
+def refuse_used(run: Path) -> None:
+    """Checks that nothing is in the folder that a new run could spoil.
+
+    Raises:
+        RunBusyError: something is.
+        MachineError: it cannot be looked into.
+    """
+    with files.explained(run, "look into"):
+        is_used = run.exists() and (not run.is_dir() or any(map(_is_used, run.iterdir())))
+    if is_used:
+        resumable = f"go on with it: lmtrain train --resume {run}, or "
+        raise RunBusyError(
+            f"{run} is used already",
+            (resumable if is_begun(run) else "") + "train elsewhere: --out DIR",
+        )
+
+
+def _is_used(entry: Path) -> bool:
+    # What a process that was killed at its very start may leave.
+    return entry.name != ".lock" and not files.is_leftover(entry)
+
+
+def is_begun(run: Path) -> bool:
+    """Whether there is a run to go on with."""
+    return bool(checkpoint.steps(run)) or (run / SETTINGS).is_file()
+
+
+def record_start(run: Path, from_step: int | None, **surroundings: Any) -> None:
+    """Adds this start to run.json; says so where it cannot go on bit for bit as before.
+
+    Args:
+        run: the run folder.
+        from_step: updates done before; None for a new run.
+        surroundings: device, processes, threads and precision.
+
+    Raises:
+        MachineError: the disk or the permissions refused.
+    """
+    entry = {
+        "lmtrain": lmtrain.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "argv": sys.argv,
+        **surroundings,
+        "from_step": from_step or 0,
+        "time": round(time.time(), 3),
+    }
+    starts = checkpoint.run_starts(run / "run.json")
+    for what in _SURROUNDINGS:
+        if from_step is not None and starts and (was := starts[-1].get(what)) != entry[what]:
+            then = screen.printable(str(was))
+            screen.note(f"not bit for bit as before: {what} {then} then, {entry[what]} now")
+    checkpoint.write_run_starts(run / "run.json", [*starts, entry])

@@ -1,0 +1,73 @@
+"""Starts a training as several processes of this machine, by torch's own launcher."""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+import torch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from lmtrain.errors import ConfigError, LmtrainError, MachineError, RunInterruptedError
+
+
+def launch(arguments: Sequence[str], devices: int, max_restarts: int) -> None:
+    """Runs `lmtrain` with these arguments in so many processes, until all have ended.
+
+    Args:
+        arguments: the command line of each.
+        devices: processes, on CUDA each with a GPU of its own.
+        max_restarts: how often all are started anew when one of them failed.
+
+    Raises:
+        MachineError: fewer GPUs than processes, or the processes could not be started.
+        RunInterruptedError: a signal asked for the end.
+        LmtrainError: a process failed, and has said why.
+    """
+    if torch.cuda.is_available() and torch.cuda.device_count() < devices:
+        raise MachineError(
+            f"{devices} devices were asked for, this machine has {torch.cuda.device_count()}"
+        )
+    # What it would say of failed processes, they say themselves.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=max_restarts,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "lmtrain", *arguments)
+    except SignalException as error:
+        interrupted = RunInterruptedError(error.sigval.value, "interrupted")
+        interrupted.is_told = True
+        raise interrupted from error
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        if first.exitcode < 0:
+            name = signal.Signals(-first.exitcode).name
+            raise MachineError(f"rank {first.local_rank} was ended by {name}") from error
+        failed = LmtrainError(f"rank {first.local_rank} failed")
+        failed.exit_code = first.exitcode
+        failed.is_told = True
+        raise failed from error
+
+
+def require_size(devices: int) -> None:
+    """Checks, in a process that a launcher started, that there are as many as were asked for.
+
+    Raises:
+        ConfigError: there are not.
+    """
+    if os.environ.get("WORLD_SIZE") != str(devices):
+        raise ConfigError(
+            f"--devices {devices}, but {os.environ.get('WORLD_SIZE')} processes were started",
+            "leave --devices out under torchrun",
+        )

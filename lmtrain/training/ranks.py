@@ -1,0 +1,316 @@
+"""The processes that train one model together, each with its share of the streams.
+
+A rank is one of them, counted from 0; torchrun says which one this is. Rank 0 alone reads the text,
+shows and writes; what it does or fails to do, all learn. Gradients are averaged by torch's
+DistributedDataParallel; numbers that steer the loop are exchanged on the processor.
+
+Source: Li et al. 2020, PyTorch Distributed.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lmtrain import errors
+from lmtrain.errors import (
+    ConfigError,
+    DivergedError,
+    LmtrainError,
+    MachineError,
+    RunInterruptedError,
+    TextError,
+)
+from lmtrain.model.language_model import LanguageModel, Loss
+from lmtrain.model.recurrent import State
+
+_Result = TypeVar("_Result")
+
+# A process that neither answers nor dies is given up after this.
+_TIMEOUT = datetime.timedelta(seconds=120)
+# Reading a large text takes longer than anything that comes after.
+_PATIENCE = datetime.timedelta(days=7)
+_LOST = ("gloo", "Connection", "connection", "Socket")
+
+
+class Ranks:
+    """One process alone, which has nobody to wait for.
+
+    Attributes:
+        rank: which process this is, from 0.
+        size: how many there are.
+    """
+
+    rank = 0
+    size = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> slice:
+        """Which of so many rows are this process's; the shares differ by one row at most."""
+        return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+
+    def agreed(self, action: Callable[[], _Result], *, is_long: bool = False) -> _Result:
+        """What `action`, done by rank 0, returns or raises, in every process.
+
+        Args:
+            action: its result is something JSON can tell.
+            is_long: whether the others wait as long as it takes.
+
+        Raises:
+            LmtrainError: `action` raised it.
+        """
+        return action()
+
+    def exchanged(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of every process, in the order of the ranks."""
+        return [list(numbers)]
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The tensors of every process, shaped alike, in the order of the ranks."""
+        return [dict(tensors)]
+
+    def averaging(self, model: LanguageModel) -> "Losses":
+        """What gives the model's loss so that its gradient is the mean over all processes."""
+        return Losses(model)
+
+
+class Losses:
+    """The loss of a model in one process.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+
+    def __call__(self, inputs: Tensor, targets: Tensor, state: State | None) -> Loss:
+        """`model.loss`."""
+        return self._model.loss(inputs, targets, state)
+
+    def apart(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, gradients are added up in this process and not yet averaged over all."""
+        return contextlib.nullcontext()
+
+
+class _Together(Ranks):
+    """One of several processes.
+
+    Args:
+        rank: which one.
+        size: how many.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+        self._control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def agreed(self, action: Callable[[], _Result], *, is_long: bool = False) -> _Result:
+        message: dict[str, Any] = {}
+        result: Any = None
+        failure: LmtrainError | None = None
+        if self.is_first:
+            try:
+                result = action()
+                message = {"result": result}
+            except LmtrainError as error:
+                failure = error
+                message = {"error": type(error).__name__, "lines": str(error).split("\n  ")}
+                message["code"] = error.exit_code
+        told = self._told(message, self._patient if is_long else self._control)
+        if failure is not None:
+            raise failure
+        if "error" in told:
+            raise _same_error(told)
+        return cast("_Result", result if self.is_first else told["result"])
+
+    def _told(self, message: Any, group: dist.ProcessGroup | None) -> Any:
+        """Rank 0's message."""
+        content = json.dumps(message).encode()
+        length = torch.tensor([len(content)])
+        dist.broadcast(length, 0, group=group)
+        told = torch.zeros(int(length), dtype=torch.uint8)
+        if self.is_first:
+            told = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        dist.broadcast(told, 0, group=group)
+        return json.loads(told.numpy().tobytes())
+
+    def exchanged(self, numbers: Sequence[float]) -> list[list[float]]:
+        mine = torch.tensor(numbers, dtype=torch.float64)
+        theirs = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(theirs, mine, group=self._control)
+        return [each.tolist() for each in theirs]
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        everyone: list[dict[str, Tensor]] = [{} for _ in range(self.size)]
+        for name in sorted(tensors):
+            mine = tensors[name].detach().cpu().contiguous()
+            theirs = [torch.empty_like(mine) for _ in range(self.size)]
+            # Bytes travel whatever the type.
+            dist.all_gather(
+                [each.view(torch.uint8) for each in theirs],
+                mine.view(torch.uint8),
+                group=self._control,
+            )
+            for each, tensor in zip(everyone, theirs, strict=True):
+                each[name] = tensor
+        return everyone
+
+    def averaging(self, model: LanguageModel) -> Losses:
+        return _AveragedLosses(model)
+
+
+class _LossModule(nn.Module):
+    """The loss of a model as a module's forward, where DistributedDataParallel hooks in."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, targets: Tensor, state: State | None) -> Loss:
+        return self.model.loss(inputs, targets, state)
+
+
+class _AveragedLosses(Losses):
+    """The loss of a model whose gradient is averaged over all processes in its backward."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model)
+        self._averaged = DistributedDataParallel(_LossModule(model))
+
+    def __call__(self, inputs: Tensor, targets: Tensor, state: State | None) -> Loss:
+        loss: Loss = self._averaged(inputs, targets, state)
+        return loss
+
+    def apart(self) -> contextlib.AbstractContextManager[None]:
+        return self._averaged.no_sync()
+
+
+def _same_error(told: Mapping[str, Any]) -> LmtrainError:
+    """Rank 0's error, which rank 0 shows."""
+    kind = getattr(errors, told["error"])
+    lines = told["lines"]
+    error: LmtrainError = (
+        kind(told["code"] - 128, *lines) if kind is errors.RunInterruptedError else kind(*lines)
+    )
+    error.is_told = True
+    return error
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes that torchrun started with this one, or this process alone.
+
+    Where there is CUDA, each process of a machine takes a GPU of its own.
+
+    Raises:
+        ConfigError: the environment names a rank and not all that belongs to it, or the port that
+            the processes should meet at is in use.
+        MachineError: another process ended.
+    """
+    if not is_worker():
+        yield Ranks()
+        return
+    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_number("LOCAL_RANK"))
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(
+            backend, timeout=_TIMEOUT, store=_store(), rank=rank, world_size=size
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"rank {rank} of {size} could not meet the others: {reason}") from error
+    try:
+        with _losses_explained(rank), _told_once(rank):
+            yield _Together(rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    """Where the processes find one another: at the launcher's or at rank 0's."""
+    is_launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ.get("MASTER_ADDR", "localhost"),
+        _number("MASTER_PORT"),
+        is_master=not is_launched and _number("RANK") == 0,
+        timeout=_TIMEOUT,
+    )
+    # The launcher's still holds the addresses of processes that it has started anew since.
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+@contextlib.contextmanager
+def _losses_explained(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # What gloo raises has no class of its own.
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(word in text for word in _LOST):
+            raise
+        raise MachineError(
+            f"rank {rank}: another process of this training ended or did not answer",
+            text.splitlines()[0][:200],
+        ) from error
+
+
+@contextlib.contextmanager
+def _told_once(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except (ConfigError, TextError, DivergedError, RunInterruptedError) as error:
+        # These every process raises alike.
+        error.is_told = rank > 0
+        raise
+
+
+def is_worker() -> bool:
+    """Whether a launcher such as torchrun started this process as one of several."""
+    return "RANK" in os.environ or "WORLD_SIZE" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process shows and writes the results."""
+    return not is_worker() or _number("RANK") == 0
+
+
+def local_size() -> int:
+    """The processes of this training on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_worker() else 1
+
+
+def is_restarted() -> bool:
+    """Whether the launcher started the processes anew because one of them had failed."""
+    return is_worker() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def may_restart() -> bool:
+    """Whether the launcher would start the processes anew if one of them failed."""
+    return is_worker() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise ConfigError(
+            f"the environment sets RANK or WORLD_SIZE, and {name} is {text!r}",
+            "start several processes with: lmtrain train --devices N, or torchrun",
+        )
+    return int(text)
