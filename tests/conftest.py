@@ -4,6 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before anything imports Triton: its kernels run on the processor here.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 import torch
 

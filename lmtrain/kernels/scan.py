@@ -5,15 +5,15 @@ from torch import Tensor
 
 from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights
 from lmtrain.errors import ConfigError
-from lmtrain.kernels import plain, reference
-from lmtrain.kernels.native import scan as native
+from lmtrain.kernels import operator, plain, reference
 
 
 def engine(cell: Cell) -> str:
-    """The name of the engine that runs a cell: native, plain (torch) or reference (autograd)."""
+    """The engine that runs a cell: native, triton, plain (torch) or reference (autograd)."""
     if _by_hand(cell) is None:
         return "reference"
-    return "plain" if native.kernel(cell, cell.weight_input) is None else "native"
+    has_kernel = operator.kernel(cell, cell.weight_input) is not None
+    return operator.engine(cell.weight_input) if has_kernel else "plain"
 
 
 def _by_hand(cell: Cell) -> DifferentiatedCell | None:
@@ -71,9 +71,9 @@ def scan(
     by_hand = _by_hand(cell)
     # A single step would pay more for packing its weights than the native scan saves.
     if by_hand is not None and lengths is None and len(inputs) > 1:
-        name = native.kernel(cell, inputs)
+        name = operator.kernel(cell, inputs)
         if name is not None:
-            return native.scan(name, by_hand, inputs, state, reverse=reverse, weights=weights)
+            return operator.scan(name, by_hand, inputs, state, reverse=reverse, weights=weights)
     if inputs.dtype == torch.bfloat16:
         inputs = inputs.float()
         hidden, state = scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)

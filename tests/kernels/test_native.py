@@ -16,9 +16,9 @@ from torch import Tensor
 from lmtrain import device
 from lmtrain.cells import LSTM, Cell, create
 from lmtrain.errors import ConfigError
+from lmtrain.kernels import operator as native
 from lmtrain.kernels import plain, reference
 from lmtrain.kernels.native import library
-from lmtrain.kernels.native import scan as native
 from lmtrain.kernels.scan import engine, scan
 
 if library.absence():

@@ -63,14 +63,25 @@ def absence() -> str | None:
     """Why there are no native kernels here; None where there are.
 
     Raises:
-        ConfigError: LMTRAIN_KERNELS is neither native nor torch.
+        ConfigError: LMTRAIN_KERNELS is none of its values.
     """
-    choice = os.environ.get(_SWITCH, "native")
-    if choice not in ("native", "torch"):
-        raise ConfigError(f"{_SWITCH}={choice} is neither native nor torch")
-    if choice == "torch":
-        return f"{_SWITCH}=torch"
+    if choice() != "native":
+        return f"{_SWITCH}={choice()}"
     return None if _library() is not None else "lmtrain was installed without a C++ compiler"
+
+
+def choice() -> str:
+    """What the environment's LMTRAIN_KERNELS asks for on the processor.
+
+    native is C++, torch is no kernels, triton is Triton's interpreter, for tests.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    chosen = os.environ.get(_SWITCH, "native")
+    if chosen not in ("native", "torch", "triton"):
+        raise ConfigError(f"{_SWITCH}={chosen} is none of native, torch, triton")
+    return chosen
 
 
 def level() -> int:

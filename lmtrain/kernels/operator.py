@@ -1,12 +1,14 @@
-"""Cells whose scan over time is native: `lmtrain::scan`, with its backward, as operators of torch.
+"""Cells whose scan has kernels: `lmtrain::scan`, with its backward, as operators of torch.
 
 Input products and weight gradients are single products over all time steps, done by torch; the
-library runs what depends on time. Precision follows the inputs: with bf16 inputs the operands of
-all products and the kept activations are bf16; sums, state and gradients of weights are fp32.
+kernels, C++ on the processor and Triton on CUDA, run what depends on time. Precision follows the
+inputs: with bf16 inputs the operands of all products and the kept activations are bf16; sums, state
+and gradients of weights are fp32.
 
 T steps, B rows, I input_size, H hidden_size, G gates.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -16,19 +18,31 @@ from torch import Tensor
 from lmtrain import cells
 from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights, product_over_time
 from lmtrain.kernels.native import library
+from lmtrain.kernels.triton import scan as triton
 
 
 def kernel(cell: Cell, inputs: Tensor) -> str | None:
     """The name of the kernel that runs this cell on these inputs; None if none does."""
-    is_fp32 = inputs.dtype == torch.float32
-    if inputs.device.type != "cpu" or cell.bias.dtype != torch.float32 or library.absence():
-        return None
-    if not is_fp32 and not (inputs.dtype == torch.bfloat16 and library.has_bf16()):
-        return None
-    if (registered := cells.name_of(cell)) is None:
+    registered = cells.name_of(cell)
+    if registered is None or cell.bias.dtype != torch.float32:
         return None
     name = " ".join([registered, *(getattr(cell, option) for option in cell.options)])
-    return name if library.cell_number(name) >= 0 else None
+    if engine(inputs) == "triton":
+        return name if triton.runs(name, inputs) else None
+    if inputs.device.type != "cpu" or library.absence():
+        return None
+    is_bf16 = inputs.dtype == torch.bfloat16 and library.has_bf16()
+    has_kind = is_bf16 or inputs.dtype == torch.float32
+    return name if has_kind and library.cell_number(name) >= 0 else None
+
+
+def engine(inputs: Tensor) -> str:
+    """Whose kernels run where these inputs are: native or triton."""
+    return "triton" if inputs.is_cuda or library.choice() == "triton" else "native"
+
+
+def _run(inputs: Tensor) -> Callable[..., None]:
+    return triton.scan if engine(inputs) == "triton" else library.scan
 
 
 def scan(
@@ -77,7 +91,7 @@ def _forward(
     for states, part in zip(history, state, strict=True):
         states[steps if reverse else 0] = part
     hidden = inputs.new_empty(steps, rows, weight_recurrent.shape[1])
-    library.scan(
+    _run(inputs)(
         name,
         gates=gates,
         recurrent=weight_recurrent.contiguous(),
@@ -107,9 +121,9 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients at the pre-activations (T, B, G·H), of the bias (G·H) and of the first state."""
     dz = torch.empty_like(activations)
-    grad_bias = torch.zeros(activations.shape[2])
+    grad_bias = torch.zeros(activations.shape[2], device=activations.device)
     delta = [part.clone(memory_format=torch.contiguous_format) for part in grad_last]
-    library.scan(
+    _run(activations)(
         name,
         gates=activations,
         recurrent=weight_recurrent.contiguous(),

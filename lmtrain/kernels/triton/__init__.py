@@ -1,0 +1,1 @@
+"""Cells over time on CUDA, in Triton."""

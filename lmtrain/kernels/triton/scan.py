@@ -1,0 +1,223 @@
+"""The scans of lmtrain's cells on CUDA, by the alternating schedule: a product, then a launch.
+
+The recurrent product of each step is cuBLAS's, everything else of the step one Triton kernel (of
+the GRU two of each). Precision follows the gates': operands of products and kept activations are
+bf16, fp16 or fp32; sums, states and deltas fp32. With TRITON_INTERPRET=1 the same kernels run on
+the processor, slowly, for tests.
+
+T steps, B rows, H hidden_size, G gates.
+
+Source: the schedule is that of FlashRNN's alternating kernels (Pöppel, Beck & Hochreiter 2024).
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BLOCK = 256
+_KINDS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A kernel by its name: the cell's page, its gates and what of it varies.
+
+    Args:
+        page: the module with the cell's functions.
+        gates: G.
+        parts: parts of the state.
+        peephole: none, full or diagonal.
+        is_other: whether the cell has its other form.
+    """
+
+    page: str
+    gates: int
+    parts: int
+    peephole: str = "none"
+    is_other: bool = False
+
+    @property
+    def is_two_phased(self) -> bool:
+        """Whether a step has two products: the GRU's candidate waits for s of all units."""
+        return self.page == "gru"
+
+
+_FORMS = {
+    "rnn tanh": _Form("rnn", 1, 1),
+    "rnn relu": _Form("rnn", 1, 1, is_other=True),
+    "simple-gru": _Form("simple_gru", 2, 1),
+    "gru": _Form("gru", 3, 1),
+} | {
+    f"{name} {output}{f' {peephole}' if peephole != 'none' else ''}": _Form(
+        "lstm", 4, 2, peephole, output == "linear"
+    )
+    for output in ("tanh", "linear")
+    for name, peephole in (
+        ("lstm", "none"),
+        ("peephole-lstm", "full"),
+        ("peephole-lstm", "diagonal"),
+    )
+}
+
+
+def absence() -> str | None:
+    """Why there are no Triton kernels here; None where there are."""
+    return None if importlib.util.find_spec("triton") else "Triton is not installed"
+
+
+def runs(name: str, inputs: Tensor) -> bool:
+    """Whether the kernel of that name is here, for inputs where and of what kind these are."""
+    is_there = inputs.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    return name in _FORMS and is_there and inputs.dtype in _KINDS and absence() is None
+
+
+@functools.cache
+def _module(name: str) -> ModuleType:
+    # Triton is imported only where its kernels run.
+    return importlib.import_module(f"lmtrain.kernels.triton.{name}")
+
+
+def scan(
+    name: str,
+    *,
+    gates: Tensor,
+    recurrent: Tensor,
+    peephole: Tensor | None,
+    bias: Tensor | None = None,
+    history: Iterable[Tensor],
+    reverse: bool,
+    hidden: Tensor | None = None,
+    grad_hidden: Tensor | None = None,
+    dz: Tensor | None = None,
+    grad_bias: Tensor | None = None,
+    delta: Iterable[Tensor] = (),
+) -> None:
+    """One scan over time, as `kernels.native.library.scan`: forward where `hidden` is given."""
+    form = _FORMS[name]
+    run = _Scan(form, gates, recurrent, peephole, list(history), reverse=reverse)
+    if hidden is not None and bias is not None:
+        run.forward(bias, hidden)
+    elif grad_hidden is not None and dz is not None and grad_bias is not None:
+        run.backward(grad_hidden, dz, list(delta))
+        grad_bias += dz.sum((0, 1), dtype=torch.float32)
+
+
+class _Scan:
+    """The tensors of one scan, and its loops over time."""
+
+    def __init__(
+        self,
+        form: _Form,
+        gates: Tensor,
+        recurrent: Tensor,
+        peephole: Tensor | None,
+        history: list[Tensor],
+        *,
+        reverse: bool,
+    ) -> None:
+        self.form = form
+        self.gates = gates
+        self.history = history
+        self.steps, self.rows, _ = gates.shape
+        self.units = recurrent.shape[1]
+        self.recurrent = recurrent.to(gates.dtype)
+        # Kernels are given something for what they do not read.
+        self.peephole = recurrent if peephole is None else peephole
+        if form.peephole == "full":
+            self.peephole = self.peephole.to(gates.dtype)
+        self.reverse = reverse
+        self.page = _module(form.page)
+
+    def _times(self) -> list[tuple[int, int, int]]:
+        """Each step in the order of time, with the places of the state before and after it."""
+        order = range(self.steps - 1, -1, -1) if self.reverse else range(self.steps)
+        return [(t, t + 1, t) if self.reverse else (t, t, t + 1) for t in order]
+
+    def _numbers(self, gates: int, kind: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(self.rows, gates * self.units, dtype=kind, device=self.gates.device)
+
+    def _launch(self, kernel: str, cell: str, *tensors: Tensor, **options: Any) -> None:
+        blocks = -(-self.rows * self.units // _BLOCK)
+        function = getattr(_module("steps"), kernel)
+        function[(blocks,)](
+            *tensors, self.rows, self.units, CELL=getattr(self.page, cell), BLOCK=_BLOCK, **options
+        )
+
+    def _options(self, count: int) -> dict[str, Any]:
+        form = self.form
+        return {
+            "COUNT": count, "GATES": form.gates, "PARTS": form.parts,
+            "PEEPHOLE": form.peephole, "OTHER": form.is_other,
+        }  # fmt: skip
+
+    def forward(self, bias: Tensor, hidden: Tensor) -> None:
+        """Activations into the gates, states into the history, hidden states."""
+        H, kind, form = self.units, self.gates.dtype, self.form
+        begin = self._times()[0][1]
+        operands = [states[begin].to(kind, copy=True) for states in self.history]
+        s = self._numbers(1, kind) if form.is_two_phased else operands[0]
+        last_weights = self.recurrent[: H if form.is_two_phased else form.gates * H].T
+        product = self._numbers(1 if form.is_two_phased else form.gates)
+        gated = self._numbers(form.gates - 1) if form.is_two_phased else product
+        seen = self._numbers(3) if form.peephole == "full" else product
+        options = self._options(1 if form.is_two_phased else form.gates)
+        first, last = self.history[0], self.history[-1]
+        for t, before, after in self._times():
+            if form.peephole == "full":
+                _multiply(operands[1], self.peephole.T, seen)
+            if form.is_two_phased:
+                _multiply(operands[0], self.recurrent[H:].T, gated)
+                self._launch("prepare", "prepare", self.gates[t], gated, bias, first[before], s)
+            _multiply(s, last_weights, product)
+            self._launch(
+                "forward", "forward",
+                *(self.gates[t], product, seen, bias, self.peephole),
+                *(first[before], last[before], first[after], last[after], hidden[t]),
+                *(operands[0], operands[-1]),
+                **options,
+            )  # fmt: skip
+
+    def backward(self, grad_hidden: Tensor, dz: Tensor, delta: list[Tensor]) -> None:
+        """Gradients at the pre-activations; `delta` becomes the gradients of the first state."""
+        H, form = self.units, self.form
+        product = self._numbers(1).zero_()
+        second = self._numbers(1).zero_() if form.peephole == "full" else product
+        options = self._options(2 if form.is_two_phased else form.gates)
+        gated = H if form.is_two_phased else 0
+        first, last = self.history[0], self.history[-1]
+        for t, before, after in reversed(self._times()):
+            self._launch(
+                "backward", "backward",
+                *(self.gates[t], product, second, self.peephole),
+                *(first[before], last[before], last[after]),
+                *(grad_hidden[t], dz[t], delta[0], delta[-1]),
+                **options,
+            )  # fmt: skip
+            if form.is_two_phased:
+                _multiply(dz[t][:, :H], self.recurrent[:H], product)
+                self._launch(
+                    *("finish", "finish"), self.gates[t], product, first[before], dz[t], delta[0]
+                )
+            _multiply(dz[t][:, gated:], self.recurrent[gated:], product)
+            if form.peephole == "full":
+                _multiply(dz[t][:, H:], self.peephole, second)
+        delta[0] += product
+        if form.peephole == "full":
+            delta[1] += second
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """The product of two matrices, in fp32 whatever they are."""
+    if left.dtype == torch.float32:
+        torch.mm(left, right, out=out)
+    elif left.is_cuda:
+        torch.mm(left, right, out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(left.float(), right.float(), out=out)
