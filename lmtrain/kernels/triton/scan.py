@@ -1,17 +1,22 @@
-"""The scans of lmtrain's cells on CUDA, by the alternating schedule: a product, then a launch.
+"""The scans of lmtrain's cells on CUDA, by one of two schedules.
 
-The recurrent product of each step is cuBLAS's, everything else of the step one Triton kernel (of
-the GRU two of each). Precision follows the gates': operands of products and kept activations are
-bf16, fp16 or fp32; sums, states and deltas fp32. With TRITON_INTERPRET=1 the same kernels run on
-the processor, slowly, for tests.
+Persistent: one launch for all steps, where the chip can keep the recurrent weights.
+Alternating: the recurrent product of each step is cuBLAS's, everything else of it one Triton kernel
+(of the GRU two of each).
+
+Precision follows the gates': operands of products and kept activations are bf16, fp16 or fp32;
+sums, states and deltas fp32. With TRITON_INTERPRET=1 the same kernels run on the processor, slowly,
+for tests; there programs run one after the other, so that each step is a launch of its own.
 
 T steps, B rows, H hidden_size, G gates.
 
-Source: the schedule is that of FlashRNN's alternating kernels (Pöppel, Beck & Hochreiter 2024).
+Source: both schedules: FlashRNN (Pöppel, Beck & Hochreiter 2024).
 """
 
 import functools
+import importlib
 import importlib.util
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Numbers of a program of the alternating schedule.
 _BLOCK = 256
+# Of the persistent one: units and rows of a program, warps, and bytes that its weights and the
+# states of its rows may take, about half of a core's registers and of its shared memory.
+_UNITS, _ROWS = (8, 16), (16, 32)
+_WARPS = 8
+_MOST_BYTES = 128 << 10
+# Chooses a schedule in place of the sizes, for tests and measurements.
+_SWITCH = "LMTRAIN_SCHEDULE"
 _KINDS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -101,7 +114,13 @@ def scan(
 ) -> None:
     """One scan over time, as `kernels.native.library.scan`: forward where `hidden` is given."""
     form = _FORMS[name]
-    run = _Scan(form, gates, recurrent, peephole, list(history), reverse=reverse)
+    layout = _layout(form, gates, recurrent.shape[1])
+    run: _Alternating | _Persistent
+    if layout is None:
+        run = _Alternating(form, gates, recurrent, peephole, list(history), reverse=reverse)
+    else:
+        run = _Persistent(form, gates, recurrent, peephole, list(history), reverse=reverse)
+        run.layout = layout
     if hidden is not None and bias is not None:
         run.forward(bias, hidden)
     elif grad_hidden is not None and dz is not None and grad_bias is not None:
@@ -109,8 +128,34 @@ def scan(
         grad_bias += dz.sum((0, 1), dtype=torch.float32)
 
 
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _layout(form: _Form, gates: Tensor, units: int) -> tuple[int, int] | None:
+    """Rows and units of a program of the persistent schedule; None for the alternating one."""
+    chosen = os.environ.get(_SWITCH)
+    if form.is_two_phased or form.peephole == "full" or chosen == "alternating":
+        return None
+    if _is_interpreted():
+        return (_ROWS[0], _UNITS[0]) if chosen == "persistent" else None
+    cores = torch.cuda.get_device_properties(gates.device).multi_processor_count
+    row = _power(units) * gates.element_size()
+    for own_units, own_rows in itertools.product(_UNITS, _ROWS):
+        # All programs must run at once, or they would wait for ever.
+        programs = -(-units // own_units) * -(-gates.shape[1] // own_rows)
+        if programs <= cores and max(4 * own_units, own_rows) * row <= _MOST_BYTES:
+            return own_rows, own_units
+    return None
+
+
+def _power(number: int) -> int:
+    """The least power of two that a product takes, and that is not below a number."""
+    return max(16, 1 << (number - 1).bit_length())
+
+
 class _Scan:
-    """The tensors of one scan, and its loops over time."""
+    """The tensors of one scan."""
 
     def __init__(
         self,
@@ -139,6 +184,10 @@ class _Scan:
         """Each step in the order of time, with the places of the state before and after it."""
         order = range(self.steps - 1, -1, -1) if self.reverse else range(self.steps)
         return [(t, t + 1, t) if self.reverse else (t, t, t + 1) for t in order]
+
+
+class _Alternating(_Scan):
+    """A product and a launch for each step."""
 
     def _numbers(self, gates: int, kind: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(self.rows, gates * self.units, dtype=kind, device=self.gates.device)
@@ -211,6 +260,46 @@ class _Scan:
         delta[0] += product
         if form.peephole == "full":
             delta[1] += second
+
+
+class _Persistent(_Scan):
+    """One launch for all steps."""
+
+    layout: tuple[int, int]
+
+    def _launch(self, kernel: str, ticks: int, *tensors: Tensor) -> None:
+        rows, units = self.layout
+        grid = (-(-self.units // units), -(-self.rows // rows))
+        options: dict[str, Any] = {"num_warps": _WARPS, "launch_cooperative_grid": True}
+        spans = [(0, ticks)]
+        if _is_interpreted():
+            options, spans = {}, [(tick, tick + 1) for tick in range(ticks)]
+        for begin, end in spans:
+            counters = torch.zeros(grid[1], dtype=torch.int32, device=self.gates.device)
+            getattr(_module("persistent"), kernel)[grid](
+                *tensors, counters, begin, end, self.steps, self.rows, self.units,
+                CELL=getattr(self.page, kernel), GATES=self.form.gates, PARTS=self.form.parts,
+                PEEPHOLE=self.form.peephole, OTHER=self.form.is_other, REVERSE=self.reverse,
+                PRECISION="ieee", ROWS=rows, UNITS=units, K=_power(self.units), **options,
+            )  # fmt: skip
+
+    def forward(self, bias: Tensor, hidden: Tensor) -> None:
+        """Activations into the gates, states into the history, hidden states."""
+        first, last = self.history[0], self.history[-1]
+        begin = first[self.steps if self.reverse else 0]
+        operands = begin.to(self.gates.dtype).repeat(2, 1, 1)
+        self._launch(
+            "forward", self.steps,
+            self.gates, self.recurrent, bias, self.peephole, first, last, hidden, operands,
+        )  # fmt: skip
+
+    def backward(self, grad_hidden: Tensor, dz: Tensor, delta: list[Tensor]) -> None:
+        """Gradients at the pre-activations; `delta` becomes the gradients of the first state."""
+        self._launch(
+            "backward", self.steps + 1,
+            *(self.gates, self.recurrent, self.peephole, self.history[0], self.history[-1]),
+            *(grad_hidden, dz, delta[0], delta[-1]),
+        )  # fmt: skip
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:

@@ -1,0 +1,81 @@
+"""Compiles every Triton kernel for a GPU, on a machine that need not have one; run by test_triton.
+
+Prints a line for each: its name, and the bytes of memory that its registers did not suffice for.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lmtrain.kernels.triton import gru, lstm, persistent, rnn, simple_gru, steps
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+NUMBERS = {"begin", "end", "steps", "rows", "H"}
+HALVES = {"gates", "recurrent", "hidden", "operand", "operand_second", "operands", "dz",
+          "grad_hidden"}  # fmt: skip
+CELLS = {
+    "rnn": (rnn, 1, 1, "none"), "simple-gru": (simple_gru, 2, 1, "none"),
+    "gru": (gru, 3, 1, "none"), "lstm": (lstm, 4, 2, "none"),
+    "diagonal": (lstm, 4, 2, "diagonal"), "full": (lstm, 4, 2, "full"),
+}  # fmt: skip
+
+
+def spilled(function, constants, *, is_half, **options):
+    """Bytes of memory that a program's registers did not suffice for."""
+    kinds = {}
+    for name in function.arg_names:
+        if name in constants:
+            kinds[name] = "constexpr"
+        elif name in NUMBERS:
+            kinds[name] = "i32"
+        elif name == "counters":
+            kinds[name] = "*i32"
+        else:
+            kinds[name] = "*bf16" if is_half and name in HALVES else "*fp32"
+    places = {name: (i,) for i, name in enumerate(function.arg_names)}
+    aligned = {places[n]: [["tt.divisibility", 16]] for n, kind in kinds.items() if kind[0] == "*"}
+    source = ASTSource(
+        fn=function, signature=kinds, attrs=aligned,
+        constexprs={places[name]: value for name, value in constants.items()},
+    )  # fmt: skip
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "--dump-resource-usage", file.name],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    return int(re.search(r"STACK:(\d+)", usage)[1])
+
+
+def show(*words: object) -> None:
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+
+
+for name, (page, gates, parts, peephole) in CELLS.items():
+    form = {"GATES": gates, "PARTS": parts, "PEEPHOLE": peephole, "OTHER": False}
+    one = {"BLOCK": 256}
+    for kind in ("forward", "backward"):
+        constants = {"CELL": getattr(page, kind), "COUNT": gates, **form, **one}
+        show(name, kind, spilled(getattr(steps, kind), constants, is_half=True))
+    if name == "gru":
+        for kind in ("prepare", "finish"):
+            show(name, kind, spilled(getattr(steps, kind), {"CELL": getattr(page, kind), **one},
+                                      is_half=True))  # fmt: skip
+    elif peephole != "full":
+        for kind in ("forward", "backward"):
+            large = ((8, 32, 1024), (16, 16, 1024)) if name == "lstm" else ()
+            for units, rows, width in ((8, 16, 256), *large):
+                constants = {"CELL": getattr(page, kind), **form, "REVERSE": False,
+                             "PRECISION": "ieee", "ROWS": rows, "UNITS": units,
+                             "K": width}  # fmt: skip
+                bytes_ = spilled(getattr(persistent, kind), constants, is_half=True,
+                                 num_warps=8, launch_cooperative_grid=True)  # fmt: skip
+                show(name, "persistent", kind, units, rows, width, bytes_)
