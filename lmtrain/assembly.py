@@ -99,7 +99,9 @@ def is_mixed(config: Config) -> bool:
         return config.train.precision == "bf16"
     # A model trained with CUDA is loaded where there is none, too.
     name = config.train.device
-    return name != "cuda" and device.choose(name).type == "cpu" and library.has_bf16()
+    if name == "cuda" or device.choose(name).type == "cuda":
+        return not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    return library.has_bf16()
 
 
 def weight_shapes(config: Config, vocab_size: int) -> dict[str, tuple[int, ...]]:

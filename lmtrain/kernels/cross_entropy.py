@@ -7,6 +7,7 @@ dz = ŷ − [y] in place, so that the logits are never whole in memory. Pieces a
 vocabulary they are slices of it, met twice: for log Σ e^z first, then for the gradients.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from lmtrain.errors import ConfigError
 from lmtrain.kernels.native import library
+from lmtrain.kernels.triton import engine as triton
 
 # Bytes of logits held at once.
 _MOST_BYTES = 24 << 20
@@ -82,8 +84,8 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients: tuple[Tensor, ...] = ctx.saved_tensors
-        # The gradient of a loss that is the objective itself is 1.
-        if float(grad) != 1:
+        # The gradient of a loss that is the objective itself is 1; to ask would wait for a GPU.
+        if grad.is_cuda or float(grad) != 1:
             gradients = tuple(gradient * grad.to(gradient.dtype) for gradient in gradients)
         return (*gradients, None, None)
 
@@ -129,9 +131,10 @@ def _by_slices(
     for first in range(0, len(weight), width):
         part = slice(first, first + width)
         logits = rows @ weight[part].to(rows.dtype).T  # (N, width)
-        came = targets - first
-        inside = ((came >= 0) & (came < len(bias[part]))).nonzero().squeeze(1)
-        score[inside] = logits[inside, came[inside]].to(bias.dtype) + bias[targets[inside]]
+        came = (targets - first).clamp(0, logits.shape[1] - 1)
+        inside = came == targets - first
+        z = logits.gather(1, came.unsqueeze(1)).squeeze(1).to(bias.dtype) + bias[part][came]
+        score = torch.where(inside, z, score)
         log_sums = torch.logaddexp(log_sums, _slice_log_sums(logits, bias[part]))
     known = targets >= 0
     total = torch.where(known, log_sums - score, 0).sum()
@@ -153,9 +156,9 @@ def _nats(
 ) -> Tensor:
     """L of each row of logits (N, V); with `grad_bias`, which is added to, they become dz."""
     targets = targets.contiguous()
-    if _is_native(logits, bias):
-        nats = torch.empty(len(logits))
-        library.cross_entropy(logits, bias, targets, nats=nats, grad_bias=grad_bias, scale=scale)
+    if (kernel := _kernel(logits, bias)) is not None:
+        nats = bias.new_empty(len(logits))
+        kernel(logits, bias, targets, nats=nats, grad_bias=grad_bias, scale=scale)
         return nats
     z = logits.to(bias.dtype) + bias
     known = targets >= 0
@@ -169,10 +172,10 @@ def _nats(
 
 def _slice_log_sums(logits: Tensor, bias: Tensor) -> Tensor:
     """Log Σ e^z of each row over a slice of the vocabulary."""
-    if _is_native(logits, bias):
-        log_sums = torch.empty(len(logits))
-        nowhere = torch.full((len(logits),), -1)
-        library.cross_entropy(logits, bias, nowhere, log_sums=log_sums)
+    if (kernel := _kernel(logits, bias)) is not None:
+        log_sums = bias.new_empty(len(logits))
+        nowhere = torch.full((len(logits),), -1, device=bias.device)
+        kernel(logits, bias, nowhere, log_sums=log_sums)
         return log_sums
     return (logits.to(bias.dtype) + bias).logsumexp(1)
 
@@ -181,10 +184,8 @@ def _slice_gradient(
     logits: Tensor, bias: Tensor, came: Tensor, log_sums: Tensor, grad_bias: Tensor, scale: float
 ) -> None:
     """Turns a slice's logits into dz = scale · (e^(z − log Σ e^z) − [y]), 0 where log Σ is ∞."""
-    if _is_native(logits, bias):
-        library.cross_entropy(
-            logits, bias, came, log_sums=log_sums, grad_bias=grad_bias, scale=scale
-        )
+    if (kernel := _kernel(logits, bias)) is not None:
+        kernel(logits, bias, came, log_sums=log_sums, grad_bias=grad_bias, scale=scale)
         return
     dz = (logits.to(bias.dtype) + bias).sub_(log_sums.unsqueeze(1)).exp_()
     inside = ((came >= 0) & (came < len(bias)) & log_sums.isfinite()).nonzero().squeeze(1)
@@ -193,7 +194,14 @@ def _slice_gradient(
     logits.copy_(dz)
 
 
-def _is_native(logits: Tensor, bias: Tensor) -> bool:
-    if logits.device.type != "cpu" or bias.dtype != torch.float32 or library.absence():
-        return False
-    return logits.dtype == torch.float32 or (logits.dtype == torch.bfloat16 and library.has_bf16())
+def _kernel(logits: Tensor, bias: Tensor) -> Callable[..., None] | None:
+    """What does this where the logits are; None for torch."""
+    if bias.dtype != torch.float32:
+        return None
+    if triton.runs(logits):
+        kernel: Callable[..., None] = triton.module("cross_entropy").cross_entropy
+        return kernel
+    if logits.device.type != "cpu" or library.absence():
+        return None
+    is_bf16 = logits.dtype == torch.bfloat16 and library.has_bf16()
+    return library.cross_entropy if is_bf16 or logits.dtype == torch.float32 else None

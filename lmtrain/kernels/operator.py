@@ -18,7 +18,8 @@ from torch import Tensor
 from lmtrain import cells
 from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights, product_over_time
 from lmtrain.kernels.native import library
-from lmtrain.kernels.triton import scan as triton
+from lmtrain.kernels.triton import engine as triton
+from lmtrain.kernels.triton import scan as scan_in_triton
 
 
 def kernel(cell: Cell, inputs: Tensor) -> str | None:
@@ -28,7 +29,7 @@ def kernel(cell: Cell, inputs: Tensor) -> str | None:
         return None
     name = " ".join([registered, *(getattr(cell, option) for option in cell.options)])
     if engine(inputs) == "triton":
-        return name if triton.runs(name, inputs) else None
+        return name if triton.runs(inputs) and scan_in_triton.has(name) else None
     if inputs.device.type != "cpu" or library.absence():
         return None
     is_bf16 = inputs.dtype == torch.bfloat16 and library.has_bf16()
@@ -42,7 +43,7 @@ def engine(inputs: Tensor) -> str:
 
 
 def _run(inputs: Tensor) -> Callable[..., None]:
-    return triton.scan if engine(inputs) == "triton" else library.scan
+    return scan_in_triton.scan if engine(inputs) == "triton" else library.scan
 
 
 def scan(

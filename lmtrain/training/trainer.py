@@ -229,7 +229,10 @@ class Trainer:
         )
 
     def _place(self, tokens: Any) -> Tensor:
-        return torch.from_numpy(tokens[:, self._rows]).to(self.model.embedding.device)
+        own = torch.from_numpy(tokens[:, self._rows])
+        place = self.model.embedding.device
+        # From pinned memory a GPU takes it while this process goes on.
+        return own.pin_memory().to(place, non_blocking=True) if place.type == "cuda" else own
 
     def epoch(self, step: int) -> int:
         """The epoch, counted from 1, that a step, counted from 0, belongs to."""

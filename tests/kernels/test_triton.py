@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lmtrain import device
 from lmtrain.cells import Cell, create
-from lmtrain.kernels import operator, reference
+from lmtrain.kernels import cross_entropy, operator, reference
 from lmtrain.kernels.scan import engine, scan
-from lmtrain.kernels.triton import scan as triton
+from lmtrain.kernels.triton import engine as triton
 
 if triton.absence():
     pytest.skip(f"no Triton kernels: {triton.absence()}", allow_module_level=True)
@@ -125,6 +125,30 @@ def test_every_kernel_compiles_for_a_gpu():
     few = [bytes_ for name, bytes_ in spilled.items() if "1024" not in name]
     assert len(few) == 22
     assert not any(few)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("most_bytes", [400, 1 << 25], ids=["slices", "rows"])
+def test_the_loss_and_its_gradients_are_those_of_torch(kind, most_bytes, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "_MOST_BYTES", most_bytes)
+    monkeypatch.setattr(cross_entropy, "_SLICE_BYTES", 8000)
+    hidden = chance(7, 3, 5, seed=1).to(kind).requires_grad_()
+    weight, bias = (chance(*shape, seed=2).requires_grad_() for shape in ((1500, 5), (1500,)))
+    targets = torch.arange(21).view(7, 3) * 71
+    targets[2, 1] = -1
+    weight.data[:, 0] += 5  # the logits of a row are all far from 0
+
+    loss = cross_entropy.cross_entropy(hidden, weight, bias, targets, 0.25)
+    found = [loss, *torch.autograd.grad(loss, [hidden, weight, bias])]
+    logits = hidden.double() @ weight.to(kind).double().T + bias.double()
+    truth = 0.25 * torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum"
+    )
+    expected = [truth, *torch.autograd.grad(truth, [hidden, weight, bias])]
+
+    limit = 1e-5 if kind == torch.float32 else 4e-3
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.double() - theirs.double()).norm() <= limit * theirs.double().norm()
 
 
 def test_the_door_chooses_triton(monkeypatch):

@@ -13,18 +13,16 @@ T steps, B rows, H hidden_size, G gates.
 Source: both schedules: FlashRNN (Pöppel, Beck & Hochreiter 2024).
 """
 
-import functools
-import importlib
-import importlib.util
 import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lmtrain.kernels.triton import engine
 
 # Numbers of a program of the alternating schedule.
 _BLOCK = 256
@@ -35,7 +33,6 @@ _WARPS = 8
 _MOST_BYTES = 128 << 10
 # Chooses a schedule in place of the sizes, for tests and measurements.
 _SWITCH = "LMTRAIN_SCHEDULE"
-_KINDS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -80,21 +77,9 @@ _FORMS = {
 }
 
 
-def absence() -> str | None:
-    """Why there are no Triton kernels here; None where there are."""
-    return None if importlib.util.find_spec("triton") else "Triton is not installed"
-
-
-def runs(name: str, inputs: Tensor) -> bool:
-    """Whether the kernel of that name is here, for inputs where and of what kind these are."""
-    is_there = inputs.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return name in _FORMS and is_there and inputs.dtype in _KINDS and absence() is None
-
-
-@functools.cache
-def _module(name: str) -> ModuleType:
-    # Triton is imported only where its kernels run.
-    return importlib.import_module(f"lmtrain.kernels.triton.{name}")
+def has(name: str) -> bool:
+    """Whether there is a kernel of that name."""
+    return name in _FORMS
 
 
 def scan(
@@ -128,16 +113,12 @@ def scan(
         grad_bias += dz.sum((0, 1), dtype=torch.float32)
 
 
-def _is_interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def _layout(form: _Form, gates: Tensor, units: int) -> tuple[int, int] | None:
     """Rows and units of a program of the persistent schedule; None for the alternating one."""
     chosen = os.environ.get(_SWITCH)
     if form.is_two_phased or form.peephole == "full" or chosen == "alternating":
         return None
-    if _is_interpreted():
+    if engine.is_interpreted():
         return (_ROWS[0], _UNITS[0]) if chosen == "persistent" else None
     cores = torch.cuda.get_device_properties(gates.device).multi_processor_count
     row = _power(units) * gates.element_size()
@@ -178,7 +159,7 @@ class _Scan:
         if form.peephole == "full":
             self.peephole = self.peephole.to(gates.dtype)
         self.reverse = reverse
-        self.page = _module(form.page)
+        self.page = engine.module(form.page)
 
     def _times(self) -> list[tuple[int, int, int]]:
         """Each step in the order of time, with the places of the state before and after it."""
@@ -194,7 +175,7 @@ class _Alternating(_Scan):
 
     def _launch(self, kernel: str, cell: str, *tensors: Tensor, **options: Any) -> None:
         blocks = -(-self.rows * self.units // _BLOCK)
-        function = getattr(_module("steps"), kernel)
+        function = getattr(engine.module("steps"), kernel)
         function[(blocks,)](
             *tensors, self.rows, self.units, CELL=getattr(self.page, cell), BLOCK=_BLOCK, **options
         )
@@ -272,11 +253,11 @@ class _Persistent(_Scan):
         grid = (-(-self.units // units), -(-self.rows // rows))
         options: dict[str, Any] = {"num_warps": _WARPS, "launch_cooperative_grid": True}
         spans = [(0, ticks)]
-        if _is_interpreted():
+        if engine.is_interpreted():
             options, spans = {}, [(tick, tick + 1) for tick in range(ticks)]
         for begin, end in spans:
             counters = torch.zeros(grid[1], dtype=torch.int32, device=self.gates.device)
-            getattr(_module("persistent"), kernel)[grid](
+            getattr(engine.module("persistent"), kernel)[grid](
                 *tensors, counters, begin, end, self.steps, self.rows, self.units,
                 CELL=getattr(self.page, kernel), GATES=self.form.gates, PARTS=self.form.parts,
                 PEEPHOLE=self.form.peephole, OTHER=self.form.is_other, REVERSE=self.reverse,

@@ -1,0 +1,142 @@
+"""Every cell and the loss on a GPU, at real sizes, beside the float64 reference.
+
+    python scripts/check_cuda.py
+
+Inputs are random, memory that nothing was written to is full of NaN. An error is the norm of the
+difference over the norm of the truth, the worst of hidden states, last state and all gradients.
+Ends with 1 if an error is above its limit: 1e-5 in fp32, 1e-2 in bf16.
+"""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lmtrain import device
+from lmtrain.cells import Cell, create
+from lmtrain.kernels import operator, reference
+from lmtrain.kernels.cross_entropy import cross_entropy
+
+CELLS = [
+    ("rnn", {"activation": "tanh"}), ("rnn", {"activation": "relu"}), ("simple-gru", {}),
+    ("gru", {}), ("lstm", {}), ("lstm", {"cell_output": "linear"}),
+    ("peephole-lstm", {"peephole": "diagonal"}), ("peephole-lstm", {"peephole": "full"}),
+]  # fmt: skip
+# H, B, T
+SIZES = [
+    (256, 64, 64), (512, 16, 128), (650, 20, 35), (1000, 33, 40), (1024, 64, 64), (1150, 40, 70),
+    (2048, 128, 16),
+]  # fmt: skip
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+SCHEDULES = ("persistent", "alternating")
+
+
+def chance(*shape: int, seed: int) -> Tensor:
+    """Random numbers, the same on every machine."""
+    return torch.randn(shape, generator=device.generator(seed)).cuda()
+
+
+def results(run, cell: Cell, inputs: Tensor, state: list[Tensor]) -> list[Tensor]:
+    """Outputs, last state, and every gradient with upstream gradients into all of them."""
+    inputs = inputs.clone().requires_grad_()
+    state = [part.clone().requires_grad_() for part in state]
+    hidden, last = run(cell, inputs, tuple(state))
+    outputs = [hidden, *last]
+    upstream = [chance(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
+    gradients = torch.autograd.grad(outputs, [inputs, *state, *cell.parameters()], upstream)
+    return [tensor.detach().double() for tensor in (*outputs, *gradients)]
+
+
+def by_kernel(cell, inputs, state):
+    """The scan that is checked."""
+    name = operator.kernel(cell, inputs)
+    if name is None:
+        raise SystemExit("no kernel runs here")
+    return operator.scan(name, cell, inputs, state, reverse=False)
+
+
+def by_reference(cell, inputs, state):
+    """The truth."""
+    return reference.scan(cell, inputs, state, None, reverse=False)
+
+
+def worst(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest relative error."""
+    return max(
+        float((ours - truth).norm() / truth.norm())
+        for ours, truth in zip(found, expected, strict=True)
+    )
+
+
+def scans() -> Iterator[tuple[str, float, float]]:
+    """What was run, its error and its limit."""
+    for (name, options), (units, rows, steps) in itertools.product(CELLS, SIZES):
+        cell = create(name, 64, units, options)
+        cell.initialize(device.generator(3), 0.5 / units**0.5, 0.5)
+        cell.cuda()
+        inputs = chance(steps, rows, 64, seed=1).bfloat16()
+        state = [chance(rows, units, seed=2 + part) for part in range(len(cell.state_names))]
+        truth = results(
+            by_reference, cell.double(), inputs.double(), [part.double() for part in state]
+        )
+        cell.float()
+        for schedule, (kind, limit) in itertools.product(SCHEDULES, LIMITS.items()):
+            # The persistent schedule is chosen by size, where it fits.
+            if schedule == "alternating":
+                os.environ["LMTRAIN_SCHEDULE"] = schedule
+            else:
+                os.environ.pop("LMTRAIN_SCHEDULE", None)
+            found = results(by_kernel, cell, inputs.to(kind), state)
+            again = results(by_kernel, cell, inputs.to(kind), state)
+            if not all(map(torch.equal, found, again)):
+                yield f"{name} {options} {units} {rows} {steps} {kind}: twice the same", 1.0, 0.0
+            if kind == torch.bfloat16 and options.get("activation") == "relu":
+                # The slope of relu jumps at 0, and rounding takes some sums across.
+                found = found[:2]
+            chosen = schedule if schedule == "alternating" else "by size"
+            label = f"{name} {options} H {units} B {rows} T {steps} {kind} {chosen}"
+            yield label, worst(found, truth[: len(found)]), limit
+
+
+def losses() -> Iterator[tuple[str, float, float]]:
+    """The same of the loss."""
+    for vocab, (kind, limit) in itertools.product((65, 10_000, 250_000), LIMITS.items()):
+        hidden = chance(35, 20, 256, seed=1).to(kind).requires_grad_()
+        weight, bias = (
+            (chance(*shape, seed=2) * 0.05).requires_grad_() for shape in ((vocab, 256), (vocab,))
+        )
+        targets = torch.randint(vocab, (35, 20), generator=device.generator(5)).cuda()
+        loss = cross_entropy(hidden, weight, bias, targets, 1 / 20)
+        found = [loss, *torch.autograd.grad(loss, [hidden, weight, bias])]
+        logits = hidden.double() @ weight.to(kind).double().T + bias.double()
+        truth = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="sum"
+        ) / 20  # fmt: skip
+        expected = [truth, *torch.autograd.grad(truth, [hidden, weight, bias])]
+        pairs = [tensor.detach().double() for tensor in (*found, *expected)]
+        yield f"cross-entropy V {vocab} {kind}", worst(pairs[:4], pairs[4:]), limit
+
+
+def main() -> int:
+    """Prints a line for each and returns the number of those that failed."""
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device on this machine")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    failed = 0
+    for label, error, limit in itertools.chain(scans(), losses()):
+        is_bad = not error <= limit
+        failed += is_bad
+        print(f"{'FAILED' if is_bad else 'ok':6}  {error:.2e}  {label}", flush=True)
+    print(f"{failed} failed")
+    return failed
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    sys.exit(main() > 0)
