@@ -44,7 +44,9 @@ def spilled(function, constants, *, is_half, **options):
         fn=function, signature=kinds, attrs=aligned,
         constexprs={places[name]: value for name, value in constants.items()},
     )  # fmt: skip
-    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    code = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True, **options}
+    )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code.asm["cubin"])
         file.flush()
@@ -59,23 +61,28 @@ def show(*words: object) -> None:
     sys.stdout.write(" ".join(map(str, words)) + "\n")
 
 
-for name, (page, gates, parts, peephole) in CELLS.items():
-    form = {"GATES": gates, "PARTS": parts, "PEEPHOLE": peephole, "OTHER": False}
-    one = {"BLOCK": 256}
-    for kind in ("forward", "backward"):
-        constants = {"CELL": getattr(page, kind), "COUNT": gates, **form, **one}
-        show(name, kind, spilled(getattr(steps, kind), constants, is_half=True))
-    if name == "gru":
-        for kind in ("prepare", "finish"):
-            show(name, kind, spilled(getattr(steps, kind), {"CELL": getattr(page, kind), **one},
-                                      is_half=True))  # fmt: skip
-    elif peephole != "full":
+def main() -> None:
+    for name, (page, gates, parts, peephole) in CELLS.items():
+        form = {"GATES": gates, "PARTS": parts, "PEEPHOLE": peephole, "OTHER": False}
+        one = {"BLOCK": 256}
         for kind in ("forward", "backward"):
-            large = ((8, 32, 1024), (16, 16, 1024)) if name == "lstm" else ()
-            for units, rows, width in ((8, 16, 256), *large):
-                constants = {"CELL": getattr(page, kind), **form, "REVERSE": False,
-                             "PRECISION": "ieee", "ROWS": rows, "UNITS": units,
-                             "K": width}  # fmt: skip
-                bytes_ = spilled(getattr(persistent, kind), constants, is_half=True,
-                                 num_warps=8, launch_cooperative_grid=True)  # fmt: skip
-                show(name, "persistent", kind, units, rows, width, bytes_)
+            constants = {"CELL": getattr(page, kind), "COUNT": gates, **form, **one}
+            show(name, kind, spilled(getattr(steps, kind), constants, is_half=True))
+        if name == "gru":
+            for kind in ("prepare", "finish"):
+                show(name, kind, spilled(getattr(steps, kind), {"CELL": getattr(page, kind), **one},
+                                          is_half=True))  # fmt: skip
+        elif peephole != "full":
+            for kind in ("forward", "backward"):
+                large = ((8, 32, 1024), (16, 16, 1024)) if name == "lstm" else ()
+                for units, rows, width in ((8, 16, 256), *large):
+                    constants = {"CELL": getattr(page, kind), **form, "REVERSE": False,
+                                 "PRECISION": "ieee", "ROWS": rows, "UNITS": units,
+                                 "K": width}  # fmt: skip
+                    bytes_ = spilled(getattr(persistent, kind), constants, is_half=True,
+                                     num_warps=8, launch_cooperative_grid=True)  # fmt: skip
+                    show(name, "persistent", kind, units, rows, width, bytes_)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lmtrain.kernels.triton import engine
+
 _BLOCK = 1024
 
 
@@ -89,7 +91,7 @@ def cross_entropy(
         logits, bias, targets, bias if nats is None else nats,
         bias if log_sums is None else log_sums, columns, scale,
         HAS_SUMS=log_sums is not None and grad_bias is not None, WANTS_NATS=nats is not None,
-        WANTS_GRADIENT=grad_bias is not None, BLOCK=_BLOCK,
+        WANTS_GRADIENT=grad_bias is not None, BLOCK=_BLOCK, **engine.OPTIONS,
     )  # fmt: skip
     if grad_bias is not None:
         grad_bias += logits.sum(0, dtype=torch.float32)

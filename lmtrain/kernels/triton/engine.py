@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lmtrain.kernels.native import library
 
+# Products and sums may be one operation: as exact, and faster.
+OPTIONS = {"enable_fp_fusion": True}
+
 _KINDS = (torch.float32, torch.bfloat16, torch.float16)
 
 

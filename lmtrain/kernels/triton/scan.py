@@ -177,7 +177,13 @@ class _Alternating(_Scan):
         blocks = -(-self.rows * self.units // _BLOCK)
         function = getattr(engine.module("steps"), kernel)
         function[(blocks,)](
-            *tensors, self.rows, self.units, CELL=getattr(self.page, cell), BLOCK=_BLOCK, **options
+            *tensors,
+            self.rows,
+            self.units,
+            CELL=getattr(self.page, cell),
+            BLOCK=_BLOCK,
+            **options,
+            **engine.OPTIONS,
         )
 
     def _options(self, count: int) -> dict[str, Any]:
@@ -252,6 +258,7 @@ class _Persistent(_Scan):
         rows, units = self.layout
         grid = (-(-self.units // units), -(-self.rows // rows))
         options: dict[str, Any] = {"num_warps": _WARPS, "launch_cooperative_grid": True}
+        options |= engine.OPTIONS
         spans = [(0, ticks)]
         if engine.is_interpreted():
             options, spans = {}, [(tick, tick + 1) for tick in range(ticks)]
