@@ -5,6 +5,7 @@ import os
 import sys
 
 import torch
+from torch import Tensor
 
 from lmtrain.errors import MachineError
 
@@ -24,6 +25,41 @@ def choose(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     # Each process of a training has a current GPU of its own.
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+
+
+def runs_ahead(place: torch.device) -> bool:
+    """Whether the device computes on its own, so that to read a number is to wait for it."""
+    return place.type == "cuda"
+
+
+class Reading:
+    """Numbers on their way from a device, which is not waited for until they are asked for.
+
+    Args:
+        numbers: (N,).
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers, self._arrival = numbers, None
+        if numbers.is_cuda:
+            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._arrival = torch.cuda.current_stream(numbers.device).record_event()
+
+    def values(self) -> list[float]:
+        """The numbers, when they have arrived."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        values: list[float] = self._numbers.tolist()
+        return values
+
+
+def make_deterministic() -> None:
+    """Lets torch take only operations that give the same bits each time, in this process."""
+    # Read when the library of products is first called.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def set_threads(threads: int | None, processes: int = 1) -> int:

@@ -174,6 +174,8 @@ class TrainConfig(Section):
     """Where to compute: auto takes CUDA if there is any."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of activations and products in training: auto takes bf16 where the processor has it."""
+    deterministic: bool = False
+    """Whether CUDA takes only operations that give the same bits each time; some are slower."""
     threads: PositiveInt | None = None
     """Processor threads; without it, as many as the machine has cores."""
     eval_every: PositiveInt | None = None

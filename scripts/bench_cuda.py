@@ -1,12 +1,14 @@
-"""Recurrent layers of lmtrain on a GPU beside torch's, forward and backward, in one run.
+"""lmtrain on a GPU beside torch: layers, the loss, and whole training steps, in one run.
 
     python scripts/bench_cuda.py                    # the whole table
     python scripts/bench_cuda.py --json > out.json
 
-Each row is a stack of layers on random inputs. Beside lmtrain's LSTM: nn.LSTM on cuDNN, a Python
-loop over nn.LSTMCell, the same loop under torch.compile, and lmtrain's other cells. Competitors
-take turns; times are medians of CUDA events, in microseconds. Two limits no scan can beat: the
-recurrent products alone at the rate of a large product measured here, and T launches of nothing.
+Layers run forward and backward on random inputs. Beside lmtrain's LSTM: nn.LSTM on cuDNN, a Python
+loop over nn.LSTMCell, the loop over a step under torch.compile, and lmtrain's other cells. Two
+limits no scan can beat: the recurrent products alone at the rate of a large product measured here,
+and T launches of nothing. The loss stands beside a product and torch's cross-entropy, a training
+step beside the same model of torch.nn under autocast. Competitors take turns; times are medians of
+CUDA events, in microseconds.
 """
 
 import argparse
@@ -18,10 +20,12 @@ import sys
 from collections.abc import Callable
 
 import torch
+from bench_training import SHAPES, own_step, torch_step
 from torch import Tensor, nn
 
 from lmtrain import device
 from lmtrain.cells import create
+from lmtrain.kernels.cross_entropy import cross_entropy
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent
 
@@ -36,8 +40,10 @@ OTHERS = {
     "full": ("peephole-lstm", {"peephole": "full"}),
 }  # fmt: skip
 ROUNDS, WARM = 7, 3
-# A loop of Python is timed where it takes no longer than the rest of the table together.
+# A loop of Python is timed where it does not take longer than all the rest.
 LONGEST_LOOP = 64
+TRAINED = ("ptb-medium", "char-3x512")
+VOCABULARIES = (10_000, 250_000)
 
 Step = Callable[[], None]
 
@@ -76,26 +82,19 @@ def cudnn(kind: type[nn.LSTM | nn.GRU], units: int, layers: int, inputs: Tensor)
     return step
 
 
-def loop(units: int, layers: int, inputs: Tensor, *, is_compiled: bool) -> Step:
+def loop(units: int, inputs: Tensor, *, is_compiled: bool) -> Step:
     """Forward and backward of a Python loop over nn.LSTMCell."""
-    cells = nn.ModuleList(nn.LSTMCell(units, units) for _ in range(layers)).cuda()
-    cells.to(inputs.dtype)
-    upstream = torch.randn_like(inputs)
-
-    def run(x: Tensor) -> Tensor:
-        for cell in cells:
-            state, hidden = None, []
-            for each in x.unbind():
-                state = cell(each, state)
-                hidden.append(state[0])
-            x = torch.stack(hidden)
-        return x
-
-    forward = torch.compile(run) if is_compiled else run
+    cell = nn.LSTMCell(units, units).cuda().to(inputs.dtype)
+    upstream, zeros = torch.randn_like(inputs), torch.zeros_like(inputs[0])
+    forward = torch.compile(cell) if is_compiled else cell
 
     def step() -> None:
-        cells.zero_grad(set_to_none=True)
-        backward(forward(inputs), upstream)
+        cell.zero_grad(set_to_none=True)
+        state, hidden = (zeros, zeros), []
+        for each in inputs.unbind():
+            state = forward(each, state)
+            hidden.append(state[0])
+        backward(torch.stack(hidden), upstream)
 
     return step
 
@@ -142,10 +141,50 @@ def row(units: int, rows: int, steps: int, layers: int, kind: str) -> dict[str, 
     }
     for name, (cell, options) in OTHERS.items():
         competitors[name] = own(cell, options, units, layers, inputs)
-    if steps <= LONGEST_LOOP:
-        competitors["loop"] = loop(units, layers, inputs, is_compiled=False)
-        competitors["compiled"] = loop(units, layers, inputs, is_compiled=True)
+    if steps <= LONGEST_LOOP and layers == 1:
+        torch.compiler.reset()
+        competitors["loop"] = loop(units, inputs, is_compiled=False)
+        competitors["compiled"] = loop(units, inputs, is_compiled=True)
     return microseconds(competitors)
+
+
+def losses(vocab: int) -> dict[str, dict[str, float]]:
+    """Time and memory of the loss of 4,096 predictions and its gradients, in bf16."""
+    hidden = torch.randn(64, 64, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = (torch.randn(vocab, 512, device="cuda") / 512**0.5).requires_grad_()
+    bias = torch.zeros(vocab, device="cuda", requires_grad=True)
+    targets = torch.randint(vocab, (64, 64), device="cuda")
+    leaves = [hidden, weight, bias]
+
+    def ours() -> None:
+        torch.autograd.grad(cross_entropy(hidden, weight, bias, targets, 1.0), leaves)
+
+    def theirs() -> None:
+        logits = nn.functional.linear(hidden, weight.bfloat16(), bias.bfloat16()).flatten(0, 1)
+        loss = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
+        torch.autograd.grad(loss, leaves)
+
+    steps = {"lmtrain": ours, "torch": theirs}
+    peaks = {}
+    for name, step in steps.items():
+        step()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        gradients = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+        peaks[name] = (torch.cuda.max_memory_allocated() - before - gradients) / 1e6
+    return {"microseconds": microseconds(steps), "megabytes": peaks}
+
+
+def training(name: str) -> dict[str, float]:
+    """Whole training steps of a shape."""
+    return microseconds(
+        {
+            "lmtrain": own_step(SHAPES[name], "lstm", is_mixed=True, place="cuda"),
+            "torch bf16": torch_step(SHAPES[name], "lstm", is_mixed=True, place="cuda"),
+            "torch fp32": torch_step(SHAPES[name], "lstm", is_mixed=False, place="cuda"),
+        }
+    )
 
 
 def main() -> None:
@@ -159,6 +198,9 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     rates = {name: rate(kind) for name, kind in KINDS.items()}
     barrier = launch()
+    steps_of = {name: training(name) for name in TRAINED}
+    losses_of = {vocab: losses(vocab) for vocab in VOCABULARIES}
+    print(f"training steps: {steps_of}\nlosses: {losses_of}", file=sys.stderr, flush=True)
     table = []
     for kind, layers, units, rows, steps in itertools.product(KINDS, LAYERS, HIDDEN, ROWS, STEPS):
         times = row(units, rows, steps, layers, kind)
@@ -178,6 +220,7 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
         "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
         "tflops": {name: value / 1e6 for name, value in rates.items()},
+        "training": steps_of, "losses": losses_of,
         "least": min(ratios), "geometric_mean": mean, "rows": table,
     }  # fmt: skip
     if wants_json:

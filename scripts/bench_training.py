@@ -104,17 +104,19 @@ class TorchModel(nn.Module):
         return self.decoder(hidden), after
 
 
-def torch_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
+def torch_step(
+    shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu"
+) -> Callable[[], None]:
     """A training step of torch.nn, in fp32 or under bf16 autocast."""
-    model = TorchModel(shape, cell)
+    model = TorchModel(shape, cell).to(place)
     rule = torch.optim.SGD(model.parameters(), lr=RATE, foreach=True)
-    inputs, targets = tokens(shape)
+    inputs, targets = tokens(shape).to(place)
     state: list[Any] = []
 
     def step() -> None:
         nonlocal state
         rule.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+        with torch.autocast(place, torch.bfloat16, enabled=is_mixed):
             logits, state = model(inputs, state)
             loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         (loss * shape.seq_len).backward()
@@ -124,7 +126,7 @@ def torch_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]
     return step
 
 
-def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
+def own_step(shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu") -> Callable[[], None]:
     """A training step of lmtrain."""
     model = LanguageModel(
         shape.vocab_size,
@@ -135,7 +137,7 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
         tied_embeddings=shape.is_tied,
         is_mixed=is_mixed,
         has_sparse_embedding=True,
-    )
+    ).to(place)
     rule = Optimizer(
         model,
         name="sgd",
@@ -144,7 +146,7 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
         max_grad_norm=LIMIT,
         schedule=lambda _: RATE,
     )
-    inputs, targets = tokens(shape)
+    inputs, targets = tokens(shape).to(place)
     state = None
 
     def step() -> None:
@@ -156,12 +158,11 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
     return step
 
 
-def tokens(shape: Shape) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, (T, B) each."""
+def tokens(shape: Shape) -> Tensor:
+    """Inputs and targets, (2, T, B)."""
     chance = torch.Generator().manual_seed(1)
     size = (2, shape.seq_len, shape.batch_size)
-    inputs, targets = torch.randint(0, shape.vocab_size, size, generator=chance)
-    return inputs, targets
+    return torch.randint(0, shape.vocab_size, size, generator=chance)
 
 
 def product_rate(kind: torch.dtype) -> float:

@@ -1,24 +1,28 @@
-"""Every cell and the loss on a GPU, at real sizes, beside the float64 reference.
+"""Every cell and the loss on a GPU, at real sizes, beside the float64 reference; and resuming.
 
     python scripts/check_cuda.py
 
 Inputs are random, memory that nothing was written to is full of NaN. An error is the norm of the
 difference over the norm of the truth, the worst of hidden states, last state and all gradients.
-Ends with 1 if an error is above its limit: 1e-5 in fp32, 1e-2 in bf16.
+A training that was stopped and resumed in deterministic mode ends with the weights, bit for bit, of
+one that was not. Ends with 1 if an error is above its limit: 1e-5 in fp32, 1e-2 in bf16.
 """
 
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lmtrain import device
+from lmtrain import checkpoint, config, device
 from lmtrain.cells import Cell, create
 from lmtrain.kernels import operator, reference
 from lmtrain.kernels.cross_entropy import cross_entropy
+from lmtrain.training.run import run_training
 
 CELLS = [
     ("rnn", {"activation": "tanh"}), ("rnn", {"activation": "relu"}), ("simple-gru", {}),
@@ -120,6 +124,30 @@ def losses() -> Iterator[tuple[str, float, float]]:
         yield f"cross-entropy V {vocab} {kind}", worst(pairs[:4], pairs[4:]), limit
 
 
+def resumed() -> Iterator[tuple[str, float, float]]:
+    """Trainings of every cell that were stopped halfway, beside those that were not."""
+    for name, options in CELLS:
+        changes = {f"model.{key}": value for key, value in options.items()} | {
+            "model.cell": name, "model.hidden_size": 256, "model.num_layers": 2,
+            "model.dropout": 0.3, "model.weight_dropout": 0.2, "optimizer.average": "ema",
+            "optimizer.schedule": "constant",
+            "train.device": "cuda", "train.deterministic": True, "train.eval_every": 20,
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory() as place:
+            weights = []
+            for stops in ((40,), (20, 40)):
+                run = Path(place) / str(stops)
+                for stop in stops:
+                    chosen = {"train.max_steps": stop}
+                    if stop == stops[0]:
+                        whole = config.load("python-docs", changes | chosen)
+                        run_training(whole, run, is_quiet=True)
+                    else:
+                        run_training(out=run, resume=True, overrides=chosen, is_quiet=True)
+                weights.append((checkpoint.folder(run, 40) / "model.safetensors").read_bytes())
+        yield f"{name} {options} resumed", float(weights[0] != weights[1]), 0.0
+
+
 def main() -> int:
     """Prints a line for each and returns the number of those that failed."""
     if not torch.cuda.is_available():
@@ -129,7 +157,7 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     failed = 0
-    for label, error, limit in itertools.chain(scans(), losses()):
+    for label, error, limit in itertools.chain(scans(), losses(), resumed()):
         is_bad = not error <= limit
         failed += is_bad
         print(f"{'FAILED' if is_bad else 'ok':6}  {error:.2e}  {label}", flush=True)

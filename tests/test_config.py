@@ -74,6 +74,7 @@ VALUES = {
     "train.device": st.sampled_from(["auto", "cpu", "cuda"]),
     "model.softmax": st.sampled_from(["full", "adaptive", "mixture"]),
     "train.precision": st.sampled_from(["auto", "fp32", "bf16"]),
+    "train.deterministic": st.booleans(),
     "train.threads": st.none() | POSITIVE,
     "train.eval_every": st.none() | POSITIVE,
     "train.save_every": st.none() | POSITIVE,

@@ -17,11 +17,22 @@ def keep_mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like
     """
     count = math.prod(shape)
     # One draw of 64 bits decides for four numbers: drawing is most of the cost.
-    draws = torch.empty(-(-count // 4), dtype=torch.int64)
-    draws.random_(-(1 << 63), None, generator=generator)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device)
+    draws.random_(-(1 << 63), None, generator=_source(generator, like.device))
     dropped = min(round(p * 65536), 65535)  # of the 65,536 values of 16 bits
     keep = draws.view(torch.int16)[:count].view(shape) >= dropped - 32768
-    return keep.to(like.dtype).mul_(65536 / (65536 - dropped)).to(like.device)
+    return keep.to(like.dtype).mul_(65536 / (65536 - dropped))
+
+
+def _source(generator: torch.Generator, place: torch.device) -> torch.Generator:
+    """The source of chance on a device: another one there, seeded from that on the processor.
+
+    So nothing travels, and a checkpoint has one source to hold.
+    """
+    if place == generator.device:
+        return generator
+    seed = torch.empty((), dtype=torch.int64).random_(generator=generator)
+    return torch.Generator(place).manual_seed(int(seed))
 
 
 class Dropout(nn.Module):

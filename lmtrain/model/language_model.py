@@ -81,7 +81,8 @@ class LanguageModel(nn.Module):
         is_mixed: whether training steps take bf16 for activations and the operands of products;
             weights, sums, cell states and losses are fp32, and so is all that is not training.
         has_sparse_embedding: whether the embedding's gradient may be sparse, one row for each
-            token of the batch, where it has more rows than the batch; not if it is tied.
+            token of the batch, where it has more rows than the batch; not if it is tied, not
+            on CUDA.
         seed: of the first weights and of dropout.
 
     Raises:
@@ -194,7 +195,7 @@ class LanguageModel(nn.Module):
         A token below 0 stands for "nothing yet": its embedding is 0, as x⟨1⟩ = 0 in the notes.
         """
         is_sparse = self._has_sparse_embedding and self.training
-        is_sparse = is_sparse and inputs.numel() < self.vocab_size
+        is_sparse = is_sparse and inputs.numel() < self.vocab_size and not inputs.is_cuda
         embedded = F.embedding(inputs.clamp(min=0), self.embedding, sparse=is_sparse)  # (T, B, E)
         if self.training and self._is_mixed:
             embedded = embedded.bfloat16()

@@ -24,6 +24,13 @@ class State(tuple[CellState, ...]):
         """The state with `change` applied to every part."""
         return State(tuple(change(part) for part in parts) for parts in self)
 
+    def where(self, condition: Tensor, other: "State") -> "State":
+        """This state if a condition, (), holds, else another of the same shapes."""
+        return State(
+            tuple(torch.where(condition, *pair) for pair in zip(*parts, strict=True))
+            for parts in zip(self, other, strict=True)
+        )
+
     def chunk(self, groups: int) -> list["State"]:
         """The states of so many groups of rows, or fewer, as `Tensor.chunk` divides them."""
         pieces = [[part.chunk(groups) for part in parts] for parts in self]

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lmtrain.errors import CheckpointError, DivergedError
+from lmtrain import device
+from lmtrain.errors import CheckpointError
 
 Schedule = Callable[[int], float]
 
@@ -75,6 +77,23 @@ def _norm(gradients: list[Tensor], clip: str) -> Tensor:
     return torch.stack([numbers.dot(numbers) for numbers in flat]).sum().sqrt()
 
 
+@dataclass(frozen=True)
+class Update:
+    """What came of an update, () each, where the model is.
+
+    Args:
+        loss: the loss, all parts together.
+        grad_norm: before clipping.
+        was_clipped: whether the gradient was limited.
+        is_made: whether the update was made: loss and gradient were finite.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    was_clipped: Tensor
+    is_made: Tensor
+
+
 class Optimizer:
     """Updates the parameters of a model.
 
@@ -102,15 +121,16 @@ class Optimizer:
         self._clip = clip
         self._limit = max_grad_norm
         self.step = 0
-        self.was_clipped = False
         self._is_adaptive = name != "sgd"
         self._is_linear = name == "sgd" and weight_decay == 0
+        self._runs_ahead = device.runs_ahead(next(iter(self._parameters.values())).device)
+        # The fused rules take no sparse gradients; sgd over several tensors at once does.
+        takes_sparse = name == "sgd" and not self._runs_ahead
         self._rule = _RULES[name](
             self._parameters.values(),
             lr=schedule(0),
             weight_decay=weight_decay,
-            # The fused rules take no sparse gradients; sgd over several tensors at once does.
-            **({"foreach": True} if name == "sgd" else {"fused": True}),
+            **({"foreach": True} if takes_sparse else {"fused": True}),
         )
 
     @property
@@ -118,38 +138,51 @@ class Optimizer:
         """The learning rate of the next update."""
         return self._schedule(self.step)
 
-    def update(self, losses: Iterable[Tensor], share: float = 1.0) -> float:
-        """Differentiates a loss, clips, makes one step, and returns the norm before clipping.
+    def update(
+        self,
+        losses: Iterable[Tensor],
+        share: float = 1.0,
+        is_sound: Callable[[], Tensor] | None = None,
+    ) -> Update:
+        """Differentiates a loss, clips, and makes one step if all numbers are finite.
 
         g ← g · θ/‖g‖ where ‖g‖ > θ, ‖g‖ the L2 or L1 norm over all parameters together; or each
-        value of g is limited to ± θ, and the norm returned is L2.
+        value of g is limited to ± θ, and the norm returned is L2. Where the device runs ahead,
+        nothing here waits for it.
 
         Args:
             losses: the parts of the loss, computed as they are asked for, one after the other.
             share: time steps of this loss over those of most. The learning rate follows it; with
                 sgd the gradient of a loss summed over time does already.
-
-        Raises:
-            DivergedError: the loss or the gradient is not finite; nothing was updated.
+            is_sound: asked after the last part: whether the step may be made at all, ().
 
         Source: Pascanu, Mikolov & Bengio 2013.
         """
         self._rule.zero_grad(set_to_none=True)
-        value = 0.0
-        for loss in losses:
-            loss.backward()
-            value += float(loss.detach())
+        parts = []
+        for part in losses:
+            part.backward()
+            parts.append(part.detach())
         gradients = self._gradients()
-        grad_norm = float(_norm(gradients, self._clip))
-        if not (math.isfinite(grad_norm) and math.isfinite(value)):
-            raise DivergedError(f"summed loss {value:.6g}, gradient norm {grad_norm:.6g}")
-        rate = self.learning_rate * self._clipped(gradients, grad_norm)
-        rate *= share if self._is_adaptive else 1.0
+        loss, grad_norm = torch.stack(parts).sum(), _norm(gradients, self._clip)
+        is_made = loss.isfinite() & grad_norm.isfinite()
+        if is_sound is not None:
+            is_made = is_made & is_sound()
+        was_clipped, divisor = self._clipped(gradients, grad_norm)
+        rate = self.learning_rate * (share if self._is_adaptive else 1.0)
+        if self._runs_ahead:
+            # The rule itself divides the gradients, or leaves all as it is.
+            vars(self._rule).update(grad_scale=divisor.float(), found_inf=(~is_made).float())
+            self._make(rate)
+        elif is_made:
+            self._make(rate * self._divided(gradients, float(divisor)))
+        self.step += 1
+        return Update(loss, grad_norm, was_clipped, is_made)
+
+    def _make(self, rate: float) -> None:
         for group in self._rule.param_groups:
             group["lr"] = rate
         self._rule.step()
-        self.step += 1
-        return grad_norm
 
     def _gradients(self) -> list[Tensor]:
         """The numbers of all gradients; of sparse ones those that are not 0."""
@@ -163,25 +196,25 @@ class Optimizer:
                 gradients.append(gradient)
         return gradients
 
-    def _clipped(self, gradients: list[Tensor], grad_norm: float) -> float:
-        """Clips the gradients; returns what is left to multiply the learning rate with."""
-        self.was_clipped = False
+    def _clipped(self, gradients: list[Tensor], grad_norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the limit was passed, and what the gradients are still to be divided by."""
+        one = torch.ones_like(grad_norm, dtype=torch.float64)
         if self._limit is None:
-            return 1.0
+            return one > 1, one
         if self._clip == "value":
-            largest = float(torch.stack([g.abs().max() for g in gradients]).max())
-            self.was_clipped = largest > self._limit
-            if self.was_clipped:
-                torch._foreach_clamp_min_(gradients, -self._limit)
-                torch._foreach_clamp_max_(gradients, self._limit)
-            return 1.0
-        self.was_clipped = grad_norm > self._limit
-        factor = self._limit / grad_norm if self.was_clipped else 1.0
+            largest = torch.stack([gradient.abs().max() for gradient in gradients]).max()
+            torch._foreach_clamp_min_(gradients, -self._limit)
+            torch._foreach_clamp_max_(gradients, self._limit)
+            return largest > self._limit, one
+        return grad_norm > self._limit, (grad_norm.double() / self._limit).clamp(min=1)
+
+    def _divided(self, gradients: list[Tensor], divisor: float) -> float:
+        """Divides the gradients; returns what is left to multiply the learning rate with."""
         if self._is_linear:
-            # One pass less over the gradients: p − r · (f · g) = p − (r · f) · g.
-            return factor
-        if self.was_clipped:
-            torch._foreach_mul_(gradients, factor)
+            # One pass less over the gradients: p − r · (g / d) = p − (r / d) · g.
+            return 1 / divisor
+        if divisor > 1:
+            torch._foreach_mul_(gradients, 1 / divisor)
         return 1.0
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -55,6 +55,8 @@ def get_ready(
             f"try: --batch-size {-(-config.train.batch_size // ranks.size) * ranks.size}",
         )
     device.keep_memory()
+    if config.train.deterministic:
+        device.make_deterministic()
     batches = Batches(
         texts["train"].ids,
         config.train.batch_size,

@@ -76,6 +76,10 @@ class Ranks:
         """The numbers of every process, in the order of the ranks."""
         return [list(numbers)]
 
+    def averaged(self, number: Tensor) -> Tensor:
+        """The mean of a number, (), over all processes, on its device."""
+        return number
+
     def gathered(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """The tensors of every process, shaped alike, in the order of the ranks."""
         return [dict(tensors)]
@@ -153,6 +157,11 @@ class _Together(Ranks):
         theirs = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(theirs, mine, group=self._control)
         return [each.tolist() for each in theirs]
+
+    def averaged(self, number: Tensor) -> Tensor:
+        theirs = [torch.empty_like(number) for _ in range(self.size)]
+        dist.all_gather(theirs, number.contiguous())
+        return torch.stack(theirs).mean()
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         everyone: list[dict[str, Tensor]] = [{} for _ in range(self.size)]

@@ -79,9 +79,7 @@ def range_test(
         losses.append(mean / (1 - _SMOOTHING ** (step + 1)))
         if not losses[-1] < _DIVERGED * min(itertools.chain([math.inf], losses)):
             break
-        try:
-            optimizer.update([loss.objective], len(targets) / batches.seq_len)
-        except DivergedError:
+        if not optimizer.update([loss.objective], len(targets) / batches.seq_len).is_made:
             break
     if len(losses) < 3 or not math.isfinite(losses[0]):
         raise DivergedError(

@@ -112,7 +112,8 @@ class Saver:
             weights = self._model.state_dict()
             for name, weight in weights.items():
                 if not weight.isfinite().all():
-                    raise DivergedError(f"{name} is not finite")
+                    step = self._optimizer.step
+                    raise DivergedError(f"step {step:,}: {name} is not finite")
             config, tokenizer, texts = self._documents
             checkpoint.save(
                 run,

@@ -1,9 +1,8 @@
 """The loop: truncated backpropagation through time over contiguous streams of text."""
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain import checkpoint
+from lmtrain import checkpoint, device
 from lmtrain.errors import DivergedError, RunInterruptedError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
@@ -26,9 +25,8 @@ from lmtrain.training.progress import Progress
 from lmtrain.training.ranks import Ranks
 from lmtrain.training.saver import Saver
 from lmtrain.training.signals import Signals
+from lmtrain.training.step import Numbers, Step, give
 
-# Guessing costs log V, less than 20 nats; beyond this the numbers mean nothing any more.
-_ABSURD_NATS = 10_000.0
 _MOST_SKIPPED = 10
 
 
@@ -82,6 +80,10 @@ class Trainer:
         self._began = began
         self._validation_seconds = 0.0
         self._validated_step: int | None = None
+        self._unread: list[Step] = []
+        self._read_until = time.monotonic()
+        # A device that runs ahead is asked about a step when it has the next one to do.
+        self._most_unread = int(device.runs_ahead(model.embedding.device))
         self._signals = Signals(is_launched=processes.is_worker())
         self._rows = ranks.share(batches.batch_size)
         self._loss = ranks.averaging(model)
@@ -109,10 +111,9 @@ class Trainer:
         try:
             self._loop()
         except DivergedError as error:
-            step = self.optimizer.step + 1
             saved = checkpoint.steps(self.run)
             raise DivergedError(
-                f"training diverged at step {step:,}: {str(error).splitlines()[0]}",
+                f"training diverged at {str(error).splitlines()[0]}",
                 "the last checkpoint is intact" if saved else "no checkpoint was saved before",
                 f"try: a smaller --lr than {self.optimizer.learning_rate:g}",
             ) from error
@@ -120,6 +121,7 @@ class Trainer:
     def _loop(self) -> None:
         with self._signals:
             self._catch_up()
+            self._read_until = time.monotonic()
             while not self._is_over():
                 self._step()
                 if self._is_validation_due():
@@ -173,60 +175,76 @@ class Trainer:
         """One step of truncated backpropagation.
 
         Raises:
-            DivergedError: the loss or the gradient is out of all bounds; nothing was updated.
+            DivergedError: the loss or the gradient of a step is out of all bounds; that step
+                updated nothing.
         """
-        before = self.state
-        try:
-            self._update()
-            self.progress.skipped_in_a_row = 0
-        except DivergedError as error:
-            if self.config.on_nonfinite == "stop":
-                raise
-            self._skip(error, before)
+        self._give()
+        self._read(self._most_unread)
 
-    def _skip(self, error: DivergedError, before: State | None) -> None:
-        """Leaves a batch out; the learning rate and the text go on as if it had been taken.
+    def _give(self) -> None:
+        """Gives the device a step to do, without waiting for it."""
+        done, zeros = self.optimizer.step, self.model.recurrent.zero_state
+        inputs, targets = (self._place(tokens) for tokens in self.batches[done])  # (T, own B) each
+        before = None if self.batches.starts_epoch(done) else self.state
+        step = give(
+            *(inputs, targets, before or zeros(inputs.shape[1])),
+            *(self._loss, self.optimizer, self.ranks),
+            groups=self.config.accumulate,
+            share=len(targets) / self.batches.seq_len,
+        )
+        self.state = step.state
+        self.average.update()
+        self._unread.append(step)
+
+    def _read(self, most_left: int = 0) -> None:
+        """Records the steps that were given to the device, but so many of the last.
 
         Raises:
-            DivergedError: too many were left out in a row.
+            DivergedError: the loss or the gradient of a step is out of all bounds.
         """
-        progress = self.progress
-        progress.skipped += 1
-        progress.skipped_in_a_row += 1
-        step = self.optimizer.step + 1
-        if progress.skipped_in_a_row >= _MOST_SKIPPED:
-            raise DivergedError(f"{_MOST_SKIPPED} updates skipped in a row; {error}") from error
-        self.state = before
-        learning_rate = self.optimizer.learning_rate
-        self.optimizer.step = step
-        self.monitor.record_skip(step, self.epoch(step - 1), learning_rate, str(error))
+        while len(self._unread) > most_left:
+            step = self._unread.pop(0)
+            numbers = step.read()
+            now = time.monotonic()
+            seconds, self._read_until = now - self._read_until, now
+            if numbers.is_made:
+                self._take(step, numbers, seconds)
+            else:
+                self._take_skip(step, numbers)
 
-    def _update(self) -> None:
-        begin = time.monotonic()
-        step = self.optimizer.step
-        inputs, targets = (self._place(tokens) for tokens in self.batches[step])  # (T, own B) each
-        tokens = len(targets) * self.batches.batch_size
-        if self.batches.starts_epoch(step):
-            self.state = None
-        nats: list[float] = []
-        learning_rate = self.optimizer.learning_rate
-        share = len(targets) / self.batches.seq_len
-        grad_norm = self.optimizer.update(self._losses(inputs, targets, nats), share)
-        self.average.update()
-        seconds = time.monotonic() - begin
+    def _take(self, step: Step, numbers: Numbers, seconds: float) -> None:
+        tokens = step.length * self.batches.batch_size
+        self.progress.skipped_in_a_row = 0
         self.progress.tokens += tokens
         self.progress.train_seconds += seconds
         self.monitor.record(
-            step + 1,
-            self.epoch(step),
-            loss=math.fsum(nats),
-            grad_norm=grad_norm,
-            was_clipped=self.optimizer.was_clipped,
-            learning_rate=learning_rate,
+            step.number,
+            self.epoch(step.number - 1),
+            loss=numbers.loss,
+            grad_norm=numbers.grad_norm,
+            was_clipped=bool(numbers.was_clipped),
+            learning_rate=step.learning_rate,
             tokens=tokens,
             seconds=seconds,
             seconds_left=self._seconds_left(),
         )
+
+    def _take_skip(self, step: Step, numbers: Numbers) -> None:
+        """Takes note of a step that updated nothing; the rate and the text go on as if it had.
+
+        Raises:
+            DivergedError: none may be left out, or too many were in a row.
+        """
+        at, progress = f"step {step.number:,}", self.progress
+        reason = f"loss {numbers.loss:.6g} nats a token, gradient norm {numbers.grad_norm:.6g}"
+        if self.config.on_nonfinite == "stop":
+            raise DivergedError(f"{at}: {reason}")
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row >= _MOST_SKIPPED:
+            raise DivergedError(f"{at}: {_MOST_SKIPPED} updates skipped in a row; {reason}")
+        epoch = self.epoch(step.number - 1)
+        self.monitor.record_skip(step.number, epoch, step.learning_rate, reason)
 
     def _place(self, tokens: Any) -> Tensor:
         own = torch.from_numpy(tokens[:, self._rows])
@@ -237,31 +255,6 @@ class Trainer:
     def epoch(self, step: int) -> int:
         """The epoch, counted from 1, that a step, counted from 0, belongs to."""
         return step // self.batches.steps_per_epoch + 1
-
-    def _losses(self, inputs: Tensor, targets: Tensor, nats: list[float]) -> Iterator[Tensor]:
-        """What to differentiate, one group of streams after the other; carries the state on.
-
-        Raises:
-            DivergedError: a loss is out of all bounds.
-        """
-        groups = self.config.accumulate
-        parts = inputs.chunk(groups, dim=1), targets.chunk(groups, dim=1)
-        states = self.state.chunk(groups) if self.state else [None] * len(parts[0])
-        after: list[State] = []
-        for x, y, state in zip(*parts, states, strict=True):
-            is_last = len(after) == len(states) - 1
-            # Until the last group, no process waits for another's gradients.
-            with contextlib.nullcontext() if is_last else self._loss.apart():
-                loss = self._loss(x, y, state)
-                # Backpropagation is truncated here: the next step gets numbers without history.
-                after.append(loss.state.detach())
-                costs = self.ranks.exchanged([float(loss.nats)])
-                cost = math.fsum(own for (own,) in costs) / len(costs)
-                nats.append(cost * y.shape[1] / targets.numel())
-                if not nats[-1] <= _ABSURD_NATS:
-                    raise DivergedError(f"the loss is {nats[-1]:.6g} nats a token")
-                yield loss.objective * (y.shape[1] / targets.shape[1])
-        self.state = State.cat(after)
 
     def _is_validation_due(self) -> bool:
         step = self.optimizer.step
@@ -277,13 +270,15 @@ class Trainer:
         """
         if self._validate is None:
             return
+        self._read()
         step = self.optimizer.step
         with self.average.in_place():
             result = self._validate(self._obey_signals)
             if not math.isfinite(result.loss):
-                raise DivergedError(f"the validation loss is {result.loss}")
+                raise DivergedError(f"step {step:,}: the validation loss is {result.loss}")
             sample = self._write(step) if self.ranks.is_first else ""
         self.model.train()
+        self._read_until = time.monotonic()
         self._validation_seconds = result.seconds
         best = self.progress.best_loss
         is_best = best is None or result.loss < best
@@ -335,7 +330,10 @@ class Trainer:
             DivergedError: a weight is not finite; nothing was written.
             MachineError: the disk or the permissions refused.
         """
-        return self._saver.save(replace(self.progress, seconds=self._elapsed()), self.state)
+        self._read()
+        place = self._saver.save(replace(self.progress, seconds=self._elapsed()), self.state)
+        self._read_until = time.monotonic()
+        return place
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Goes on from a checkpoint as if never stopped.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lmtrain import device
-from lmtrain.errors import CheckpointError, DivergedError
+from lmtrain.errors import CheckpointError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.training.optimizer import Optimizer, schedule
 
@@ -62,6 +62,7 @@ def optimizer(model, **changes) -> Optimizer:
     return Optimizer(model, **arguments)
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize(
     ("clip", "limit", "norm", "update", "was_clipped"),
     [
@@ -77,9 +78,11 @@ def test_gradients_are_limited_over_all_parameters(clip, limit, norm, update, wa
     model = Bowl()
     rule = optimizer(model, clip=clip, max_grad_norm=limit)
 
-    assert rule.update([model.loss()]) == pytest.approx(norm)
+    found = rule.update([model.loss()])
 
-    assert rule.was_clipped is was_clipped
+    assert found.grad_norm.item() == pytest.approx(norm)
+    assert found.was_clipped.item() is was_clipped
+    assert found.is_made
     assert torch.cat([model.x, model.y]).tolist() == pytest.approx(update)
 
 
@@ -96,19 +99,31 @@ def infinite_slope(model: Bowl) -> torch.Tensor:
     return model.loss() + (model.y - model.y.detach()).sqrt().sum()
 
 
+@pytest.mark.usefixtures("reading")
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("bad_loss", [nan_loss, infinite_loss, infinite_slope])
-def test_numbers_that_are_not_finite_stop_before_the_update(bad_loss):
+def test_numbers_that_are_not_finite_update_nothing(bad_loss, name):
     model = Bowl()
-    rule = optimizer(model)
+    rule = optimizer(model, name=name, max_grad_norm=1.0)
     rule.update([model.loss()])
-    before = model.x.tolist()
+    before = {"x": model.x, "y": model.y, **rule.state_tensors()}
+    before = {key: value.detach().clone() for key, value in before.items()}
     loss = bad_loss(model)
 
-    with pytest.raises(DivergedError, match=r"summed loss .*, gradient norm"):
-        rule.update([loss])
+    assert not rule.update([loss]).is_made
 
-    assert model.x.tolist() == before
-    assert rule.step == 1
+    after = {"x": model.x, "y": model.y, **rule.state_tensors()}
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
+
+
+@pytest.mark.usefixtures("reading")
+def test_a_step_that_is_not_sound_updates_nothing():
+    model = Bowl()
+
+    found = optimizer(model).update([model.loss()], is_sound=lambda: torch.tensor(data=False))
+
+    assert not found.is_made
+    assert model.x.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -151,9 +166,10 @@ def test_a_sparse_embedding_learns_what_a_dense_one_does(clip):
         rule = optimizer(model, clip=clip, max_grad_norm=0.01)
         for step in range(3):
             ids = torch.randint(0, 300, (2, 5, 4), generator=device.generator(step))
-            norms.append(rule.update([model.loss(*ids).objective]))
+            found = rule.update([model.loss(*ids).objective])
+            assert found.was_clipped
+            norms.append(found.grad_norm.item())
         assert model.embedding.grad.is_sparse is is_sparse
-        assert rule.was_clipped
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
 
     assert norms[3:] == pytest.approx(norms[:3], rel=1e-5)
@@ -163,12 +179,12 @@ def test_a_sparse_embedding_learns_what_a_dense_one_does(clip):
 def test_parts_of_a_loss_are_differentiated_as_their_sum():
     whole, parts = Bowl(), Bowl()
 
-    norm = optimizer(whole, max_grad_norm=2.0).update([whole.loss()])
+    found = optimizer(whole, max_grad_norm=2.0).update([whole.loss()])
     same = optimizer(parts, max_grad_norm=2.0).update(
         loss for loss in (parts.loss((1.0, 0.0), 4.0), parts.loss((2.0, 0.0), 0.0))
     )
 
-    assert same == pytest.approx(norm)
+    assert same.grad_norm.item() == pytest.approx(found.grad_norm.item())
     assert parts.x.tolist() == pytest.approx(whole.x.tolist())
 
 

@@ -12,7 +12,7 @@ import torch
 from corpora import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lmtrain import checkpoint, config, disk, files
+from lmtrain import checkpoint, config, device, disk, files
 from lmtrain.errors import DivergedError, MachineError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.training import monitor, trainer
@@ -22,6 +22,7 @@ SMALL = {
     "data.level": "char", "model.hidden_size": 12, "model.num_layers": 2, "model.dropout": 0.2,
     "train.batch_size": 4, "train.seq_len": 8, "train.max_steps": 24, "train.eval_every": 8,
     "train.save_every": 2, "train.log_every": 4, "train.threads": 1, "train.keep_checkpoints": 30,
+    "optimizer.name": "adamw", "optimizer.learning_rate": 0.003,
 }  # fmt: skip
 TIMES = {"time", "tokens_per_second", "save_seconds"}
 
@@ -70,6 +71,7 @@ def poison(monkeypatch, what, steps):
     monkeypatch.setattr(LanguageModel, "loss", loss)
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
 @pytest.mark.parametrize("at", [1, 2, 13])
 def test_a_number_that_is_not_finite_stops_before_the_update(text, tmp_path, monkeypatch, what, at):
@@ -85,6 +87,7 @@ def test_a_number_that_is_not_finite_stops_before_the_update(text, tmp_path, mon
         assert weights(tmp_path / "run", step) == weights(tmp_path / "straight", step)
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_bad_batch_can_be_left_out(text, tmp_path, monkeypatch, what, capsys):
     run_training(settings(text), tmp_path / "straight", is_quiet=True)
@@ -102,6 +105,7 @@ def test_a_bad_batch_can_be_left_out(text, tmp_path, monkeypatch, what, capsys):
         checkpoint.read(checkpoint.folder(tmp_path / "run", step)).require_whole()
 
 
+@pytest.mark.usefixtures("reading")
 def test_a_run_whose_first_batch_was_left_out_is_resumed_bit_for_bit(text, tmp_path, monkeypatch):
     chosen = settings(text, train__on_nonfinite="skip", train__save_every=1)
     poison(monkeypatch, "loss", {1})
@@ -119,6 +123,7 @@ def test_a_run_whose_first_batch_was_left_out_is_resumed_bit_for_bit(text, tmp_p
     assert lines(tmp_path / "run") == lines(tmp_path / "straight")
 
 
+@pytest.mark.usefixtures("reading")
 def test_too_many_bad_batches_end_training(text, tmp_path, monkeypatch):
     poison(monkeypatch, "loss", set(range(5, 10**4)))
 
@@ -139,6 +144,26 @@ def stop_after(monkeypatch, step):
         real(self)
 
     monkeypatch.setattr(trainer.Trainer, "_step", step_or_stop)
+
+
+def test_a_device_that_runs_ahead_trains_the_same_model(text, tmp_path, monkeypatch):
+    chosen = settings(text, optimizer__average="ema", optimizer__max_grad_norm=0.5)
+    run_training(chosen, tmp_path / "waited", is_quiet=True)
+    monkeypatch.setattr(device, "runs_ahead", lambda place: True)
+    run_training(chosen, tmp_path / "ahead", is_quiet=True)
+    stop_after(monkeypatch, 13)
+    with pytest.raises(StoppedError):
+        run_training(chosen, tmp_path / "stopped", is_quiet=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(device, "runs_ahead", lambda place: True)
+
+    run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
+
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "ahead")
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "ahead")
+    for ours, theirs in zip(*(lines(tmp_path / n) for n in ("ahead", "waited")), strict=True):
+        assert ours["step"] == theirs["step"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(text, tmp_path, monkeypatch):

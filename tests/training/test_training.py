@@ -222,6 +222,27 @@ def test_training_ends_when_its_time_is_up(text, tmp_path):
     assert summary.valid_loss is not None
 
 
+@pytest.fixture
+def torch_as_it_was():
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
+@pytest.mark.parametrize("changes", [
+    {"optimizer__name": "sgd"}, {"optimizer__name": "adam"},
+    {"model__softmax": "mixture"},
+])  # fmt: skip
+def test_deterministic_operations_train_the_same_model(changes, text, tmp_path):
+    run_training(settings(text, **changes), tmp_path / "any", is_quiet=True)
+    chosen = settings(text, train__deterministic=True, **changes)
+    run_training(chosen, tmp_path / "deterministic", is_quiet=True)
+
+    assert torch.are_deterministic_algorithms_enabled()
+    assert weights(tmp_path / "deterministic") == weights(tmp_path / "any")
+
+
 def test_a_run_that_diverges_keeps_only_finite_checkpoints(text, tmp_path):
     chosen = settings(
         text,

@@ -1,0 +1,109 @@
+"""One step of truncated backpropagation through time, and the numbers that come of it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lmtrain import device
+from lmtrain.model.recurrent import State
+from lmtrain.training.optimizer import Optimizer
+from lmtrain.training.ranks import Losses, Ranks
+
+# Guessing costs log V, less than 20 nats; beyond this the numbers mean nothing any more.
+_ABSURD_NATS = 10_000.0
+
+
+class Numbers(NamedTuple):
+    """What came of a step."""
+
+    loss: float
+    """Mean nats a token."""
+    grad_norm: float
+    """Before clipping."""
+    was_clipped: float
+    """1 if the gradient was limited, else 0."""
+    is_made: float
+    """1 if the weights were updated; 0 if the loss or the gradient was out of all bounds."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that the device was given and is asked about later.
+
+    Args:
+        number: counted from 1.
+        length: T, its time steps.
+        learning_rate: of its update.
+        state: what the streams carry out of it.
+        reading: its numbers.
+    """
+
+    number: int
+    length: int
+    learning_rate: float
+    state: State
+    reading: device.Reading
+
+    def read(self) -> Numbers:
+        """What came of it, when the device has done it."""
+        return Numbers(*self.reading.values())
+
+
+def give(
+    inputs: Tensor,
+    targets: Tensor,
+    before: State,
+    loss: Losses,
+    optimizer: Optimizer,
+    ranks: Ranks,
+    *,
+    groups: int,
+    share: float,
+) -> Step:
+    """Gives the device a step to do, without waiting for it.
+
+    Args:
+        inputs: (T, own B).
+        targets: (T, own B).
+        before: the state that the streams carry into it.
+        loss: of the model.
+        optimizer: the update.
+        ranks: the processes that train together.
+        groups: groups of streams that are differentiated one after the other.
+        share: time steps of this window over those of most.
+    """
+    number, learning_rate = optimizer.step + 1, optimizer.learning_rate
+    after: list[State] = []
+    nats: list[Tensor] = []
+
+    def losses() -> Iterator[Tensor]:
+        parts = inputs.chunk(groups, dim=1), targets.chunk(groups, dim=1)
+        for x, y, begin in zip(*parts, before.chunk(groups), strict=True):
+            is_last = len(after) == len(parts[0]) - 1
+            # Until the last group, no process waits for another's gradients.
+            with contextlib.nullcontext() if is_last else loss.apart():
+                part = loss(x, y, begin)
+                # Backpropagation is truncated here: the next step gets numbers without history.
+                after.append(part.state.detach())
+                weight = y.shape[1] / targets.shape[1]
+                nats.append(part.nats * weight)
+                yield part.objective * weight
+
+    def is_sound() -> Tensor:
+        nats[:] = [ranks.averaged(torch.stack(nats).sum()) / len(inputs)]
+        return nats[0] <= _ABSURD_NATS
+
+    update = optimizer.update(losses(), share, is_sound)
+    numbers = (nats[0], update.grad_norm, update.was_clipped, update.is_made)
+    return Step(
+        number,
+        len(inputs),
+        learning_rate,
+        # Where nothing was updated, the next step goes on as if this one had not been.
+        State.cat(after).where(update.is_made, before),
+        device.Reading(torch.stack([each.double() for each in numbers])),
+    )
