@@ -13,12 +13,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lmtrain.kernels.triton import gru, lstm, persistent, rnn, simple_gru, steps
+from lmtrain.kernels.triton import (
+    gru,
+    lstm,
+    persistent,
+    persistent_gru,
+    rnn,
+    simple_gru,
+    steps,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NUMBERS = {"begin", "end", "steps", "rows", "H"}
-HALVES = {"gates", "recurrent", "hidden", "operand", "operand_second", "operands", "dz",
-          "grad_hidden"}  # fmt: skip
+HALVES = {"gates", "recurrent", "hidden", "operand", "operand_second", "operand_gated", "operands",
+          "operands_second", "dz", "grad_hidden"}  # fmt: skip
 CELLS = {
     "rnn": (rnn, 1, 1, "none"), "simple-gru": (simple_gru, 2, 1, "none"),
     "gru": (gru, 3, 1, "none"), "lstm": (lstm, 4, 2, "none"),
@@ -37,7 +45,8 @@ def spilled(function, constants, *, is_half, **options):
         elif name == "counters":
             kinds[name] = "*i32"
         else:
-            kinds[name] = "*bf16" if is_half and name in HALVES else "*fp32"
+            is_operand = name in HALVES or (name == "peephole" and constants["PEEPHOLE"] == "full")
+            kinds[name] = "*bf16" if is_half and is_operand else "*fp32"
     places = {name: (i,) for i, name in enumerate(function.arg_names)}
     aligned = {places[n]: [["tt.divisibility", 16]] for n, kind in kinds.items() if kind[0] == "*"}
     source = ASTSource(
@@ -61,27 +70,40 @@ def show(*words: object) -> None:
     sys.stdout.write(" ".join(map(str, words)) + "\n")
 
 
+def alternating(name, page, form):
+    """The kernels between two products."""
+    for kind in ("forward", "backward"):
+        constants = {"CELL": getattr(page, kind), "COUNT": form["GATES"], **form, "BLOCK": 256}
+        show(name, kind, spilled(getattr(steps, kind), constants, is_half=True))
+    if name == "gru":
+        for kind in ("prepare", "finish"):
+            constants = {"CELL": getattr(page, kind), "BLOCK": 256}
+            show(name, kind, spilled(getattr(steps, kind), constants, is_half=True))
+
+
+def all_at_once(name, page, form):
+    """The kernels of all steps, small, and large as far as there are any."""
+    large = {"lstm": ((8, 32, 1024), (16, 16, 1024)), "gru": ((8, 16, 1024),),
+             "full": ((8, 16, 1024),)}  # fmt: skip
+    for kind in ("forward", "backward"):
+        for units, rows, width in ((8, 16, 256), *large.get(name, ())):
+            function, own = getattr(persistent, kind), form
+            if name == "gru":
+                other = "prepare" if kind == "forward" else "finish"
+                function, own = getattr(persistent_gru, kind), {other.upper(): getattr(page, other)}
+            constants = {"CELL": getattr(page, kind), **own, "REVERSE": False, "PRECISION": "ieee",
+                         "ROWS": rows, "UNITS": units, "K": width}  # fmt: skip
+            bytes_ = spilled(
+                function, constants, is_half=True, num_warps=8, launch_cooperative_grid=True
+            )
+            show(name, "persistent", kind, units, rows, width, bytes_)
+
+
 def main() -> None:
     for name, (page, gates, parts, peephole) in CELLS.items():
         form = {"GATES": gates, "PARTS": parts, "PEEPHOLE": peephole, "OTHER": False}
-        one = {"BLOCK": 256}
-        for kind in ("forward", "backward"):
-            constants = {"CELL": getattr(page, kind), "COUNT": gates, **form, **one}
-            show(name, kind, spilled(getattr(steps, kind), constants, is_half=True))
-        if name == "gru":
-            for kind in ("prepare", "finish"):
-                show(name, kind, spilled(getattr(steps, kind), {"CELL": getattr(page, kind), **one},
-                                          is_half=True))  # fmt: skip
-        elif peephole != "full":
-            for kind in ("forward", "backward"):
-                large = ((8, 32, 1024), (16, 16, 1024)) if name == "lstm" else ()
-                for units, rows, width in ((8, 16, 256), *large):
-                    constants = {"CELL": getattr(page, kind), **form, "REVERSE": False,
-                                 "PRECISION": "ieee", "ROWS": rows, "UNITS": units,
-                                 "K": width}  # fmt: skip
-                    bytes_ = spilled(getattr(persistent, kind), constants, is_half=True,
-                                     num_warps=8, launch_cooperative_grid=True)  # fmt: skip
-                    show(name, "persistent", kind, units, rows, width, bytes_)
+        alternating(name, page, form)
+        all_at_once(name, page, form)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The scans of lmtrain's cells on CUDA, by one of two schedules.
 
 Persistent: one launch for all steps, where the chip can keep the recurrent weights.
-Alternating: the recurrent product of each step is cuBLAS's, everything else of it one Triton kernel
-(of the GRU two of each).
+Alternating: the recurrent product of each step is cuBLAS's, all else of it one Triton kernel.
+The GRU has two products a step, and so two of everything.
 
 Precision follows the gates': operands of products and kept activations are bf16, fp16 or fp32;
 sums, states and deltas fp32. With TRITON_INTERPRET=1 the same kernels run on the processor, slowly,
@@ -116,16 +116,17 @@ def scan(
 def _layout(form: _Form, gates: Tensor, units: int) -> tuple[int, int] | None:
     """Rows and units of a program of the persistent schedule; None for the alternating one."""
     chosen = os.environ.get(_SWITCH)
-    if form.is_two_phased or form.peephole == "full" or chosen == "alternating":
+    if chosen == "alternating":
         return None
     if engine.is_interpreted():
         return (_ROWS[0], _UNITS[0]) if chosen == "persistent" else None
     cores = torch.cuda.get_device_properties(gates.device).multi_processor_count
     row = _power(units) * gates.element_size()
+    matrices = 8 if form.peephole == "full" else 4
     for own_units, own_rows in itertools.product(_UNITS, _ROWS):
         # All programs must run at once, or they would wait for ever.
         programs = -(-units // own_units) * -(-gates.shape[1] // own_rows)
-        if programs <= cores and max(4 * own_units, own_rows) * row <= _MOST_BYTES:
+        if programs <= cores and max(matrices * own_units, own_rows) * row <= _MOST_BYTES:
             return own_rows, own_units
     return None
 
@@ -254,7 +255,8 @@ class _Persistent(_Scan):
 
     layout: tuple[int, int]
 
-    def _launch(self, kernel: str, ticks: int, *tensors: Tensor) -> None:
+    def _launch(self, kernel: str, ticks: int, *tensors: Tensor, **constants: Any) -> None:
+        """Runs so many steps, or halves of them, of a kernel."""
         rows, units = self.layout
         grid = (-(-self.units // units), -(-self.rows // rows))
         options: dict[str, Any] = {"num_warps": _WARPS, "launch_cooperative_grid": True}
@@ -262,32 +264,59 @@ class _Persistent(_Scan):
         spans = [(0, ticks)]
         if engine.is_interpreted():
             options, spans = {}, [(tick, tick + 1) for tick in range(ticks)]
+        name = "persistent_gru" if self.form.is_two_phased else "persistent"
         for begin, end in spans:
             counters = torch.zeros(grid[1], dtype=torch.int32, device=self.gates.device)
-            getattr(engine.module("persistent"), kernel)[grid](
+            getattr(engine.module(name), kernel)[grid](
                 *tensors, counters, begin, end, self.steps, self.rows, self.units,
-                CELL=getattr(self.page, kernel), GATES=self.form.gates, PARTS=self.form.parts,
-                PEEPHOLE=self.form.peephole, OTHER=self.form.is_other, REVERSE=self.reverse,
-                PRECISION="ieee", ROWS=rows, UNITS=units, K=_power(self.units), **options,
+                CELL=getattr(self.page, kernel), REVERSE=self.reverse, PRECISION="ieee",
+                ROWS=rows, UNITS=units, K=_power(self.units), **constants, **options,
             )  # fmt: skip
+
+    def _constants(self) -> dict[str, Any]:
+        form = self.form
+        return {
+            "GATES": form.gates, "PARTS": form.parts, "PEEPHOLE": form.peephole,
+            "OTHER": form.is_other,
+        }  # fmt: skip
 
     def forward(self, bias: Tensor, hidden: Tensor) -> None:
         """Activations into the gates, states into the history, hidden states."""
         first, last = self.history[0], self.history[-1]
-        begin = first[self.steps if self.reverse else 0]
-        operands = begin.to(self.gates.dtype).repeat(2, 1, 1)
-        self._launch(
-            "forward", self.steps,
-            self.gates, self.recurrent, bias, self.peephole, first, last, hidden, operands,
-        )  # fmt: skip
+        operand, operand_second = (
+            states[self.steps if self.reverse else 0].to(self.gates.dtype, copy=True)
+            for states in (first, last)
+        )
+        if self.form.is_two_phased:
+            self._launch(
+                *("forward", 2 * self.steps),
+                *(self.gates, self.recurrent, bias, first, hidden, operand, operand_second),
+                PREPARE=self.page.prepare,
+            )
+        else:
+            self._launch(
+                *("forward", self.steps),
+                *(self.gates, self.recurrent, bias, self.peephole, first, last, hidden),
+                *(operand.repeat(2, 1, 1), operand_second.repeat(2, 1, 1)),
+                **self._constants(),
+            )
 
     def backward(self, grad_hidden: Tensor, dz: Tensor, delta: list[Tensor]) -> None:
         """Gradients at the pre-activations; `delta` becomes the gradients of the first state."""
-        self._launch(
-            "backward", self.steps + 1,
-            *(self.gates, self.recurrent, self.peephole, self.history[0], self.history[-1]),
-            *(grad_hidden, dz, delta[0], delta[-1]),
-        )  # fmt: skip
+        first, last = self.history[0], self.history[-1]
+        if self.form.is_two_phased:
+            self._launch(
+                *("backward", 2 * self.steps + 1),
+                *(self.gates, self.recurrent, first, grad_hidden, dz, delta[0]),
+                FINISH=self.page.finish,
+            )
+        else:
+            self._launch(
+                *("backward", self.steps + 1),
+                *(self.gates, self.recurrent, self.peephole, first, last),
+                *(grad_hidden, dz, delta[0], delta[-1]),
+                **self._constants(),
+            )
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:

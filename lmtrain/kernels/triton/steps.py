@@ -11,29 +11,7 @@ B rows, H units, G gates; matrices lie row after row. All sums are fp32.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _load(pointer, at, mask):
-    return tl.load(pointer + at, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store(pointer, at, values, mask):
-    tl.store(pointer + at, values.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _load_gate(gates, row, unit, mask, H, GATE: tl.constexpr, GATES: tl.constexpr):
-    """What stands at a gate; 0 if the cell has no such gate."""
-    return _load(gates, row * GATES * H + GATE * H + unit, mask & (GATE < GATES))
-
-
-@triton.jit
-def _store_gate(gates, values, row, unit, mask, H, GATE: tl.constexpr, GATES: tl.constexpr,
-                COUNT: tl.constexpr):  # fmt: skip
-    """Puts numbers at a gate, if it is one of the first COUNT."""
-    if GATE < COUNT:
-        _store(gates, row * GATES * H + GATE * H + unit, values, mask)
+from lmtrain.kernels.triton.memory import load, load_gate, store, store_gate
 
 
 @triton.jit
@@ -43,10 +21,10 @@ def _sum(gates, product, bias, row, unit, mask, H, GATE: tl.constexpr, GATES: tl
 
     The product's columns are COUNT gates from FIRST on.
     """
-    z = _load_gate(gates, row, unit, mask, H, GATE, GATES)
+    z = load_gate(gates, row, unit, mask, H, GATE, GATES)
     if GATE < FIRST + COUNT:
-        z += _load(product, row * COUNT * H + (GATE - FIRST) * H + unit, mask)
-        z += _load(bias, GATE * H + unit, mask)
+        z += load(product, row * COUNT * H + (GATE - FIRST) * H + unit, mask)
+        z += load(bias, GATE * H + unit, mask)
     return z
 
 
@@ -54,9 +32,9 @@ def _sum(gates, product, bias, row, unit, mask, H, GATE: tl.constexpr, GATES: tl
 def _seen(seen, peephole, second, row, unit, mask, H, GATE: tl.constexpr, KIND: tl.constexpr):
     """What the peepholes of a gate see: P_g c′, a product done before, or p_g ∘ c′."""
     if KIND == "full":
-        return _load(seen, row * 3 * H + (GATE - 1) * H + unit, mask)
+        return load(seen, row * 3 * H + (GATE - 1) * H + unit, mask)
     if KIND == "diagonal":
-        return _load(peephole, (GATE - 1) * H + unit, mask) * second
+        return load(peephole, (GATE - 1) * H + unit, mask) * second
     return second * 0.0
 
 
@@ -83,10 +61,10 @@ def prepare(
     unit = at % H
     z1 = _sum(gates, product, bias, row, unit, mask, H, 1, 3, 1, 2)
     z2 = _sum(gates, product, bias, row, unit, mask, H, 2, 3, 1, 2)
-    g1, g2, s = CELL(z1, z2, _load(before, at, mask))
-    _store_gate(gates, g1, row, unit, mask, H, 1, 3, 3)
-    _store_gate(gates, g2, row, unit, mask, H, 2, 3, 3)
-    _store(operand, at, s, mask)
+    g1, g2, s = CELL(z1, z2, load(before, at, mask))
+    store_gate(gates, g1, row, unit, mask, H, 1, 3, 3)
+    store_gate(gates, g2, row, unit, mask, H, 2, 3, 3)
+    store(operand, at, s, mask)
 
 
 @triton.jit
@@ -125,8 +103,8 @@ def forward(
     mask = at < rows * H
     row = at // H
     unit = at % H
-    first = _load(before_first, at, mask)
-    second = _load(before_second, at, mask)
+    first = load(before_first, at, mask)
+    second = load(before_second, at, mask)
     z0 = _sum(gates, product, bias, row, unit, mask, H, 0, GATES, 0, COUNT)
     z1 = _sum(gates, product, bias, row, unit, mask, H, 1, GATES, 0, COUNT)
     z2 = _sum(gates, product, bias, row, unit, mask, H, 2, GATES, 0, COUNT)
@@ -135,17 +113,17 @@ def forward(
     z2 += _seen(seen, peephole, second, row, unit, mask, H, 2, PEEPHOLE)
     z3 += _seen(seen, peephole, second, row, unit, mask, H, 3, PEEPHOLE)
     g0, g1, g2, g3, first, second = CELL(z0, z1, z2, z3, first, second, OTHER)
-    _store_gate(gates, g0, row, unit, mask, H, 0, GATES, COUNT)
-    _store_gate(gates, g1, row, unit, mask, H, 1, GATES, COUNT)
-    _store_gate(gates, g2, row, unit, mask, H, 2, GATES, COUNT)
-    _store_gate(gates, g3, row, unit, mask, H, 3, GATES, COUNT)
-    _store(after_first, at, first, mask)
-    _store(hidden, at, first, mask)
-    _store(operand, at, first, mask)
+    store_gate(gates, g0, row, unit, mask, H, 0, GATES, COUNT)
+    store_gate(gates, g1, row, unit, mask, H, 1, GATES, COUNT)
+    store_gate(gates, g2, row, unit, mask, H, 2, GATES, COUNT)
+    store_gate(gates, g3, row, unit, mask, H, 3, GATES, COUNT)
+    store(after_first, at, first, mask)
+    store(hidden, at, first, mask)
+    store(operand, at, first, mask)
     if PARTS > 1:
-        _store(after_second, at, second, mask)
+        store(after_second, at, second, mask)
     if PEEPHOLE == "full":
-        _store(operand_second, at, second, mask)
+        store(operand_second, at, second, mask)
 
 
 @triton.jit
@@ -184,29 +162,29 @@ def backward(
     mask = at < rows * H
     row = at // H
     unit = at % H
-    past = _load(delta_first, at, mask) + _load(product, at, mask) + _load(grad_hidden, at, mask)
-    past_second = _load(delta_second, at, mask)
+    past = load(delta_first, at, mask) + load(product, at, mask) + load(grad_hidden, at, mask)
+    past_second = load(delta_second, at, mask)
     if PEEPHOLE == "full":
-        past_second += _load(product_second, at, mask)
-    g0 = _load_gate(gates, row, unit, mask, H, 0, GATES)
-    g1 = _load_gate(gates, row, unit, mask, H, 1, GATES)
-    g2 = _load_gate(gates, row, unit, mask, H, 2, GATES)
-    g3 = _load_gate(gates, row, unit, mask, H, 3, GATES)
+        past_second += load(product_second, at, mask)
+    g0 = load_gate(gates, row, unit, mask, H, 0, GATES)
+    g1 = load_gate(gates, row, unit, mask, H, 1, GATES)
+    g2 = load_gate(gates, row, unit, mask, H, 2, GATES)
+    g3 = load_gate(gates, row, unit, mask, H, 3, GATES)
     dz0, dz1, dz2, dz3, past, past_second = CELL(
-        g0, g1, g2, g3, _load(before_first, at, mask), _load(before_second, at, mask),
-        _load(after_second, at, mask), past, past_second, OTHER,
+        g0, g1, g2, g3, load(before_first, at, mask), load(before_second, at, mask),
+        load(after_second, at, mask), past, past_second, OTHER,
     )  # fmt: skip
     if PEEPHOLE == "diagonal":
         past_second += _seen(dz, peephole, dz1, row, unit, mask, H, 1, PEEPHOLE)
         past_second += _seen(dz, peephole, dz2, row, unit, mask, H, 2, PEEPHOLE)
         past_second += _seen(dz, peephole, dz3, row, unit, mask, H, 3, PEEPHOLE)
-    _store_gate(dz, dz0, row, unit, mask, H, 0, GATES, COUNT)
-    _store_gate(dz, dz1, row, unit, mask, H, 1, GATES, COUNT)
-    _store_gate(dz, dz2, row, unit, mask, H, 2, GATES, COUNT)
-    _store_gate(dz, dz3, row, unit, mask, H, 3, GATES, COUNT)
-    _store(delta_first, at, past, mask)
+    store_gate(dz, dz0, row, unit, mask, H, 0, GATES, COUNT)
+    store_gate(dz, dz1, row, unit, mask, H, 1, GATES, COUNT)
+    store_gate(dz, dz2, row, unit, mask, H, 2, GATES, COUNT)
+    store_gate(dz, dz3, row, unit, mask, H, 3, GATES, COUNT)
+    store(delta_first, at, past, mask)
     if PARTS > 1:
-        _store(delta_second, at, past_second, mask)
+        store(delta_second, at, past_second, mask)
 
 
 @triton.jit
@@ -228,7 +206,7 @@ def finish(gates, product, before, dz, delta, rows, H, CELL: tl.constexpr, BLOCK
     mask = at < rows * H
     row = at // H
     unit = at % H
-    relevance = _load_gate(gates, row, unit, mask, H, 2, 3)
-    dz2, through = CELL(_load(product, at, mask), relevance, _load(before, at, mask))
-    _store_gate(dz, dz2, row, unit, mask, H, 2, 3, 3)
-    _store(delta, at, _load(delta, at, mask) + through, mask)
+    relevance = load_gate(gates, row, unit, mask, H, 2, 3)
+    dz2, through = CELL(load(product, at, mask), relevance, load(before, at, mask))
+    store_gate(dz, dz2, row, unit, mask, H, 2, 3, 3)
+    store(delta, at, load(delta, at, mask) + through, mask)
