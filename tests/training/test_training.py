@@ -191,7 +191,7 @@ def test_the_state_is_carried_within_an_epoch_and_fresh_at_its_start(text, tmp_p
     real = LanguageModel.loss
 
     def loss(self, inputs, targets, state=None):
-        seen.append(state is not None)
+        seen.append(any(part.any() for parts in state for part in parts))
         return real(self, inputs, targets, state)
 
     monkeypatch.setattr(LanguageModel, "loss", loss)
