@@ -56,18 +56,28 @@ template <class Num> static inline void convert(Num* to, const float* from, int6
   }
 }
 
-// sums[r][FIRST + n] += operand[r] · weights[n] over `depth`, for N vectors of weights.
+// sums[r][FIRST + n] += operand[r] · weights[n] over `depth`, for N vectors of weights. The sums are
+// copied, since only those that nobody else can see stay in registers all along; with the operands
+// of R rows and one vector of weights they are 16 in AVX2.
 template <int FIRST, int N, int R, int M>
 static inline void multiply(vec (&sums)[R][M], const float* operand, int64_t stride,
                             const float* weights, int64_t depth) {
-  for (int64_t k = 0; k < depth; ++k) {
-    vec w[N];
-    for (int n = 0; n < N; ++n) __builtin_memcpy(&w[n], weights + (k * N + n) * VL, sizeof(vec));
-    for (int r = 0; r < R; ++r) {
-      vec x = splat(operand[r * stride + k]);
-      for (int n = 0; n < N; ++n) sums[r][FIRST + n] += x * w[n];
+  vec own[R][N];
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) own[r][n] = sums[r][FIRST + n];
+  for (int64_t k = 0; k < depth; ++k, weights += N * VL) {
+    vec x[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) x[r] = splat(operand[r * stride + k]);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      vec w = load(weights + n * VL);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) own[r][n] += x[r] * w;
     }
   }
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) sums[r][FIRST + n] = own[r][n];
 }
 
 #ifdef BF16

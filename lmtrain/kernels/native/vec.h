@@ -6,13 +6,18 @@ typedef int32_t ivec __attribute__((vector_size(4 * VL)));
 
 static inline vec splat(float x) { return x - vec{}; }
 
+// VL numbers, wherever they begin.
+typedef float anywhere __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+static inline vec load(const float* p) { return *(const anywhere*)p; }
+
 // The first n of VL numbers; the others are 0.
 static inline vec load(const float* p, int n) {
 #if VL == 16
   return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #else
+  if (n == VL) return load(p);
   vec v{};
-  __builtin_memcpy(&v, p, n == VL ? sizeof v : n * sizeof(float));
+  for (int i = 0; i < n; ++i) v[i] = p[i];
   return v;
 #endif
 }
@@ -21,7 +26,11 @@ static inline void store(float* p, vec v, int n) {
 #if VL == 16
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
 #else
-  __builtin_memcpy(p, &v, n == VL ? sizeof v : n * sizeof(float));
+  if (n == VL) {
+    *(anywhere*)p = v;
+  } else {
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+  }
 #endif
 }
 
