@@ -146,6 +146,7 @@ def build_model(config: Config, vocab_size: int, *, is_shared: bool = False) -> 
         is_residual=network.residual,
         tied_embeddings=network.tied_embeddings,
         softmax=network.softmax,
+        num_samples=network.samples,
         num_mixtures=network.mixtures,
         init_scale=network.init_scale,
         forget_bias=network.forget_bias,

@@ -90,8 +90,10 @@ class ModelConfig(Section):
     """Whether layers after the first add their input to their output, where sizes agree."""
     tied_embeddings: bool = False
     """Whether the output weights are the embeddings; the last layer has their size then."""
-    softmax: Literal["full", "adaptive", "mixture"] = "full"
-    """Over all words alike; cheaper for rare ones among tens of thousands; or several mixed."""
+    softmax: Literal["full", "sampled", "adaptive", "mixture"] = "full"
+    """Over all words; in training over a sample; cheaper for rare words; or several mixed."""
+    samples: PositiveInt = 1000
+    """Softmax sampled: words drawn for a training step, 1 or more; fewer are faster, noisier."""
     mixtures: Few = 5
     """Softmax mixture: how many softmaxes are mixed; time and memory grow with it."""
     cell_output: Literal["tanh", "linear"] = "tanh"

@@ -19,6 +19,7 @@ from lmtrain.model.adaptive_softmax import AdaptiveSoftmax
 from lmtrain.model.dropout import Dropout, keep_mask
 from lmtrain.model.mixture_softmax import MixtureSoftmax
 from lmtrain.model.recurrent import Recurrent, State
+from lmtrain.model.sampled_softmax import SampledSoftmax
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ class LanguageModel(nn.Module):
         regularization: dropout and penalties; none without it.
         is_residual: whether layers add their input to their hidden states; see Recurrent.
         tied_embeddings: whether W_y is the embedding; the last layer then has E hidden units.
-        softmax: full; adaptive, where rare words are cheaper (see AdaptiveSoftmax); or mixture, of
-            several softmaxes (see MixtureSoftmax).
+        softmax: full; sampled, which training steps estimate (see SampledSoftmax); adaptive, where
+            rare words are cheaper (see AdaptiveSoftmax); or mixture, of several softmaxes (see
+            MixtureSoftmax).
+        num_samples: words that a sampled softmax draws for a training step.
         num_mixtures: how many softmaxes a mixture has.
         init_scale: every weight uniform in ± this at first; None for each part's own way.
         forget_bias: what forget gates' biases start at.
@@ -87,7 +90,8 @@ class LanguageModel(nn.Module):
 
     Raises:
         ConfigError: no such cell, a size below 1, tied embeddings of another size than a single
-            layer or with an adaptive softmax, or an adaptive softmax of few tokens.
+            layer or with an adaptive softmax, an adaptive softmax of few tokens, or a sampled
+            one of fewer tokens than samples.
 
     Example:
         >>> model = LanguageModel(10, embedding_size=4, hidden_size=8, num_layers=1)
@@ -108,6 +112,7 @@ class LanguageModel(nn.Module):
         is_residual: bool = False,
         tied_embeddings: bool = False,
         softmax: str = "full",
+        num_samples: int = 1000,
         num_mixtures: int = 5,
         init_scale: float | None = None,
         forget_bias: float = 1.0,
@@ -141,6 +146,9 @@ class LanguageModel(nn.Module):
         self.output_dropout = self._dropout(self.regularization.output_dropout)
         self.adaptive_softmax: AdaptiveSoftmax | None = None
         self.mixture_softmax: MixtureSoftmax | None = None
+        self.sampled_softmax: SampledSoftmax | None = None
+        if softmax == "sampled":
+            self.sampled_softmax = SampledSoftmax(vocab_size, num_samples)
         if softmax == "mixture":
             size = self.output_size
             self.mixture_softmax = MixtureSoftmax(size, size, num_mixtures)
@@ -230,6 +238,9 @@ class LanguageModel(nn.Module):
         scale = 1 / inputs.shape[1]
         if self.adaptive_softmax or self.mixture_softmax:
             nats = -scale * self.log_likelihood(dropped, targets).sum()
+        elif self.sampled_softmax and self.training:
+            head, weights = self.sampled_softmax, (self.decoder, self.output_bias)
+            nats = scale * head.nats(dropped, *weights, targets, self.generator).sum()
         else:
             nats = cross_entropy(dropped, self.decoder, self.output_bias, targets, scale)
         return Loss(self._penalized(nats, hidden, dropped), nats.detach(), state)

@@ -232,7 +232,7 @@ def torch_as_it_was():
 @pytest.mark.usefixtures("torch_as_it_was")
 @pytest.mark.parametrize("changes", [
     {"optimizer__name": "sgd"}, {"optimizer__name": "adam"},
-    {"model__softmax": "mixture"},
+    {"model__softmax": "mixture"}, {"model__softmax": "sampled", "model__samples": 5},
 ])  # fmt: skip
 def test_deterministic_operations_train_the_same_model(changes, text, tmp_path):
     run_training(settings(text, **changes), tmp_path / "any", is_quiet=True)
