@@ -169,7 +169,7 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: ends training, or leaves its update out."""
     max_seconds: PositiveFloat | None = None
-    """Seconds after which training ends, preparation and validation included."""
+    """Seconds after which training ends, all included; the learning rate falls to its end then."""
     seed: Seed = 1
     """Seed of weights, dropout and samples, 0 or more and below 2^64."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

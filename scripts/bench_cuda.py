@@ -6,9 +6,9 @@
 Layers run forward and backward on random inputs. Beside lmtrain's LSTM: nn.LSTM on cuDNN, a Python
 loop over nn.LSTMCell, the loop over a step under torch.compile, and lmtrain's other cells. Two
 limits no scan can beat: the recurrent products alone at the rate of a large product measured here,
-and T launches of nothing. The loss stands beside a product and torch's cross-entropy, a training
-step beside the same model of torch.nn under autocast. Competitors take turns; times are medians of
-CUDA events, in microseconds.
+and T barriers of the whole grid with nothing between them. The loss stands beside a product and
+torch's cross-entropy, a training step beside the same model of torch.nn under autocast. Competitors
+take turns; times are medians of CUDA events, in microseconds.
 """
 
 import argparse
@@ -20,12 +20,15 @@ import sys
 from collections.abc import Callable
 
 import torch
+import triton
+import triton.language as tl
 from bench_training import SHAPES, own_step, torch_step
 from torch import Tensor, nn
 
 from lmtrain import device
 from lmtrain.cells import create
 from lmtrain.kernels.cross_entropy import cross_entropy
+from lmtrain.kernels.triton.memory import meet
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent
 
@@ -120,15 +123,23 @@ def rate(kind: torch.dtype) -> float:
     return 2 * 8192**3 / microseconds({"product": lambda: torch.mm(a, b)})["product"]
 
 
-def launch() -> float:
-    """Microseconds of a launch in a row of launches."""
-    nothing = torch.zeros(1, device="cuda")
+@triton.jit
+def _meetings(counter, many):
+    """So many barriers of the whole grid."""
+    for number in range(many):
+        meet(counter, (number + 1) * tl.num_programs(0))
 
-    def many() -> None:
-        for _ in range(1000):
-            nothing.zero_()
 
-    return microseconds({"launches": many})["launches"] / 1000
+def barrier() -> float:
+    """Microseconds of a barrier of as many programs as the chip has cores."""
+    many, place = 1000, torch.device("cuda", torch.cuda.current_device())
+    cores = torch.cuda.get_device_properties(place).multi_processor_count
+
+    def meetings() -> None:
+        counter = torch.zeros(1, dtype=torch.int32, device=place)
+        _meetings[(cores,)](counter, many, num_warps=8, launch_cooperative_grid=True)
+
+    return microseconds({"barriers": meetings})["barriers"] / many
 
 
 def row(units: int, rows: int, steps: int, layers: int, kind: str) -> dict[str, float]:
@@ -197,7 +208,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     rates = {name: rate(kind) for name, kind in KINDS.items()}
-    barrier = launch()
+    of_barrier = barrier()
     steps_of = {name: training(name) for name in TRAINED}
     losses_of = {vocab: losses(vocab) for vocab in VOCABULARIES}
     print(f"training steps: {steps_of}\nlosses: {losses_of}", file=sys.stderr, flush=True)
@@ -206,7 +217,7 @@ def main() -> None:
         times = row(units, rows, steps, layers, kind)
         # Forward and both products of the backward, of 4 H rows and H columns.
         times["products"] = layers * 3 * 8 * units**2 * rows * steps / rates[kind]
-        times["launches"] = layers * 2 * steps * barrier
+        times["barriers"] = layers * 2 * steps * of_barrier
         table.append({"H": units, "B": rows, "T": steps, "layers": layers, "kind": kind, **times})
         ratio = times["cudnn lstm"] / times["lstm"]
         print(

@@ -117,7 +117,7 @@ class Optimizer:
         schedule: Schedule,
     ) -> None:
         self._parameters = dict(model.named_parameters())
-        self._schedule = schedule
+        self.schedule = schedule
         self._clip = clip
         self._limit = max_grad_norm
         self.step = 0
@@ -136,7 +136,7 @@ class Optimizer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next update."""
-        return self._schedule(self.step)
+        return self.schedule(self.step)
 
     def update(
         self,

@@ -20,7 +20,6 @@ from lmtrain.text.tokens import Tokens
 from lmtrain.training import ranks as processes
 from lmtrain.training.optimizer import Optimizer, Schedule, schedule
 from lmtrain.training.ranks import Ranks
-from lmtrain.training.trainer import total_steps
 
 _SAMPLE_TOKENS = {"word": 40, "char": 160, "byte": 160}
 
@@ -119,13 +118,13 @@ def writing(ready: Ready) -> Callable[[int], str]:
     return write
 
 
-def build_schedule(config: Config, batches: Batches) -> Schedule:
-    """The learning rate of each step."""
+def build_schedule(config: Config, batches: Batches, steps: int) -> Schedule:
+    """The learning rate of each step of a training of so many."""
     rule = config.optimizer
     return schedule(
         rule.schedule,
         peak=rule.learning_rate,
-        total_steps=total_steps(config.train, batches),
+        total_steps=steps,
         steps_per_epoch=batches.steps_per_epoch,
         warmup_steps=rule.warmup_steps,
         decay=rule.decay,

@@ -1,6 +1,7 @@
 """A run from its settings: its folder, texts, model and loop; its start and its resuming."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -230,6 +231,7 @@ def _train(
             precision=_precision(config),
         )
     )
+    schedule = functools.partial(parts.build_schedule, config, batches)
     monitor = _monitor(run, ready, saved, is_quiet=is_quiet) if ranks.is_first else Silent()
     with contextlib.closing(monitor):
         _introduce(run, ready, monitor, ranks.size)
@@ -238,7 +240,10 @@ def _train(
             config.train,
             model=model,
             batches=batches,
-            optimizer=parts.build_optimizer(config, model, parts.build_schedule(config, batches)),
+            optimizer=parts.build_optimizer(
+                config, model, schedule(total_steps(config.train, batches))
+            ),
+            schedule=schedule,
             average=Average(
                 model,
                 kind=config.optimizer.average,

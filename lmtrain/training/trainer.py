@@ -20,7 +20,7 @@ from lmtrain.text.batches import Batches
 from lmtrain.training import ranks as processes
 from lmtrain.training.average import Average
 from lmtrain.training.monitor import Silent
-from lmtrain.training.optimizer import Optimizer
+from lmtrain.training.optimizer import Optimizer, Schedule
 from lmtrain.training.progress import Progress
 from lmtrain.training.ranks import Ranks
 from lmtrain.training.saver import Saver
@@ -28,6 +28,8 @@ from lmtrain.training.signals import Signals
 from lmtrain.training.step import Numbers, Step, give
 
 _MOST_SKIPPED = 10
+# How often within the time of a training the steps that fit into the rest are counted anew.
+_PLANS = 20
 
 
 class Trainer:
@@ -39,6 +41,7 @@ class Trainer:
         model: the model, on its device.
         batches: the tokens of each step.
         optimizer: the update.
+        schedule: the learning rates of a training of so many steps.
         average: the weights that are validated and kept.
         monitor: the record.
         ranks: the processes that train together.
@@ -57,6 +60,7 @@ class Trainer:
         model: LanguageModel,
         batches: Batches,
         optimizer: Optimizer,
+        schedule: Callable[[int], Schedule],
         average: Average,
         monitor: Silent,
         ranks: Ranks,
@@ -98,6 +102,10 @@ class Trainer:
             documents=documents,
         )
         self.total_steps = total_steps(config, batches)
+        self._schedule = schedule
+        # As many steps as the time allows; all of them until it is known to be too short.
+        self._fitting_steps = self.total_steps
+        self._next_plan = (config.max_seconds or 0.0) / _PLANS
 
     def train(self) -> None:
         """Runs the loop to its end.
@@ -146,8 +154,8 @@ class Trainer:
 
     def _is_over(self) -> bool:
         return (
-            self.optimizer.step >= self.total_steps
-            or self._time_is_up()
+            self._time_is_up()
+            or self.optimizer.step >= self._fitting_steps
             or self._patience_is_over()
         )
 
@@ -258,8 +266,7 @@ class Trainer:
 
     def _is_validation_due(self) -> bool:
         step = self.optimizer.step
-        interval = self.config.eval_every or self.batches.steps_per_epoch
-        return step % interval == 0 or step == self.total_steps
+        return step % self._steps_between_validations == 0 or step == self.total_steps
 
     def _record_validation(self) -> None:
         """Validates, shows a sample, and takes note of the best.
@@ -300,6 +307,10 @@ class Trainer:
         if self._patience_is_over():
             self.monitor.say(f"no better validation in {self.config.patience}: ended")
 
+    @property
+    def _steps_between_validations(self) -> int:
+        return self.config.eval_every or self.batches.steps_per_epoch
+
     def _patience_is_over(self) -> bool:
         patience = self.config.patience
         return patience is not None and self.progress.validations_since_best >= patience
@@ -308,12 +319,26 @@ class Trainer:
         return self.progress.seconds + time.monotonic() - self._began
 
     def _time_is_up(self) -> bool:
-        # The last validation and its checkpoint belong to the time that was given.
-        limit = self.config.max_seconds
+        limit, step = self.config.max_seconds, self.optimizer.step
         if limit is None:
             return False
-        is_up = self._elapsed() + 1.5 * self._validation_seconds > limit
-        return any(is_over for (is_over,) in self.ranks.exchanged([is_up]))
+        # All processes act on the clock of the one that is last.
+        clocks = self.ranks.exchanged([self._elapsed(), self.progress.train_seconds])
+        elapsed: float = max(clock[0] for clock in clocks)
+        train_seconds: float = max(clock[1] for clock in clocks)
+        # The last validation and its checkpoint belong to the time that was given.
+        left = limit - elapsed - 1.5 * self._validation_seconds
+        if step and (elapsed >= self._next_plan or step >= self._fitting_steps):
+            self._next_plan = elapsed + limit / _PLANS
+            seconds = train_seconds / step
+            seconds += self._validation_seconds / self._steps_between_validations
+            self._plan(step + int(left / max(seconds, 1e-9)))
+        return left < 0
+
+    def _plan(self, steps: int) -> None:
+        """Lets the learning rate fall to its end with these steps, if there are not as many."""
+        self._fitting_steps = min(steps, self.total_steps)
+        self.optimizer.schedule = self._schedule(self._fitting_steps)
 
     def _seconds_left(self) -> float:
         step_seconds = self.progress.train_seconds * self.batches.seq_len * self.batches.batch_size

@@ -111,8 +111,8 @@ EVERYTHING = {
     "model__tied_embeddings": True, "model__embedding_size": 6, "model__residual": True,
     "model__num_layers": 3, "model__locked_dropout": True, "model__word_dropout": 0.1,
     "model__weight_dropout": 0.3, "model__activation_regularization": 2.0,
-    "model__temporal_regularization": 1.0, "train__random_seq_len": True, "train__accumulate": 3,
-    "optimizer__schedule": "one-cycle",
+    "model__temporal_regularization": 1.0, "model__softmax": "sampled", "model__samples": 5,
+    "train__random_seq_len": True, "train__accumulate": 3, "optimizer__schedule": "one-cycle",
 }  # fmt: skip
 
 
@@ -220,6 +220,26 @@ def test_training_ends_when_its_time_is_up(text, tmp_path):
     assert 0 < summary.steps < 10**6
     assert checkpoint.steps(tmp_path / "run")[-1] == summary.steps
     assert summary.valid_loss is not None
+
+
+def test_the_learning_rate_falls_to_its_end_with_the_time(text, tmp_path):
+    chosen = settings(
+        text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=6,
+        train__eval_every=10**6, train__log_every=1,
+    )  # fmt: skip
+
+    run_training(chosen, tmp_path / "run", is_quiet=True)
+
+    rates = [line["learning_rate"] for line in lines(tmp_path / "run", "train")]
+    assert rates[0] == chosen.optimizer.learning_rate
+    assert rates[-1] < 0.1 * rates[0]
+
+
+def test_time_enough_for_all_steps_changes_nothing(text, tmp_path):
+    run_training(settings(text), tmp_path / "free", is_quiet=True)
+    run_training(settings(text, train__max_seconds=1000), tmp_path / "timed", is_quiet=True)
+
+    assert weights(tmp_path / "free") == weights(tmp_path / "timed")
 
 
 @pytest.fixture
