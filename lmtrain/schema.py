@@ -93,7 +93,7 @@ class ModelConfig(Section):
     softmax: Literal["full", "sampled", "adaptive", "mixture"] = "full"
     """Over all words; in training over a sample; cheaper for rare words; or several mixed."""
     samples: PositiveInt = 1000
-    """Softmax sampled: words drawn for a training step, 1 or more; fewer are faster, noisier."""
+    """Softmax sampled: words drawn for a step, 1 or more; all, if there are no more in the text."""
     mixtures: Few = 5
     """Softmax mixture: how many softmaxes are mixed; time and memory grow with it."""
     cell_output: Literal["tanh", "linear"] = "tanh"

@@ -76,7 +76,8 @@ class LanguageModel(nn.Module):
         softmax: full; sampled, which training steps estimate (see SampledSoftmax); adaptive, where
             rare words are cheaper (see AdaptiveSoftmax); or mixture, of several softmaxes (see
             MixtureSoftmax).
-        num_samples: words that a sampled softmax draws for a training step.
+        num_samples: words that a sampled softmax draws for a training step; where there are no
+            more, it is the full one.
         num_mixtures: how many softmaxes a mixture has.
         init_scale: every weight uniform in ± this at first; None for each part's own way.
         forget_bias: what forget gates' biases start at.
@@ -90,8 +91,7 @@ class LanguageModel(nn.Module):
 
     Raises:
         ConfigError: no such cell, a size below 1, tied embeddings of another size than a single
-            layer or with an adaptive softmax, an adaptive softmax of few tokens, or a sampled
-            one of fewer tokens than samples.
+            layer or with an adaptive softmax, or an adaptive softmax of few tokens.
 
     Example:
         >>> model = LanguageModel(10, embedding_size=4, hidden_size=8, num_layers=1)
@@ -147,7 +147,7 @@ class LanguageModel(nn.Module):
         self.adaptive_softmax: AdaptiveSoftmax | None = None
         self.mixture_softmax: MixtureSoftmax | None = None
         self.sampled_softmax: SampledSoftmax | None = None
-        if softmax == "sampled":
+        if softmax == "sampled" and num_samples < vocab_size:
             self.sampled_softmax = SampledSoftmax(vocab_size, num_samples)
         if softmax == "mixture":
             size = self.output_size

@@ -5,8 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmtrain.errors import ConfigError
-
 
 class SampledSoftmax:
     """Σ_v e^(z_v) over all words but the target, estimated from K words drawn for each batch.
@@ -22,19 +20,11 @@ class SampledSoftmax:
         vocab_size: V.
         num_samples: K, from 1 to V; with V it is the full softmax.
 
-    Raises:
-        ConfigError: more samples than words.
-
     Source: Bengio & Senécal 2008; one sample for a batch: Jean et al. 2015 (arXiv 1412.2007). Here
     the sample is stratified, one word of each K-th of Σ n_v, rather than drawn word by word.
     """
 
     def __init__(self, vocab_size: int, num_samples: int) -> None:
-        if num_samples > vocab_size:
-            raise ConfigError(
-                f"a sampled softmax of {num_samples} words: there are {vocab_size}",
-                f"try: model.samples={max(1, vocab_size // 5)}, or model.softmax=full",
-            )
         self.expected = _expected_draws(vocab_size, num_samples)
         self._strata = self.expected.cumsum(0)
         self._num_samples = num_samples
