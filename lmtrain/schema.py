@@ -160,6 +160,8 @@ class TrainConfig(Section):
     """Steps of truncated backpropagation through time, 1 or more."""
     random_seq_len: bool = False
     """Whether each update draws its steps around train.seq_len, so that no epoch is cut alike."""
+    state_reset: Fraction = 0.0
+    """Chance, 0 to 1, that a stream begins a window with zeros, as new text does, not its state."""
     accumulate: PositiveInt = 1
     """Groups a batch is computed in, one after the other: less memory, the same update."""
     max_epochs: PositiveInt = 10

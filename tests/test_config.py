@@ -65,6 +65,7 @@ VALUES = {
     "optimizer.average_patience": POSITIVE,
     "train.batch_size": POSITIVE,
     "train.seq_len": POSITIVE,
+    "train.state_reset": FRACTION,
     "train.random_seq_len": st.booleans(),
     "train.accumulate": POSITIVE,
     "train.max_epochs": POSITIVE,

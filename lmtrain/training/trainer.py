@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -195,7 +196,7 @@ class Trainer:
         inputs, targets = (self._place(tokens) for tokens in self.batches[done])  # (T, own B) each
         before = None if self.batches.starts_epoch(done) else self.state
         step = give(
-            *(inputs, targets, before or zeros(inputs.shape[1])),
+            *(inputs, targets, self._reset(before or zeros(inputs.shape[1]))),
             *(self._loss, self.optimizer, self.ranks),
             groups=self.config.accumulate,
             share=len(targets) / self.batches.seq_len,
@@ -203,6 +204,16 @@ class Trainer:
         self.state = step.state
         self.average.update()
         self._unread.append(step)
+
+    def _reset(self, state: State) -> State:
+        """The state with zeros for the streams that begin anew (Melis, Dyer & Blunsom 2018)."""
+        if not self.config.state_reset:
+            return state
+        # Drawn by the step for all streams: the same after a resume and in any number of processes.
+        chance = np.random.default_rng([self.config.seed, self.optimizer.step, 1])
+        is_kept = chance.random((1, self.batches.batch_size)) >= self.config.state_reset
+        kept = self._place(is_kept).T
+        return state.map(lambda part: part * kept)
 
     def _read(self, most_left: int = 0) -> None:
         """Records the steps that were given to the device, but so many of the last.

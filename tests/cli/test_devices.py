@@ -20,7 +20,7 @@ SETTINGS = {
     "train.batch_size": 8, "train.seq_len": 6, "train.random_seq_len": "true",
     "train.max_steps": 30, "train.save_every": 5, "train.eval_every": 10, "train.log_every": 5,
     "train.threads": 1, "train.precision": "fp32", "optimizer.schedule": "constant",
-    "optimizer.average": "ema", "optimizer.learning_rate": 0.01,
+    "optimizer.average": "ema", "optimizer.learning_rate": 0.01, "train.state_reset": 0.2,
 }  # fmt: skip
 CHANCE = {"model.dropout": 0.3, "model.weight_dropout": 0.2, "model.word_dropout": 0.1}
 ENDLESS = {"train.max_steps": 10**7, "train.max_epochs": 10**6, "train.eval_every": 10**7,

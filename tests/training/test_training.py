@@ -113,6 +113,7 @@ EVERYTHING = {
     "model__weight_dropout": 0.3, "model__activation_regularization": 2.0,
     "model__temporal_regularization": 1.0, "model__softmax": "sampled", "model__samples": 5,
     "train__random_seq_len": True, "train__accumulate": 3, "optimizer__schedule": "one-cycle",
+    "train__state_reset": 0.3,
 }  # fmt: skip
 
 
@@ -376,3 +377,21 @@ def test_the_average_is_what_is_validated_and_kept(text, tmp_path):
     (valid,) = (tokens for part, tokens in model.own_texts().items() if part == "valid")
     assert model.evaluate_tokens(valid, 4).loss == pytest.approx(summary.valid_loss)
     assert not torch.equal(last["last/embedding"], model.model.embedding)
+
+
+@pytest.mark.parametrize(("chance", "is_zero"), [(0.0, False), (0.999999, True)])
+def test_streams_that_are_reset_begin_every_window_with_zeros(
+    text, tmp_path, monkeypatch, chance, is_zero
+):
+    befores = []
+    give = trainer.give
+
+    def watched(inputs, targets, before, *rest, **named):
+        befores.append(before)
+        return give(inputs, targets, before, *rest, **named)
+
+    monkeypatch.setattr(trainer, "give", watched)
+    run_training(settings(text, train__state_reset=chance, train__max_steps=3), tmp_path / "run")
+
+    assert len(befores) == 3
+    assert is_zero == all(not part.any() for state in befores for parts in state for part in parts)
