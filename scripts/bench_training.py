@@ -8,9 +8,8 @@ A step is forward, backward, clipping and SGD on random tokens. Each competitor 
 own, in the state a user finds it in, and waits while another takes its turn; with --keep-memory,
 torch.nn gets what `device.keep_memory` does, too. Times are medians; `rate` is model FLOP/s, 2 FLOP
 for each weight a token meets in a product and thrice that with the backward; `share` is that rate
-over the rate of a large product measured in the same run, in bf16 where the processor multiplies it
-and so in fp32 elsewhere, where nobody is timed in bf16; memory is what a process grew by at most,
-model and optimizer included.
+over the rate of a large product measured in the same run; memory is what a process grew by at most,
+model and optimizer included. bf16 is left out where the processor does not multiply it.
 """
 
 import argparse

@@ -50,10 +50,11 @@ def fitted(base: dict[str, Any], cell: str, parameters: float) -> dict[str, Any]
 
 
 def curve(run: Path, tokens_a_step: int) -> Curve:
-    """Seconds since the first update, tokens and loss at each validation of a run."""
+    """Seconds since the start, tokens and loss at each validation of a run."""
+    start = json.loads((run / "run.json").read_text())["starts"][0]["time"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        (line["time"] - lines[0]["time"], line["step"] * tokens_a_step, line["loss"])
+        (line["time"] - start, line["step"] * tokens_a_step, line["loss"])
         for line in lines
         if line["kind"] == "valid"
     ]
