@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from lmtrain.errors import MachineError
 
 # Parameters of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+_Result = TypeVar("_Result")
 
 
 def choose(name: str) -> torch.device:
@@ -30,6 +34,42 @@ def choose(name: str) -> torch.device:
 def runs_ahead(place: torch.device) -> bool:
     """Whether the device computes on its own, so that to read a number is to wait for it."""
     return place.type == "cuda"
+
+
+def record(
+    work: Callable[[], _Result],
+    chance: torch.Generator,
+    beside: torch.cuda.CUDAGraph | None = None,
+) -> tuple[torch.cuda.CUDAGraph, _Result]:
+    """Records what a piece of work gives the GPU to do, as a CUDA graph, and does nothing of it.
+
+    Args:
+        work: reads and writes tensors that stay where they are.
+        chance: what it draws from.
+        beside: another graph that is never run at the same time: they share memory, so that each
+            spoils the results of the other.
+
+    Returns:
+        The graph, which does all of it in one launch, and what its results will be then.
+
+    Raises:
+        RuntimeError: it asks the GPU for a number.
+    """
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(chance)
+    with torch.cuda.graph(graph, pool=None if beside is None else beside.pool()):
+        results = work()
+    return graph, results
+
+
+def can_record(place: torch.device) -> bool:
+    """Whether the device repeats recorded work."""
+    return place.type == "cuda"
+
+
+def is_recording(place: torch.device) -> bool:
+    """Whether work given to the device is being recorded."""
+    return place.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class Reading:

@@ -3,12 +3,13 @@
     python scripts/bench_cuda.py                    # the whole table
     python scripts/bench_cuda.py --json > out.json
 
-Layers run forward and backward on random inputs. Beside lmtrain's LSTM: nn.LSTM on cuDNN, a Python
-loop over nn.LSTMCell, the loop over a step under torch.compile, and lmtrain's other cells. Two
-limits no scan can beat: the recurrent products alone at the rate of a large product measured here,
-and T barriers of the whole grid with nothing between them. The loss stands beside a product and
-torch's cross-entropy, a training step beside the same model of torch.nn under autocast. Competitors
-take turns; times are medians of CUDA events, in microseconds.
+Layers run forward and backward on random inputs, as CUDA graphs, which is how lmtrain trains;
+"launched" is without. Beside lmtrain's LSTM: nn.LSTM on cuDNN, lmtrain's other cells, and, both
+launched, a Python loop over nn.LSTMCell and the loop over a step under torch.compile. Two limits no
+scan can beat: the recurrent products alone at the rate of a large product measured here, and T
+barriers of the whole grid with nothing between them. The loss stands beside a product and torch's
+cross-entropy, a training step beside the same model of torch.nn under autocast. Competitors take
+turns; times are medians of CUDA events, in microseconds.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from lmtrain import device
 from lmtrain.cells import create
 from lmtrain.kernels.cross_entropy import cross_entropy
 from lmtrain.kernels.triton.memory import meet
+from lmtrain.model.chance import Chance
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent
 
@@ -60,7 +62,7 @@ def own(cell: str, options: dict[str, str], units: int, layers: int, inputs: Ten
     """Forward and backward of lmtrain's layers."""
     stack = Recurrent(
         lambda size, hidden: create(cell, size, hidden, options),
-        units, [units] * layers, Dropout(0.0, device.generator(1)),
+        units, [units] * layers, Dropout(0.0, Chance(1)),
     ).cuda()  # fmt: skip
     for parameter in stack.parameters():
         nn.init.uniform_(parameter, -(units**-0.5), units**-0.5)
@@ -100,6 +102,17 @@ def loop(units: int, inputs: Tensor, *, is_compiled: bool) -> Step:
         backward(torch.stack(hidden), upstream)
 
     return step
+
+
+def recorded(steps: dict[str, Step]) -> dict[str, Step]:
+    """The same as CUDA graphs, which share their memory."""
+    chance = torch.Generator("cuda")
+    graphs: list[torch.cuda.CUDAGraph] = []
+    for step in steps.values():
+        for _ in range(WARM):
+            step()
+        graphs.append(device.record(step, chance, graphs[0] if graphs else None)[0])
+    return {name: graph.replay for name, graph in zip(steps, graphs, strict=True)}
 
 
 def microseconds(steps: dict[str, Step]) -> dict[str, float]:
@@ -152,6 +165,8 @@ def row(units: int, rows: int, steps: int, layers: int, kind: str) -> dict[str, 
     }
     for name, (cell, options) in OTHERS.items():
         competitors[name] = own(cell, options, units, layers, inputs)
+    launched = {f"{name} launched": competitors[name] for name in ("lstm", "cudnn lstm")}
+    competitors = recorded(competitors) | launched
     if steps <= LONGEST_LOOP and layers == 1:
         torch.compiler.reset()
         competitors["loop"] = loop(units, inputs, is_compiled=False)

@@ -34,6 +34,8 @@ from lmtrain import device
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.training.optimizer import Optimizer
+from lmtrain.training.ranks import Ranks
+from lmtrain.training.step import Stepper
 
 LIMIT = 5.0
 # Seconds in which the threads of the one whose turn is over cease to look for work.
@@ -146,14 +148,13 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu") -> 
         max_grad_norm=LIMIT,
         schedule=lambda _: RATE,
     )
+    stepper = Stepper(model, rule, Ranks(), groups=1, tell=print)
     inputs, targets = tokens(shape).to(place)
-    state = None
+    state = model.recurrent.zero_state(shape.batch_size)
 
     def step() -> None:
         nonlocal state
-        loss = model.loss(inputs, targets, state)
-        state = loss.state.detach()
-        rule.update([loss.objective])
+        state = stepper.give(inputs, targets, state, 1.0).state
 
     return step
 

@@ -4,8 +4,9 @@
 
 Inputs are random, memory that nothing was written to is full of NaN. An error is the norm of the
 difference over the norm of the truth, the worst of hidden states, last state and all gradients.
-A training that was stopped and resumed in deterministic mode ends with the weights, bit for bit, of
-one that was not. Ends with 1 if an error is above its limit: 1e-5 in fp32, 1e-2 in bf16.
+A training of recorded steps in deterministic mode ends with the weights, bit for bit, of one that
+was stopped and resumed, and of one whose kernels were launched one by one. Ends with 1 if an error
+is above its limit: 1e-5 in fp32, 1e-2 in bf16.
 """
 
 import itertools
@@ -124,21 +125,23 @@ def losses() -> Iterator[tuple[str, float, float]]:
         yield f"cross-entropy V {vocab} {kind}", worst(pairs[:4], pairs[4:]), limit
 
 
-def resumed() -> Iterator[tuple[str, float, float]]:
-    """Trainings of every cell that were stopped halfway, beside those that were not."""
+def trainings() -> Iterator[tuple[str, float, float]]:
+    """Trainings of every cell, whole, stopped halfway, and without CUDA graphs."""
     for name, options in CELLS:
         changes = {f"model.{key}": value for key, value in options.items()} | {
             "model.cell": name, "model.hidden_size": 256, "model.num_layers": 2,
             "model.dropout": 0.3, "model.weight_dropout": 0.2, "optimizer.average": "ema",
             "optimizer.schedule": "constant",
             "train.device": "cuda", "train.deterministic": True, "train.eval_every": 20,
+            "train.random_seq_len": False,
             # Kernels are compiled in the first steps: the recipe's time might seem too short.
             "train.max_seconds": "none",
         }  # fmt: skip
         with tempfile.TemporaryDirectory() as place:
             weights = []
-            for stops in ((40,), (20, 40)):
-                run = Path(place) / str(stops)
+            for stops, can_record in (((40,), True), ((20, 40), True), ((40,), False)):
+                run = Path(place) / f"{stops} {can_record}"
+                device.can_record = lambda place, answer=can_record: answer
                 for stop in stops:
                     chosen = {"train.max_steps": stop}
                     if stop == stops[0]:
@@ -148,6 +151,7 @@ def resumed() -> Iterator[tuple[str, float, float]]:
                         run_training(out=run, resume=True, overrides=chosen, is_quiet=True)
                 weights.append((checkpoint.folder(run, 40) / "model.safetensors").read_bytes())
         yield f"{name} {options} resumed", float(weights[0] != weights[1]), 0.0
+        yield f"{name} {options} launched", float(weights[0] != weights[2]), 0.0
 
 
 def main() -> int:
@@ -159,7 +163,7 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     failed = 0
-    for label, error, limit in itertools.chain(scans(), losses(), resumed()):
+    for label, error, limit in itertools.chain(scans(), losses(), trainings()):
         is_bad = not error <= limit
         failed += is_bad
         print(f"{'FAILED' if is_bad else 'ok':6}  {error:.2e}  {label}", flush=True)

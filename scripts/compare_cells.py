@@ -86,8 +86,9 @@ def drawn(curves: dict[str, Curve], title: str, out: Path) -> None:
         by_tokens.plot([count / 1e6 for count in tokens], losses, label=cell)
     by_time.set(xlabel="seconds of wall time", ylabel="validation loss, nats a token")
     by_tokens.set(xlabel="million tokens")
-    lowest = min(points[-1][2] for points in curves.values())
-    by_time.set_ylim(lowest - 0.05, lowest + 0.6)
+    last = [points[-1][2] for points in curves.values()]
+    # Where the curves end is in the picture, and the middle of the best.
+    by_time.set_ylim(min(last) - 0.05, max(min(last) + 0.6, max(last) + 0.1))
     for axes in (by_time, by_tokens):
         axes.grid(visible=True, alpha=0.3)
     by_time.legend()

@@ -1,9 +1,11 @@
-"""Dropout whose chance comes from a generator that a checkpoint can hold."""
+"""Dropout whose chance a checkpoint can hold."""
 
 import math
 
 import torch
 from torch import Tensor, nn
+
+from lmtrain.model.chance import Chance
 
 
 def keep_mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -12,27 +14,16 @@ def keep_mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like
     Args:
         shape: how many.
         p: probability, 0 to 1.
-        generator: the source of chance, on the processor.
+        generator: the source of chance, on the device of `like`.
         like: gives the type and the device.
     """
     count = math.prod(shape)
     # One draw of 64 bits decides for four numbers: drawing is most of the cost.
     draws = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device)
-    draws.random_(-(1 << 63), None, generator=_source(generator, like.device))
+    draws.random_(-(1 << 63), None, generator=generator)
     dropped = min(round(p * 65536), 65535)  # of the 65,536 values of 16 bits
     keep = draws.view(torch.int16)[:count].view(shape) >= dropped - 32768
     return keep.to(like.dtype).mul_(65536 / (65536 - dropped))
-
-
-def _source(generator: torch.Generator, place: torch.device) -> torch.Generator:
-    """The source of chance on a device: another one there, seeded from that on the processor.
-
-    So nothing travels, and a checkpoint has one source to hold.
-    """
-    if place == generator.device:
-        return generator
-    seed = torch.empty((), dtype=torch.int64).random_(generator=generator)
-    return torch.Generator(place).manual_seed(int(seed))
 
 
 class Dropout(nn.Module):
@@ -40,17 +31,17 @@ class Dropout(nn.Module):
 
     Args:
         p: probability, 0 to 1.
-        generator: the source of chance, on the processor.
+        chance: where it comes from.
         is_locked: whether what is dropped is dropped at all time steps, the first dimension.
 
     Source: Srivastava et al. 2014; on the connections between layers alone: Zaremba et al. 2014;
     locked, or variational: Gal & Ghahramani 2016.
     """
 
-    def __init__(self, p: float, generator: torch.Generator, *, is_locked: bool = False) -> None:
+    def __init__(self, p: float, chance: Chance, *, is_locked: bool = False) -> None:
         super().__init__()
         self.p = p
-        self.generator = generator
+        self.chance = chance
         self.is_locked = is_locked
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -58,4 +49,4 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return inputs
         shape = (1, *inputs.shape[1:]) if self.is_locked else tuple(inputs.shape)
-        return inputs * keep_mask(shape, self.p, self.generator, inputs)
+        return inputs * keep_mask(shape, self.p, self.chance.on(inputs.device), inputs)

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmtrain import cells, device
+from lmtrain import cells
 from lmtrain.errors import ConfigError
 from lmtrain.kernels.cross_entropy import cross_entropy, log_likelihood
 from lmtrain.model.adaptive_softmax import AdaptiveSoftmax
+from lmtrain.model.chance import Chance
 from lmtrain.model.dropout import Dropout, keep_mask
 from lmtrain.model.mixture_softmax import MixtureSoftmax
 from lmtrain.model.recurrent import Recurrent, State
@@ -130,7 +131,7 @@ class LanguageModel(nn.Module):
         if tied_embeddings and softmax == "adaptive":
             raise ConfigError("tied embeddings: an adaptive softmax has weights of its own")
         self.vocab_size = vocab_size
-        self.generator = device.generator(seed)
+        self.chance = Chance(seed)
         self.regularization = regularization or Regularization()
         self.embedding = nn.Parameter(torch.empty(vocab_size, embedding_size))
         self.output_size = embedding_size if tied_embeddings else hidden_size
@@ -165,7 +166,7 @@ class LanguageModel(nn.Module):
 
     def _dropout(self, p: float | None) -> Dropout:
         p = self.regularization.dropout if p is None else p
-        return Dropout(p, self.generator, is_locked=self.regularization.is_locked)
+        return Dropout(p, self.chance, is_locked=self.regularization.is_locked)
 
     def _initialize(self, init_scale: float | None, forget_bias: float) -> None:
         # Uniform embeddings of this width have unit-sized sums over E, whatever E is.
@@ -177,13 +178,13 @@ class LanguageModel(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters(recurse=False):
                 scale = own[name] if init_scale is None else init_scale
-                parameter.uniform_(-scale, scale, generator=self.generator)
+                parameter.uniform_(-scale, scale, generator=self.chance.generator)
         for layer in self.recurrent.cells:
             if isinstance(layer, cells.Cell):
-                layer.initialize(self.generator, init_scale, forget_bias)
+                layer.initialize(self.chance.generator, init_scale, forget_bias)
         for head in (self.adaptive_softmax, self.mixture_softmax):
             if head is not None:
-                head.initialize(self.generator, init_scale)
+                head.initialize(self.chance.generator, init_scale)
 
     @property
     def decoder(self) -> Tensor:
@@ -211,7 +212,7 @@ class LanguageModel(nn.Module):
             embedded = embedded * (inputs >= 0).unsqueeze(-1)
         elif self.regularization.word_dropout:
             p = self.regularization.word_dropout
-            words = keep_mask((self.vocab_size, 1), p, self.generator, embedded)
+            words = keep_mask((self.vocab_size, 1), p, self.chance.on(inputs.device), embedded)
             embedded = embedded * F.embedding(inputs, words)  # (T, B, 1)
         hidden, state = self.recurrent(self.input_dropout(embedded), state)
         return hidden, state
@@ -240,7 +241,8 @@ class LanguageModel(nn.Module):
             nats = -scale * self.log_likelihood(dropped, targets).sum()
         elif self.sampled_softmax and self.training:
             head, weights = self.sampled_softmax, (self.decoder, self.output_bias)
-            nats = scale * head.nats(dropped, *weights, targets, self.generator).sum()
+            generator = self.chance.on(dropped.device)
+            nats = scale * head.nats(dropped, *weights, targets, generator).sum()
         else:
             nats = cross_entropy(dropped, self.decoder, self.output_bias, targets, scale)
         return Loss(self._penalized(nats, hidden, dropped), nats.detach(), state)

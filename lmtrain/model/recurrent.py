@@ -99,7 +99,8 @@ class Recurrent(nn.Module):
 
     Example:
         >>> from lmtrain.cells import GRU
-        >>> layers = Recurrent(GRU, 4, [8, 8], Dropout(0.5, torch.Generator()))
+        >>> from lmtrain.model.chance import Chance
+        >>> layers = Recurrent(GRU, 4, [8, 8], Dropout(0.5, Chance(1)))
         >>> hidden, state = layers(torch.zeros(5, 3, 4))
         >>> hidden.shape, len(state)
         (torch.Size([5, 3, 8]), 2)
@@ -171,7 +172,7 @@ class Recurrent(nn.Module):
         """A cell's parameters with some weights that meet the state set to 0; None for its own."""
         if not self.training or self.weight_dropout == 0:
             return None
-        generator = self.dropout.generator
+        generator = self.dropout.chance.on(cell.bias.device)
         return {
             name: weight * keep_mask(tuple(weight.shape), self.weight_dropout, generator, weight)
             if cell.meets_state(name)

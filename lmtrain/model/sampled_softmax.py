@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class SampledSoftmax:
+class SampledSoftmax(nn.Module):
     """Σ_v e^(z_v) over all words but the target, estimated from K words drawn for each batch.
 
         L = log(e^(z_y) + Σ_{v drawn, v ≠ y} e^(z_v) / n_v) − z_y,    n_v = E[times v is drawn]
@@ -24,17 +24,25 @@ class SampledSoftmax:
     the sample is stratified, one word of each K-th of Σ n_v, rather than drawn word by word.
     """
 
+    expected: Tensor
+    strata: Tensor
+
     def __init__(self, vocab_size: int, num_samples: int) -> None:
-        self.expected = _expected_draws(vocab_size, num_samples)
-        self._strata = self.expected.cumsum(0)
+        super().__init__()
+        expected = _expected_draws(vocab_size, num_samples)
+        # They follow from its arguments, and so are in no checkpoint.
+        self.register_buffer("expected", expected, persistent=False)
+        self.register_buffer("strata", expected.cumsum(0), persistent=False)
         self._num_samples = num_samples
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """K words, in the order of their ids; a rare one may be among them twice."""
-        uniform = torch.rand(self._num_samples, dtype=torch.float64, generator=generator)
-        drawn = torch.searchsorted(
-            self._strata, uniform + torch.arange(self._num_samples), right=True
+        place = self.strata.device
+        uniform = torch.rand(
+            self._num_samples, dtype=torch.float64, device=place, generator=generator
         )
+        stratum = torch.arange(self._num_samples, device=place)
+        drawn = torch.searchsorted(self.strata, stratum + uniform, right=True)
         # Rounding may leave the last stratum a hair shorter than its number.
         return drawn.clamp_(max=len(self.expected) - 1)
 
@@ -53,12 +61,11 @@ class SampledSoftmax:
             weight: W_y, (V, H).
             bias: b_y, (V).
             targets: (T, B).
-            generator: the source of chance, on the processor.
+            generator: the source of chance, where the weights are.
         """
         rows, came = hidden.flatten(0, 1), targets.flatten()
         drawn = self.draw(generator)
         correction = self.expected[drawn].log().to(bias.dtype)
-        drawn, correction = drawn.to(came.device), correction.to(came.device)
         # One look-up for both, so that the weights get one gradient.
         words, parts = torch.cat([drawn, came]), [len(drawn), len(came)]
         of_drawn, of_targets = F.embedding(words, weight).to(rows.dtype).split(parts)

@@ -123,7 +123,11 @@ class Optimizer:
         self.step = 0
         self._is_adaptive = name != "sgd"
         self._is_linear = name == "sgd" and weight_decay == 0
-        self._runs_ahead = device.runs_ahead(next(iter(self._parameters.values())).device)
+        place = next(iter(self._parameters.values())).device
+        self._runs_ahead = device.runs_ahead(place)
+        # Where the update reads its rate: a recorded one finds it there too.
+        kind = torch.float32 if self._runs_ahead else torch.float64
+        self._rate = torch.zeros((), dtype=kind, device=place)
         # The fused rules take no sparse gradients; sgd over several tensors at once does.
         takes_sparse = name == "sgd" and not self._runs_ahead
         self._rule = _RULES[name](
@@ -138,11 +142,23 @@ class Optimizer:
         """The learning rate of the next update."""
         return self.schedule(self.step)
 
-    def update(
-        self,
-        losses: Iterable[Tensor],
-        share: float = 1.0,
-        is_sound: Callable[[], Tensor] | None = None,
+    def update(self, losses: Iterable[Tensor], share: float = 1.0) -> Update:
+        """One update: `begin`, then `make`."""
+        self.begin(share)
+        return self.make(losses)
+
+    def begin(self, share: float = 1.0) -> None:
+        """Counts the update that `make` will make next, and sets its learning rate.
+
+        Args:
+            share: time steps of its loss over those of most. The learning rate follows it; with
+                sgd the gradient of a loss summed over time does already.
+        """
+        self._rate.fill_(self.learning_rate * (share if self._is_adaptive else 1.0))
+        self.step += 1
+
+    def make(
+        self, losses: Iterable[Tensor], is_sound: Callable[[], Tensor] | None = None
     ) -> Update:
         """Differentiates a loss, clips, and makes one step if all numbers are finite.
 
@@ -152,8 +168,6 @@ class Optimizer:
 
         Args:
             losses: the parts of the loss, computed as they are asked for, one after the other.
-            share: time steps of this loss over those of most. The learning rate follows it; with
-                sgd the gradient of a loss summed over time does already.
             is_sound: asked after the last part: whether the step may be made at all, ().
 
         Source: Pascanu, Mikolov & Bengio 2013.
@@ -169,19 +183,19 @@ class Optimizer:
         if is_sound is not None:
             is_made = is_made & is_sound()
         was_clipped, divisor = self._clipped(gradients, grad_norm)
-        rate = self.learning_rate * (share if self._is_adaptive else 1.0)
         if self._runs_ahead:
             # The rule itself divides the gradients, or leaves all as it is.
             vars(self._rule).update(grad_scale=divisor.float(), found_inf=(~is_made).float())
-            self._make(rate)
+            self._apply(self._rate)
         elif is_made:
-            self._make(rate * self._divided(gradients, float(divisor)))
-        self.step += 1
+            self._apply(float(self._rate) * self._divided(gradients, float(divisor)))
         return Update(loss, grad_norm, was_clipped, is_made)
 
-    def _make(self, rate: float) -> None:
+    def _apply(self, rate: float | Tensor) -> None:
+        is_recorded = device.is_recording(self._rate.device)
         for group in self._rule.param_groups:
-            group["lr"] = rate
+            # The fused rules are capturable, whether told so or not; told, they warn elsewhere.
+            group.update(lr=rate, capturable=is_recorded)
         self._rule.step()
 
     def _gradients(self) -> list[Tensor]:

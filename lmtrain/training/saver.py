@@ -75,7 +75,7 @@ class Saver:
 
     def _gathered(self, state: State | None) -> dict[str, Tensor]:
         """What every process goes on from: the state of all rows, the chance of each."""
-        chance = self._model.generator.get_state()
+        chance = self._model.chance.generator.get_state()
         everyone = self._ranks.gathered({**(state or State()).named(), _CHANCE: chance})
         tensors = {_chance(rank): own.pop(_CHANCE) for rank, own in enumerate(everyone)}
         return tensors | {name: torch.cat([own[name] for own in everyone]) for name in everyone[0]}
@@ -155,7 +155,7 @@ class Saver:
             self._monitor.restore(saved.state["window"])
             # A process that was not there before goes on from its own first chance.
             if (name := _chance(self._ranks.rank)) in tensors or self._ranks.is_first:
-                self._model.generator.set_state(tensors[name])
+                self._model.chance.generator.set_state(tensors[name])
             zeros = self._model.recurrent.zero_state(batch_size)
             carried, rows = zeros.restored(tensors), self._ranks.share(batch_size)
             progress = TypeAdapter(Progress).validate_python(saved.state["progress"])

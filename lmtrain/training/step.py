@@ -1,7 +1,7 @@
 """One step of truncated backpropagation through time, and the numbers that come of it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lmtrain import device
+from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.training.optimizer import Optimizer
-from lmtrain.training.ranks import Losses, Ranks
+from lmtrain.training.ranks import Ranks
+from lmtrain.training.recording import Recorder, Work
 
 # Guessing costs log V, less than 20 nats; beyond this the numbers mean nothing any more.
 _ABSURD_NATS = 10_000.0
@@ -53,57 +55,76 @@ class Step:
         return Numbers(*self.reading.values())
 
 
-def give(
-    inputs: Tensor,
-    targets: Tensor,
-    before: State,
-    loss: Losses,
-    optimizer: Optimizer,
-    ranks: Ranks,
-    *,
-    groups: int,
-    share: float,
-) -> Step:
-    """Gives the device a step to do, without waiting for it.
+class Stepper:
+    """Gives the device steps to do, without waiting for them.
 
     Args:
-        inputs: (T, own B).
-        targets: (T, own B).
-        before: the state that the streams carry into it.
-        loss: of the model.
+        model: the model.
         optimizer: the update.
         ranks: the processes that train together.
         groups: groups of streams that are differentiated one after the other.
-        share: time steps of this window over those of most.
+        tell: is told what a user should know of it.
     """
-    number, learning_rate = optimizer.step + 1, optimizer.learning_rate
-    after: list[State] = []
-    nats: list[Tensor] = []
 
-    def losses() -> Iterator[Tensor]:
-        parts = inputs.chunk(groups, dim=1), targets.chunk(groups, dim=1)
-        for x, y, begin in zip(*parts, before.chunk(groups), strict=True):
-            is_last = len(after) == len(parts[0]) - 1
-            # Until the last group, no process waits for another's gradients.
-            with contextlib.nullcontext() if is_last else loss.apart():
-                part = loss(x, y, begin)
-                # Backpropagation is truncated here: the next step gets numbers without history.
-                after.append(part.state.detach())
-                weight = y.shape[1] / targets.shape[1]
-                nats.append(part.nats * weight)
-                yield part.objective * weight
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: Optimizer,
+        ranks: Ranks,
+        *,
+        groups: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._optimizer = optimizer
+        self._ranks = ranks
+        self._groups = groups
+        self._place = model.embedding.device
+        self._chance = model.chance
+        self._loss = ranks.averaging(model)
+        self._do: Work = self._work
+        if device.can_record(self._place) and ranks.size == 1:
+            self._do = Recorder(self._work, model.chance, tell)
 
-    def is_sound() -> Tensor:
-        nats[:] = [ranks.averaged(torch.stack(nats).sum()) / len(inputs)]
-        return nats[0] <= _ABSURD_NATS
+    def give(self, inputs: Tensor, targets: Tensor, before: State, share: float) -> Step:
+        """Gives the device a step to do.
 
-    update = optimizer.update(losses(), share, is_sound)
-    numbers = (nats[0], update.grad_norm, update.was_clipped, update.is_made)
-    return Step(
-        number,
-        len(inputs),
-        learning_rate,
+        Args:
+            inputs: (T, own B).
+            targets: (T, own B).
+            before: the state that the streams carry into it.
+            share: time steps of this window over those of most.
+        """
+        learning_rate = self._optimizer.learning_rate
+        self._chance.renew(self._place)
+        self._optimizer.begin(share)
+        state, numbers = self._do(inputs, targets, before)
+        reading = device.Reading(numbers)
+        return Step(self._optimizer.step, len(inputs), learning_rate, state, reading)
+
+    def _work(self, inputs: Tensor, targets: Tensor, before: State) -> tuple[State, Tensor]:
+        """All that the device does of a step: the state after it, and its `Numbers`, (4,)."""
+        after: list[State] = []
+        nats: list[Tensor] = []
+
+        def losses() -> Iterator[Tensor]:
+            parts = inputs.chunk(self._groups, dim=1), targets.chunk(self._groups, dim=1)
+            for x, y, begin in zip(*parts, before.chunk(self._groups), strict=True):
+                is_last = len(after) == len(parts[0]) - 1
+                # Until the last group, no process waits for another's gradients.
+                with contextlib.nullcontext() if is_last else self._loss.apart():
+                    part = self._loss(x, y, begin)
+                    # Backpropagation is truncated here: the next step gets numbers without history.
+                    after.append(part.state.detach())
+                    weight = y.shape[1] / targets.shape[1]
+                    nats.append(part.nats * weight)
+                    yield part.objective * weight
+
+        def is_sound() -> Tensor:
+            nats[:] = [self._ranks.averaged(torch.stack(nats).sum()) / len(inputs)]
+            return nats[0] <= _ABSURD_NATS
+
+        update = self._optimizer.make(losses(), is_sound)
+        numbers = (nats[0], update.grad_norm, update.was_clipped, update.is_made)
         # Where nothing was updated, the next step goes on as if this one had not been.
-        State.cat(after).where(update.is_made, before),
-        device.Reading(torch.stack([each.double() for each in numbers])),
-    )
+        state = State.cat(after).where(update.is_made, before)
+        return state, torch.stack([each.double() for each in numbers])

@@ -26,7 +26,7 @@ from lmtrain.training.progress import Progress
 from lmtrain.training.ranks import Ranks
 from lmtrain.training.saver import Saver
 from lmtrain.training.signals import Signals
-from lmtrain.training.step import Numbers, Step, give
+from lmtrain.training.step import Numbers, Step, Stepper
 
 _MOST_SKIPPED = 10
 # How often within the time of a training the steps that fit into the rest are counted anew.
@@ -91,7 +91,7 @@ class Trainer:
         self._most_unread = int(device.runs_ahead(model.embedding.device))
         self._signals = Signals(is_launched=processes.is_worker())
         self._rows = ranks.share(batches.batch_size)
-        self._loss = ranks.averaging(model)
+        self._stepper = Stepper(model, optimizer, ranks, groups=config.accumulate, tell=monitor.say)
         self._saver = Saver(
             run,
             config.keep_checkpoints,
@@ -195,12 +195,9 @@ class Trainer:
         done, zeros = self.optimizer.step, self.model.recurrent.zero_state
         inputs, targets = (self._place(tokens) for tokens in self.batches[done])  # (T, own B) each
         before = None if self.batches.starts_epoch(done) else self.state
-        step = give(
-            *(inputs, targets, self._reset(before or zeros(inputs.shape[1]))),
-            *(self._loss, self.optimizer, self.ranks),
-            groups=self.config.accumulate,
-            share=len(targets) / self.batches.seq_len,
-        )
+        before = self._reset(before or zeros(inputs.shape[1]))
+        share = len(targets) / self.batches.seq_len
+        step = self._stepper.give(inputs, targets, before, share)
         self.state = step.state
         self.average.update()
         self._unread.append(step)

@@ -6,16 +6,17 @@ from numerics import assert_same
 
 from lmtrain import device
 from lmtrain.cells import GRU, LSTM, RNN, PeepholeLSTM, SimpleGRU
+from lmtrain.model.chance import Chance
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent, State
 
 
 def stack(cell=LSTM, dropout=0.0, **options) -> Recurrent:
-    chance = device.generator(1)
+    chance = Chance(1)
 
     def make(inputs, hidden):
         each = cell(inputs, hidden)
-        each.initialize(chance, 0.5, 1.0)
+        each.initialize(chance.generator, 0.5, 1.0)
         return each
 
     layers = Recurrent(make, 3, [5, 5], Dropout(dropout, chance), **options)
@@ -106,7 +107,7 @@ def test_dropout_acts_between_layers_and_only_there():
 
 
 def test_layers_may_have_sizes_of_their_own():
-    layers = Recurrent(LSTM, 3, [5, 7, 2], Dropout(0.0, device.generator(1)))
+    layers = Recurrent(LSTM, 3, [5, 7, 2], Dropout(0.0, Chance(1)))
 
     hidden, state = layers(inputs().float())
 
@@ -130,10 +131,10 @@ def _only_first(layers):
 @pytest.mark.parametrize("cell", [RNN, SimpleGRU, GRU, LSTM, PeepholeLSTM])
 def test_weight_dropout_is_that_of_a_cell_with_these_weights(cell):
     layers = stack(cell, weight_dropout=0.5)
-    chance = layers.dropout.generator.get_state()
+    chance = layers.dropout.chance.generator.get_state()
     hidden, _ = layers(inputs())
     (gradient,) = torch.autograd.grad(hidden.sum(), layers.cells[0].weight_recurrent)
-    layers.dropout.generator.set_state(chance)
+    layers.dropout.chance.generator.set_state(chance)
     by_hand = copy.deepcopy(layers).eval()
     kept = []
     for each, like in zip(by_hand.cells, layers.cells, strict=True):

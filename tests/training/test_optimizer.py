@@ -120,7 +120,9 @@ def test_numbers_that_are_not_finite_update_nothing(bad_loss, name):
 def test_a_step_that_is_not_sound_updates_nothing():
     model = Bowl()
 
-    found = optimizer(model).update([model.loss()], is_sound=lambda: torch.tensor(data=False))
+    rule = optimizer(model)
+    rule.begin()
+    found = rule.make([model.loss()], is_sound=lambda: torch.tensor(data=False))
 
     assert not found.is_made
     assert model.x.tolist() == [0, 0]

@@ -17,6 +17,7 @@ from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.training import trainer
 from lmtrain.training.run import run_training
+from lmtrain.training.step import Stepper
 
 SMALL = {
     "data.level": "char", "model.hidden_size": 12, "model.num_layers": 2, "model.dropout": 0.2,
@@ -384,13 +385,13 @@ def test_streams_that_are_reset_begin_every_window_with_zeros(
     text, tmp_path, monkeypatch, chance, is_zero
 ):
     befores = []
-    give = trainer.give
+    give = Stepper.give
 
-    def watched(inputs, targets, before, *rest, **named):
+    def watched(self, inputs, targets, before, share):
         befores.append(before)
-        return give(inputs, targets, before, *rest, **named)
+        return give(self, inputs, targets, before, share)
 
-    monkeypatch.setattr(trainer, "give", watched)
+    monkeypatch.setattr(Stepper, "give", watched)
     run_training(settings(text, train__state_reset=chance, train__max_steps=3), tmp_path / "run")
 
     assert len(befores) == 3
