@@ -57,7 +57,9 @@ def record(
     """
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(chance)
-    with torch.cuda.graph(graph, pool=None if beside is None else beside.pool()):
+    pool = None if beside is None else beside.pool()
+    # A recording that fails does not go back to the stream that it began on.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
         results = work()
     return graph, results
 

@@ -8,8 +8,8 @@ Layers run forward and backward on random inputs, as CUDA graphs, which is how l
 launched, a Python loop over nn.LSTMCell and the loop over a step under torch.compile. Two limits no
 scan can beat: the recurrent products alone at the rate of a large product measured here, and T
 barriers of the whole grid with nothing between them. The loss stands beside a product and torch's
-cross-entropy, a training step beside the same model of torch.nn under autocast. Competitors take
-turns; times are medians of CUDA events, in microseconds.
+cross-entropy, a training step, recorded, beside the same model of torch.nn under autocast,
+launched. Competitors take turns; times are medians of CUDA events, in microseconds.
 """
 
 import argparse

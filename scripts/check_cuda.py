@@ -1,4 +1,4 @@
-"""Every cell and the loss on a GPU, at real sizes, beside the float64 reference; and resuming.
+"""Every cell and the loss on a GPU, at real sizes, beside the float64 reference; and trainings.
 
     python scripts/check_cuda.py
 
@@ -34,6 +34,13 @@ CELLS = [
 SIZES = [
     (256, 64, 64), (512, 16, 128), (650, 20, 35), (1000, 33, 40), (1024, 64, 64), (1150, 40, 70),
     (2048, 128, 16),
+]  # fmt: skip
+# Beside those of every cell: several graphs in one memory, other updates, other softmaxes.
+TRAININGS = [
+    {"train.random_seq_len": True, "train.accumulate": 2},
+    {"optimizer.name": "adamw", "optimizer.learning_rate": 0.002},
+    {"model.softmax": "full"}, {"model.softmax": "mixture"},
+    {"model.softmax": "adaptive", "model.tied_embeddings": False},
 ]  # fmt: skip
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 SCHEDULES = ("persistent", "alternating")
@@ -126,17 +133,21 @@ def losses() -> Iterator[tuple[str, float, float]]:
 
 
 def trainings() -> Iterator[tuple[str, float, float]]:
-    """Trainings of every cell, whole, stopped halfway, and without CUDA graphs."""
-    for name, options in CELLS:
-        changes = {f"model.{key}": value for key, value in options.items()} | {
-            "model.cell": name, "model.hidden_size": 256, "model.num_layers": 2,
+    """Trainings of every cell and others, whole, stopped halfway, and without CUDA graphs."""
+    cells = [
+        {"model.cell": name} | {f"model.{key}": value for key, value in options.items()}
+        for name, options in CELLS
+    ]
+    for special in (*cells, *TRAININGS):
+        changes = {
+            "model.hidden_size": 256, "model.num_layers": 2,
             "model.dropout": 0.3, "model.weight_dropout": 0.2, "optimizer.average": "ema",
             "optimizer.schedule": "constant",
             "train.device": "cuda", "train.deterministic": True, "train.eval_every": 20,
             "train.random_seq_len": False,
             # Kernels are compiled in the first steps: the recipe's time might seem too short.
             "train.max_seconds": "none",
-        }  # fmt: skip
+        } | special  # fmt: skip
         with tempfile.TemporaryDirectory() as place:
             weights = []
             for stops, can_record in (((40,), True), ((20, 40), True), ((40,), False)):
@@ -150,8 +161,8 @@ def trainings() -> Iterator[tuple[str, float, float]]:
                     else:
                         run_training(out=run, resume=True, overrides=chosen, is_quiet=True)
                 weights.append((checkpoint.folder(run, 40) / "model.safetensors").read_bytes())
-        yield f"{name} {options} resumed", float(weights[0] != weights[1]), 0.0
-        yield f"{name} {options} launched", float(weights[0] != weights[2]), 0.0
+        yield f"{special} resumed", float(weights[0] != weights[1]), 0.0
+        yield f"{special} launched", float(weights[0] != weights[2]), 0.0
 
 
 def main() -> int:

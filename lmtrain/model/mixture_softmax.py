@@ -60,7 +60,10 @@ class MixtureSoftmax(nn.Module):
         rows = max(1, _MOST_BYTES // (4 * len(weight) * log_prior.shape[1]))
         # The logits of a piece are computed again for its gradient rather than kept.
         pieces = [
-            checkpoint(_log_likelihood, *piece, weight, bias, use_reentrant=False)
+            checkpoint(
+                *(_log_likelihood, *piece, weight, bias),
+                use_reentrant=False, preserve_rng_state=False,
+            )
             for piece in zip(
                 log_prior.split(rows), latent.split(rows), targets.flatten().split(rows),
                 strict=True,

@@ -198,7 +198,7 @@ class _AveragedLosses(Losses):
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model)
-        self._averaged = DistributedDataParallel(_LossModule(model))
+        self._averaged = DistributedDataParallel(_LossModule(model), broadcast_buffers=False)
 
     def __call__(self, inputs: Tensor, targets: Tensor, state: State | None) -> Loss:
         loss: Loss = self._averaged(inputs, targets, state)

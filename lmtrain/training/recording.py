@@ -74,11 +74,16 @@ class Recorder:
             try:
                 self._recordings[steps] = self._recorded(*window)
             except RuntimeError as error:
-                self._is_refused = True
-                self._chance.restart()
-                self._tell(f"no CUDA graph of this model's steps: {str(error).splitlines()[0]}")
-                return self._work(*window)
-        return self._recordings[steps](*window)
+                # CUDA says that it failed; what was asked of it stands behind that.
+                self._refuse(error.__context__ or error)
+        # Not within `except`, which holds on to all that the recording took.
+        return self._work(*window) if self._is_refused else self._recordings[steps](*window)
+
+    def _refuse(self, reason: BaseException) -> None:
+        self._is_refused = True
+        self._recordings.clear()
+        self._chance.restart()
+        self._tell(f"no CUDA graph of this model's steps: {str(reason).splitlines()[0]}")
 
     def _recorded(self, inputs: Tensor, targets: Tensor, before: State) -> _Recording:
         place = inputs.device

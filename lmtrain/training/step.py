@@ -82,7 +82,9 @@ class Stepper:
         self._chance = model.chance
         self._loss = ranks.averaging(model)
         self._do: Work = self._work
-        if device.can_record(self._place) and ranks.size == 1:
+        # An adaptive softmax asks the device how many words are rare.
+        is_steady = model.adaptive_softmax is None and ranks.size == 1
+        if is_steady and device.can_record(self._place):
             self._do = Recorder(self._work, model.chance, tell)
 
     def give(self, inputs: Tensor, targets: Tensor, before: State, share: float) -> Step:
