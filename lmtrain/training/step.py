@@ -75,16 +75,15 @@ class Stepper:
         groups: int,
         tell: Callable[[str], None],
     ) -> None:
+        self._model = model
         self._optimizer = optimizer
         self._ranks = ranks
         self._groups = groups
-        self._place = model.embedding.device
-        self._chance = model.chance
         self._loss = ranks.averaging(model)
         self._do: Work = self._work
         # An adaptive softmax asks the device how many words are rare.
         is_steady = model.adaptive_softmax is None and ranks.size == 1
-        if is_steady and device.can_record(self._place):
+        if is_steady and device.can_record(model.embedding.device):
             self._do = Recorder(self._work, model.chance, tell)
 
     def give(self, inputs: Tensor, targets: Tensor, before: State, share: float) -> Step:
@@ -97,7 +96,7 @@ class Stepper:
             share: time steps of this window over those of most.
         """
         learning_rate = self._optimizer.learning_rate
-        self._chance.renew(self._place)
+        self._model.chance.renew(self._model.embedding.device)
         self._optimizer.begin(share)
         state, numbers = self._do(inputs, targets, before)
         reading = device.Reading(numbers)
