@@ -257,7 +257,7 @@ PHASES = {
     "counting words": ("lmtrain.text.tokens", "_write_array"),
     "building the model": ("lmtrain.assembly", "build_model"),
     "opening the record": ("lmtrain.training.run", "Monitor"),
-    "a step": ("lmtrain.training.optimizer:Optimizer", "update"),
+    "a step": ("lmtrain.training.optimizer:Optimizer", "make"),
     "validation": ("lmtrain.model.language_model:LanguageModel", "log_probs"),
     "writing a sample": ("lmtrain.training.parts", "stream"),
     "saving": ("lmtrain.files", "publish_folder"),

@@ -125,8 +125,8 @@ class Optimizer:
         self._is_linear = name == "sgd" and weight_decay == 0
         place = next(iter(self._parameters.values())).device
         self._runs_ahead = device.runs_ahead(place)
-        # Where the update reads its rate: a recorded one finds it there too.
-        kind = torch.float32 if self._runs_ahead else torch.float64
+        # Where the update, recorded or not, reads its rate. The rules of CUDA take it in fp32.
+        kind = torch.float32 if place.type == "cuda" else torch.float64
         self._rate = torch.zeros((), dtype=kind, device=place)
         # The fused rules take no sparse gradients; sgd over several tensors at once does.
         takes_sparse = name == "sgd" and not self._runs_ahead
