@@ -156,8 +156,8 @@ def test_every_recipe_loads_by_its_name(name):
 
 def test_the_recipes_are_those_promised():
     promised = {
-        "python-docs", "shakespeare-char-3min", "ptb-small", "ptb-20min", "ptb-best-cpu",
-        "ptb-medium", "ptb-large",
+        "python-docs", "shakespeare-char-3min", "shakespeare-char-best", "ptb-small", "ptb-20min",
+        "ptb-best-cpu", "ptb-medium", "ptb-large",
     }  # fmt: skip
 
     assert promised <= set(config.recipes())
