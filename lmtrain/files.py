@@ -265,15 +265,15 @@ def publish_file(source: Path, path: Path) -> None:
         disk.sync_folder(path.parent)
 
 
-def spool(stream: BinaryIO) -> Path:
-    """A file of all that `stream` holds, so that a pipe can be read twice; gone at exit.
+def spool(pieces: Iterable[bytes]) -> Path:
+    """A file of all that comes out of a pipe, so that it can be read twice; gone at exit.
 
     Raises:
         MachineError: the temporary folder refused.
     """
     path = Path(tempfile.gettempdir()) / f"lmtrain-{os.getpid()}-{next(_serial)}.txt"
     with writing(path) as spooled:
-        shutil.copyfileobj(stream, spooled, 1 << 20)
+        spooled.writelines(pieces)
     atexit.register(_clear, path)
     return path
 

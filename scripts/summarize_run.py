@@ -2,12 +2,13 @@
 
     python scripts/summarize_run.py runs/ptb-small > docs/results/ptb-small.jsonl
 
-First what the run was made with, then a line for each validation; times in seconds since the first
-line of its metrics.
+First what the run was made with, then a line for each validation: the mean of the training losses
+logged since the one before, and times in seconds since the first line of the metrics.
 """
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,23 @@ def summary(run: Path) -> list[dict[str, Any]]:
     del settings["data"]["train"], settings["data"]["valid"], settings["data"]["test"]
     versions = ("lmtrain", "torch", "python", "device", "threads", "precision")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    began, train_loss = lines[0]["time"], None
+    began, losses = lines[0]["time"], []
     points: list[dict[str, Any]] = [{name: start[name] for name in versions}, settings]
     for line in lines:
         if line["kind"] == "train":
-            train_loss = line["loss"]
+            losses.append(line["loss"])
         else:
             points.append(
                 {
                     "step": line["step"],
                     "epoch": line["epoch"],
                     "seconds": round(line["time"] - began),
-                    "train_loss": train_loss and round(train_loss, 4),
+                    "mean_train_loss": round(statistics.mean(losses), 4) if losses else None,
                     "valid_loss": round(line["loss"], 5),
                     "valid_perplexity": round(line["perplexity"], 3),
                 }
             )
+            losses = []
     return points
 
 

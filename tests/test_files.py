@@ -1,5 +1,4 @@
 import errno
-import io
 import os
 import shutil
 import stat
@@ -305,11 +304,11 @@ def test_a_finished_file_moves_to_its_name(tmp_path):
 
 def test_a_pipe_is_spooled_to_a_file_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
-    content = os.urandom(3_000_000)
+    pieces = [os.urandom(3_000_000), b"a"]
 
-    first, second = files.spool(io.BytesIO(content)), files.spool(io.BytesIO(b"other"))
+    first, second = files.spool(iter(pieces)), files.spool([b"other"])
 
-    assert first.read_bytes() == content
+    assert first.read_bytes() == b"".join(pieces)
     assert second.read_bytes() == b"other"
     assert len(names(tmp_path)) == 2
 

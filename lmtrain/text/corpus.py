@@ -1,15 +1,16 @@
 """Where text comes from: files, globs, .gz, standard input, named corpora, the Python manuals.
 
-A `Text` is read in chunks, as often as needed, in bounded memory. Carriage returns before a newline
-and a byte order mark are dropped; only a newline ends a line; each file ends with one. Knows
-characters, never tokens.
+A `Text` is read in chunks, as often as needed, in bounded memory; a pipe goes to a file first.
+Carriage returns before a newline and a byte order mark are dropped; only a newline ends a line;
+each file ends with one. Knows characters, never tokens.
 """
 
 import codecs
 import glob
 import gzip
 import importlib.resources
-import sys
+import io
+import select
 import tomllib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from lmtrain.errors import ConfigError, TextError
 from lmtrain.text import python_docs
 
 _CHUNK_BYTES = 1 << 18
+_STANDARD_INPUT = 0
+_PATIENCE_MS = 500
 PYTHON_DOCS = "python-docs"
 VALID_FRACTION = 0.1
 
@@ -319,9 +322,11 @@ def open_text(places: Sequence[str], part: str = "train") -> Text:
 
 def _sources(place: str, part: str) -> list[Source]:
     if place == "-":
-        return [FileSource(files.spool(sys.stdin.buffer), "standard input")]
+        return [_spooled(_STANDARD_INPUT, "standard input")]
     if "\0" in place:
         raise ConfigError(f"no file can be called {place!a}")
+    if Path(place).is_fifo():
+        return [_spooled(place, place)]
     if Path(place).exists():
         return [FileSource(Path(place), place)]
     if place == PYTHON_DOCS:
@@ -334,6 +339,26 @@ def _sources(place: str, part: str) -> list[Source]:
         return [FileSource(Path(path), path) for path in found]
     known = ", ".join([PYTHON_DOCS, *catalogue()])
     raise TextError(f"no text file {place}", f"named corpora: {known}")
+
+
+def _spooled(pipe: str | int, name: str) -> FileSource:
+    return FileSource(files.spool(_piped(pipe, name)), name)
+
+
+def _piped(pipe: str | int, name: str) -> Iterator[bytes]:
+    try:
+        with io.FileIO(pipe, closefd=pipe != _STANDARD_INPUT) as stream:
+            ready = select.poll()
+            ready.register(stream, select.POLLIN)
+            while True:
+                # The signal that comes just before a wait does not end it, and is obeyed after it.
+                while not ready.poll(_PATIENCE_MS):
+                    pass
+                if not (piece := stream.read(_CHUNK_BYTES)):
+                    return
+                yield piece
+    except OSError as error:
+        raise TextError(f"cannot read {name}: {error.strerror}") from None
 
 
 def open_parts(

@@ -1,11 +1,12 @@
 import contextlib
 import gzip
-import io
 import os
 import pathlib
+import signal
 import subprocess
 import sys
-from types import SimpleNamespace
+import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -57,6 +58,23 @@ def refused(write):
         return str(caught.value)
 
     return told
+
+
+@pytest.fixture
+def standard_input(tmp_path, monkeypatch):
+    """Puts a file with what it is given in the place of standard input."""
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    before = os.dup(0)
+
+    def put(content: bytes) -> None:
+        path = tmp_path / "standard input"
+        path.write_bytes(content)
+        with path.open("rb") as stream:
+            os.dup2(stream.fileno(), 0)
+
+    yield put
+    os.dup2(before, 0)
+    os.close(before)
 
 
 @pytest.fixture
@@ -137,9 +155,8 @@ def test_a_file_with_the_signs_of_a_glob_is_itself(write, tmp_path):
     assert joined(open_text([write("itself", "[a].txt")])) == "itself"
 
 
-def test_standard_input_can_be_read_more_than_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("é\r\n".encode())))
+def test_standard_input_can_be_read_more_than_once(standard_input):
+    standard_input("é\r\n".encode())
 
     text = open_text(["-"])
 
@@ -147,12 +164,61 @@ def test_standard_input_can_be_read_more_than_once(monkeypatch, tmp_path):
     assert text.name == "standard input"
 
 
-def test_empty_standard_input_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO()))
+def test_empty_standard_input_is_named(standard_input):
+    standard_input(b"")
 
     with pytest.raises(TextError, match="standard input is empty"):
         joined(open_text(["-"]))
+
+
+def test_a_pipe_with_a_name_can_be_read_more_than_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    written = "é\n" * 300_000
+    writer = threading.Thread(target=pipe.write_text, args=(written,))
+    writer.start()
+
+    text = open_text([str(pipe)])
+    writer.join()
+
+    assert joined(text) == joined(text) == written
+    assert text.name == str(pipe)
+
+
+def test_a_signal_that_interrupts_no_read_is_obeyed_while_a_pipe_is_silent(tmp_path, monkeypatch):
+    class ObeyedError(Exception):
+        pass
+
+    def obey(number, frame):
+        obeyed.set()
+        raise ObeyedError
+
+    def write():
+        with pipe.open("wb") as stream:
+            stream.write(b"the beginning")
+            stream.flush()
+            # The other thread is given time to read this and to wait for more.
+            time.sleep(0.2)
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+            was_silent.append(obeyed.wait(30))
+
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    obeyed, was_silent = threading.Event(), []
+    before = signal.signal(signal.SIGUSR2, obey)
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with pytest.raises(ObeyedError):
+            open_text([str(pipe)])
+    finally:
+        writer.join()
+        signal.signal(signal.SIGUSR2, before)
+
+    assert was_silent == [True]
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_standard_input_leaves_nothing_behind_when_the_process_ends(tmp_path):
