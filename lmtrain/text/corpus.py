@@ -9,8 +9,6 @@ import codecs
 import glob
 import gzip
 import importlib.resources
-import io
-import select
 import tomllib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,11 +19,9 @@ from typing import Any, BinaryIO, Protocol
 
 from lmtrain import files
 from lmtrain.errors import ConfigError, TextError
-from lmtrain.text import python_docs
+from lmtrain.text import pipes, python_docs
 
 _CHUNK_BYTES = 1 << 18
-_STANDARD_INPUT = 0
-_PATIENCE_MS = 500
 PYTHON_DOCS = "python-docs"
 VALID_FRACTION = 0.1
 
@@ -322,7 +318,7 @@ def open_text(places: Sequence[str], part: str = "train") -> Text:
 
 def _sources(place: str, part: str) -> list[Source]:
     if place == "-":
-        return [_spooled(_STANDARD_INPUT, "standard input")]
+        return [_spooled(pipes.STANDARD_INPUT, "standard input")]
     if "\0" in place:
         raise ConfigError(f"no file can be called {place!a}")
     if Path(place).is_fifo():
@@ -342,23 +338,7 @@ def _sources(place: str, part: str) -> list[Source]:
 
 
 def _spooled(pipe: str | int, name: str) -> FileSource:
-    return FileSource(files.spool(_piped(pipe, name)), name)
-
-
-def _piped(pipe: str | int, name: str) -> Iterator[bytes]:
-    try:
-        with io.FileIO(pipe, closefd=pipe != _STANDARD_INPUT) as stream:
-            ready = select.poll()
-            ready.register(stream, select.POLLIN)
-            while True:
-                # The signal that comes just before a wait does not end it, and is obeyed after it.
-                while not ready.poll(_PATIENCE_MS):
-                    pass
-                if not (piece := stream.read(_CHUNK_BYTES)):
-                    return
-                yield piece
-    except OSError as error:
-        raise TextError(f"cannot read {name}: {error.strerror}") from None
+    return FileSource(files.spool(pipes.pieces(pipe, name)), name)
 
 
 def open_parts(
