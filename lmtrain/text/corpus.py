@@ -318,13 +318,11 @@ def open_text(places: Sequence[str], part: str = "train") -> Text:
 
 def _sources(place: str, part: str) -> list[Source]:
     if place == "-":
-        return [_spooled(pipes.STANDARD_INPUT, "standard input")]
+        return [_piped(pipes.STANDARD_INPUT, "standard input")]
     if "\0" in place:
         raise ConfigError(f"no file can be called {place!a}")
-    if Path(place).is_fifo():
-        return [_spooled(place, place)]
     if Path(place).exists():
-        return [FileSource(Path(place), place)]
+        return [_file(place)]
     if place == PYTHON_DOCS:
         return [PythonDocs()]
     if place in catalogue():
@@ -332,12 +330,18 @@ def _sources(place: str, part: str) -> list[Source]:
         return [FileSource(path, f"{place} ({part})")] if path else []
     # Path.glob takes no absolute patterns.
     if found := sorted(glob.glob(place, recursive=True)):  # noqa: PTH207
-        return [FileSource(Path(path), path) for path in found]
+        return [_file(path) for path in found]
     known = ", ".join([PYTHON_DOCS, *catalogue()])
     raise TextError(f"no text file {place}", f"named corpora: {known}")
 
 
-def _spooled(pipe: str | int, name: str) -> FileSource:
+def _file(place: str) -> FileSource:
+    path = Path(place)
+    return _piped(place, place) if path.is_fifo() else FileSource(path, place)
+
+
+def _piped(pipe: str | int, name: str) -> FileSource:
+    # A pipe gives its text once; a `Text` is read more often.
     return FileSource(files.spool(pipes.pieces(pipe, name)), name)
 
 

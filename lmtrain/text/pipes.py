@@ -1,4 +1,4 @@
-"""Reading pipes so that a signal is obeyed while they are silent."""
+"""Pipes, read so that a signal is obeyed while they are silent."""
 
 import io
 import select
@@ -6,13 +6,17 @@ from collections.abc import Iterator
 
 from lmtrain.errors import TextError
 
-_CHUNK_BYTES = 1 << 18
 STANDARD_INPUT = 0
+_PIECE_BYTES = 1 << 18
 _PATIENCE_MS = 500
 
 
 def pieces(pipe: str | int, name: str) -> Iterator[bytes]:
-    """The bytes of a pipe (path or descriptor), which messages call `name`.
+    """What comes out of a pipe, as it comes.
+
+    Args:
+        pipe: a path, or `STANDARD_INPUT`.
+        name: what messages call it.
 
     Raises:
         TextError: it cannot be read.
@@ -25,7 +29,7 @@ def pieces(pipe: str | int, name: str) -> Iterator[bytes]:
                 # The signal that comes just before a wait does not end it, and is obeyed after it.
                 while not ready.poll(_PATIENCE_MS):
                     pass
-                if not (piece := stream.read(_CHUNK_BYTES)):
+                if not (piece := stream.read(_PIECE_BYTES)):
                     return
                 yield piece
     except OSError as error:
