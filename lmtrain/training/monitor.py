@@ -87,6 +87,9 @@ class Silent:
     def validation_at(self, step: int) -> float | None:
         """The loss of the validation of a step that is recorded already."""
 
+    def expect(self, steps: int) -> None:
+        """Takes note of how many updates fit into the time that is given."""
+
     def say(self, text: str) -> None:
         """Shows a line."""
 
@@ -257,6 +260,10 @@ class Monitor(Silent):
     def validation_at(self, step: int) -> float | None:
         """The loss of the validation of a step that is recorded already."""
         return self._validated.get(step)
+
+    def expect(self, steps: int) -> None:
+        """Lets the progress bar end with so many updates."""
+        self._bar.total = steps
 
     def say(self, text: str) -> None:
         """Shows a line above the progress bar."""

@@ -340,13 +340,14 @@ class Trainer:
             self._next_plan = elapsed + limit / _PLANS
             seconds = train_seconds / step
             seconds += self._validation_seconds / self._steps_between_validations
-            self._plan(step + int(left / max(seconds, 1e-9)))
+            self._plan(step + max(0, int(left / max(seconds, 1e-9))))
         return left < 0
 
     def _plan(self, steps: int) -> None:
         """Lets the learning rate fall to its end with these steps, if there are not as many."""
         self._fitting_steps = min(steps, self.total_steps)
         self.optimizer.schedule = self._schedule(self._fitting_steps)
+        self.monitor.expect(self._fitting_steps)
 
     def _seconds_left(self) -> float:
         step_seconds = self.progress.train_seconds * self.batches.seq_len * self.batches.batch_size

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import safetensors.torch
@@ -214,12 +215,14 @@ def test_patience_ends_a_run_that_gets_no_better(text, tmp_path):
     assert [line["step"] for line in lines(tmp_path / "run", "valid")] == [2, 4, 6]
 
 
-def test_training_ends_when_its_time_is_up(text, tmp_path):
+def test_training_ends_when_its_time_is_up(text, tmp_path, capsys):
     chosen = settings(text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=3)
 
-    summary = run_training(chosen, tmp_path / "run", is_quiet=True)
+    summary = run_training(chosen, tmp_path / "run")
 
     assert 0 < summary.steps < 10**6
+    done, expected = re.findall(r"\| (\d+)/(\d+),", capsys.readouterr().err)[-1]
+    assert int(done) == summary.steps <= int(expected) < 10**6
     assert checkpoint.steps(tmp_path / "run")[-1] == summary.steps
     assert summary.valid_loss is not None
 
