@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain.errors import ConfigError
+from lmtrain.evaluation import SEQ_LEN
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 
@@ -157,18 +158,24 @@ class Adaptation:
             self._steps = [dynamic.rate / (r + mean) for r in scales]
             self._pulls = [(dynamic.decay / mean * r).clamp(max=1) for r in scales]
 
+    @property
+    def window(self) -> int:
+        """Time steps to give to `log_probs` at once: they end where the weights take a step."""
+        length = self._dynamic.seq_len if self._dynamic else 1
+        return length * max(1, SEQ_LEN // length)
+
     def log_probs(
         self, inputs: Tensor, targets: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """As `LanguageModel.log_probs`, for the windows of a text one after the other."""
+        """As `LanguageModel.log_probs`, for windows of a text of `window` steps, in their order."""
         length = self._dynamic.seq_len if self._dynamic else len(inputs)
         pieces = []
         for x, y in zip(inputs.split(length), targets.split(length), strict=True):
             with torch.set_grad_enabled(self._dynamic is not None):
                 hidden, after = self._model.hidden(x, state)
-                log_probs = self._model.log_likelihood(hidden, y)
+                log_probs = self._model.log_likelihood(hidden, y.clamp(min=0))
             if self._dynamic:
-                self._learn(-log_probs.mean())
+                self._learn(-log_probs[y >= 0].mean())
             state = after.detach()
             log_probs = log_probs.detach()
             if self._memory and self._cache:

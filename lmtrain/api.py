@@ -155,7 +155,8 @@ class TrainedModel:
         """How well the model predicts a text, every token counted once.
 
         Args:
-            places: files, globs, `-` or names of corpora, read one after the other.
+            places: files, globs, `-` or names of corpora, read one after the other; of a corpus
+                the test part, else the validation part, else, if it has but one, all.
             batch_size: streams the text is cut into.
             cache: a pointer to words that followed states like the present one; None for none.
             dynamic: how the weights go on learning from the text; None if they do not.
@@ -164,7 +165,8 @@ class TrainedModel:
             TextError: the text cannot be read, or has a character the model does not know; with
                 `dynamic`, the training text is gone.
         """
-        tokens = tokenize(corpus.open_text(places), self.tokenizer)
+        text = corpus.open_text(places, ("test", "valid", "train"))
+        tokens = tokenize(text, self.tokenizer)
         return self.evaluate_tokens(tokens, batch_size, cache=cache, dynamic=dynamic)
 
     def evaluate_tokens(
@@ -188,6 +190,7 @@ class TrainedModel:
                 characters=tokens.characters,
                 batch_size=batch_size,
                 predict=adapting.log_probs if cache or dynamic else None,
+                seq_len=adapting.window,
             )
 
     @functools.cached_property

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,10 +109,13 @@ def set_threads(threads: int | None, processes: int = 1) -> int:
     """Sets the processor threads of torch and returns their number.
 
     Args:
-        threads: how many; None takes every core.
+        threads: how many; None takes every core that this process may use.
         processes: how many processes of a training divide the cores.
     """
-    count = threads or max(1, len(os.sched_getaffinity(0)) // processes)
+    # macOS has no sched_getaffinity.
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    count = threads or max(1, cores // processes)
     torch.set_num_threads(count)
     return count
 
@@ -127,8 +131,11 @@ def keep_memory() -> None:
         libc.mallopt(_MMAP_MAX, 0)
 
 
-def generator(seed: int) -> torch.Generator:
-    """A source of chance on the processor, free of any global state."""
+def generator(seed: int, rank: int = 0) -> torch.Generator:
+    """A source of chance on the processor, free of any global state; each rank has its own."""
+    if rank or seed >> 32:
+        # Torch's own heeds the lower 32 bits of a seed alone.
+        seed = int(np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1)[0])
     chance = torch.Generator()
     chance.manual_seed(seed)
     return chance

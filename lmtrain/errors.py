@@ -3,6 +3,9 @@
 A message says what is wrong and where, the value and the limit, and what to do: one to three lines.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class LmtrainError(Exception):
     """An error that is explained to the user in one to three lines.
@@ -70,3 +73,25 @@ class RunInterruptedError(LmtrainError):
     def __init__(self, signal_number: int, problem: str, *details: str) -> None:
         super().__init__(problem, *details)
         self.exit_code = 128 + signal_number
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(advice: str) -> Iterator[None]:
+    """Inside, what Python and torch raise when memory ends becomes an error for the user.
+
+    Args:
+        advice: what to try.
+
+    Raises:
+        MachineError: out of memory.
+        RuntimeError: any other, as it was.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise MachineError("out of memory", advice) from error
+    except RuntimeError as error:
+        text = str(error)
+        if "allocate" not in text and "out of memory" not in text:
+            raise
+        raise MachineError(f"out of memory: {text.splitlines()[0][:120]}", advice) from error

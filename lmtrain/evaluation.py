@@ -15,7 +15,7 @@ from lmtrain.model.recurrent import State
 
 Predict = Callable[[Tensor, Tensor, State | None], tuple[Tensor, State]]
 
-_SEQ_LEN = 256
+SEQ_LEN = 256
 _SENTENCES_AT_ONCE = 64
 
 
@@ -94,6 +94,7 @@ def evaluate(
     batch_size: int = 1,
     columns: slice = slice(None),
     predict: Predict | None = None,
+    seq_len: int = SEQ_LEN,
 ) -> Evaluation:
     """The cost of a text under `model`, every token predicted once, hidden state carried.
 
@@ -106,7 +107,8 @@ def evaluate(
         batch_size: streams the text is cut into; each begins without a state, so that more than
             one is faster and a little dearer.
         columns: the streams whose cost is wanted; the tokens are counted over all.
-        predict: what stands for `model.log_probs`: a model that adapts.
+        predict: what stands for `model.log_probs`: a model that adapts. A target below 0 is none.
+        seq_len: time steps predicted at once, which changes nothing but time and memory.
     """
     begin = time.monotonic()
     was_training = model.training
@@ -115,10 +117,10 @@ def evaluate(
     total, oov, oov_nats = 0.0, 0, 0.0
     state = None
     predict = predict or model.log_probs
-    for window in _windows(ids, start_id, batch_size):
+    for window in _windows(ids, start_id, batch_size, seq_len):
         inputs, came = (torch.from_numpy(tokens[:, columns]) for tokens in window)
         counted = came >= 0
-        log_probs, state = predict(inputs.to(place), came.clamp(min=0).to(place), state)
+        log_probs, state = predict(inputs.to(place), came.to(place), state)
         nats = -log_probs.cpu().double()
         total += float(nats[counted].sum())
         if unk_id is not None:
@@ -131,13 +133,13 @@ def evaluate(
 
 
 def _windows(
-    ids: NDArray[np.integer], start_id: int | None, batch_size: int
+    ids: NDArray[np.integer], start_id: int | None, batch_size: int, seq_len: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Inputs and targets, each (T, B); −1 marks inputs that are nothing, targets not counted."""
     batch_size = min(batch_size, len(ids))
     length = math.ceil(len(ids) / batch_size)
-    for start in range(0, length, _SEQ_LEN):
-        stop = min(start + _SEQ_LEN, length)
+    for start in range(0, length, seq_len):
+        stop = min(start + seq_len, length)
         inputs = np.full((stop - start, batch_size), -1, np.int64)
         targets = np.full((stop - start, batch_size), -1, np.int64)
         for row in range(batch_size):
@@ -172,13 +174,13 @@ def sentence_log_probs(
         inputs = torch.full((longest + 1, len(group)), -1 if start_id is None else start_id)
         for column, sentence in enumerate(group):
             inputs[1 : len(sentence) + 1, column] = torch.tensor(sentence, dtype=torch.long)
-        if longest:
-            # Time runs forward alone: what stands behind a shorter sentence changes nothing in it.
-            log_probs, _ = model.log_probs(inputs[:-1].to(place), inputs[1:].clamp(0).to(place))
-            columns = log_probs.double().T.tolist()
-        else:
-            columns = [[] for _ in group]
-        for sentence, column in zip(group, columns, strict=True):
+        # Time runs forward alone: what stands behind a shorter sentence changes nothing in it.
+        parts, state = [torch.zeros(0, len(group), dtype=torch.float64)], None
+        for start in range(0, longest, SEQ_LEN):
+            window = inputs[start : start + SEQ_LEN + 1].to(place)
+            log_probs, state = model.log_probs(window[:-1], window[1:], state)
+            parts.append(log_probs.double().cpu())
+        for sentence, column in zip(group, torch.cat(parts).T.tolist(), strict=True):
             yield column[: len(sentence)]
     model.train(was_training)
 

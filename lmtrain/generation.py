@@ -139,6 +139,11 @@ def generate(
         for row, chance in enumerate(chances):
             if not ended[row]:
                 p = distribution(logits[row], temperature, top_k, top_p)
+                is_cut = top_k is not None or top_p is not None
+                if unk_id is not None and (is_cut or p[unk_id] == 1):
+                    # What is kept is kept of the known: <UNK> alone might be left.
+                    logits[row, unk_id] = -np.inf
+                    p = distribution(logits[row], temperature, top_k, top_p)
                 drawn[row] = draw_known(p, chance, unk_id)
                 ended[row] = drawn[row] == eos_id
         yield drawn

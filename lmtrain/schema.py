@@ -31,7 +31,7 @@ class DataConfig(Section):
     valid: tuple[str, ...] = ()
     """Validation text; without it, the tail of the training text (see data.valid_fraction)."""
     test: tuple[str, ...] = ()
-    """Test text, read by `evaluate` alone; without it, see data.test_fraction."""
+    """Test text, predicted by `evaluate` alone; without it, see data.test_fraction."""
     valid_fraction: Fraction | None = None
     """Share of the text, 0 to 1, cut off its tail for validation; else customary or 0.1."""
     test_fraction: Fraction | None = None
@@ -63,7 +63,7 @@ class ModelConfig(Section):
     """The network."""
 
     cell: str = "lstm"
-    """The recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or one registered."""
+    """The recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm; from Python one of yours."""
     embedding_size: Size | None = None
     """Numbers a token is embedded in, 1 or more; without it, as many as model.hidden_size."""
     hidden_size: Size = 200
@@ -167,11 +167,11 @@ class TrainConfig(Section):
     max_epochs: PositiveInt = 10
     """Passes over the training text, 1 or more."""
     max_steps: PositiveInt | None = None
-    """Updates after which training ends; without it, as many as the epochs have."""
+    """Updates after which training ends, if train.max_epochs does not end it before."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: ends training, or leaves its update out."""
     max_seconds: PositiveFloat | None = None
-    """Seconds after which training ends, all included; the learning rate falls to its end then."""
+    """Seconds, of all starts of a run together, after which its training and learning rate end."""
     seed: Seed = 1
     """Seed of weights, dropout and samples, 0 or more and below 2^64."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -181,7 +181,7 @@ class TrainConfig(Section):
     deterministic: bool = False
     """Whether CUDA takes only operations that give the same bits each time; some are slower."""
     threads: PositiveInt | None = None
-    """Processor threads; without it, as many as the machine has cores."""
+    """Processor threads; without it, the cores open to this process, divided among --devices."""
     eval_every: PositiveInt | None = None
     """Updates between validations; without it, once an epoch."""
     save_every: PositiveInt | None = None

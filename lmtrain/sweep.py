@@ -133,9 +133,9 @@ def load_space(path: Path) -> Space:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{path}: {where}: {first['msg'].lower()}") from None
-    chance = np.random.default_rng(space.search.seed)
     # What is wrong with a setting should be said before anything is trained.
-    configuration.load(space.config, _drawn(space, chance))
+    for index in range(space.search.trials):
+        configuration.load(space.config, _drawn(space, index))
     return space
 
 
@@ -161,7 +161,7 @@ def run_sweep(
         done = {trial.name: trial for trial in _recorded(out)}
         search = space.search
         chosen = list(range(search.trials))
-        draws = [_drawn(space, np.random.default_rng([search.seed, i])) for i in chosen]
+        draws = [_drawn(space, index) for index in chosen]
         rounds = search.rounds if search.method == "halving" else 1
         for number in range(rounds):
             trained: dict[int, Trial] = {}
@@ -188,7 +188,9 @@ def described(trial: Trial) -> str:
     return f"{trial.name}: {loss} in {trial.seconds:.0f} s; {settings}"
 
 
-def _drawn(space: Space, chance: np.random.Generator) -> dict[str, Any]:
+def _drawn(space: Space, index: int) -> dict[str, Any]:
+    """The settings of the trial of that number."""
+    chance = np.random.default_rng([space.search.seed, index])
     return {**space.fixed, **{path: each.draw(chance) for path, each in space.space.items()}}
 
 
@@ -219,7 +221,7 @@ def _train(
     """
     length = configuration.load(space.config, overrides).train
     shortened = {
-        "train.max_seconds": min(seconds, length.max_seconds or seconds),
+        "train.max_seconds": min(seconds, (length.max_seconds or math.inf) / share),
         "train.max_epochs": max(1, round(length.max_epochs / share)),
         "train.max_steps": length.max_steps and max(1, length.max_steps // share),
     }

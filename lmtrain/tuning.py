@@ -88,7 +88,13 @@ def dynamic_trials(
         adapting = Adaptation(model, None, dynamic, scales)
         try:
             loss = evaluate(
-                model, ids, start_id=start_id, unk_id=None, characters=1, predict=adapting.log_probs
+                model,
+                ids,
+                start_id=start_id,
+                unk_id=None,
+                characters=1,
+                predict=adapting.log_probs,
+                seq_len=adapting.window,
             ).loss
         finally:
             adapting.close()

@@ -23,11 +23,11 @@ def text(length: int) -> np.ndarray:
     return torch.randint(0, 9, (length,), generator=device.generator(3)).numpy().astype(np.uint16)
 
 
-def nats(model, ids, cache=None, dynamic=None, batch_size=1, scales=()):
+def nats(model, ids, cache=None, dynamic=None, batch_size=1, scales=(), window=None):
     adapting = Adaptation(model, cache, dynamic, scales)
     result = evaluate(
         model, ids, start_id=1, unk_id=None, characters=1, batch_size=batch_size,
-        predict=adapting.log_probs,
+        predict=adapting.log_probs, seq_len=window or adapting.window,
     )  # fmt: skip
     adapting.close()
     return result.total_nats
@@ -68,11 +68,12 @@ def test_the_cache_is_that_of_its_definition(model, size):
 
 
 @pytest.mark.parametrize("window", [1, 7, 40])
-def test_the_cache_does_not_depend_on_the_chunk_length(model, monkeypatch, window):
+def test_the_cache_does_not_depend_on_the_chunk_length(model, window):
     expected = nats(model, text(40), Cache(9, 0.7, 0.3))
-    monkeypatch.setattr("lmtrain.evaluation._SEQ_LEN", window)
 
-    assert nats(model, text(40), Cache(9, 0.7, 0.3)) == pytest.approx(expected, rel=1e-10)
+    assert nats(model, text(40), Cache(9, 0.7, 0.3), window=window) == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def test_streams_have_caches_of_their_own(model):
@@ -113,15 +114,52 @@ def naive_dynamic_nats(model, ids, dynamic, scales):
     return total
 
 
-@pytest.mark.parametrize(("seq_len", "decay"), [(1, 0.0), (5, 0.0), (5, 0.4), (33, 0.1)])
-def test_dynamic_evaluation_is_that_of_its_definition(model, seq_len, decay):
-    dynamic = Dynamic(0.003, decay, seq_len)
+@pytest.mark.parametrize(
+    ("length", "seq_len", "decay"),
+    [(40, 1, 0.0), (40, 5, 0.0), (40, 5, 0.4), (40, 33, 0.1), (700, 50, 0.1), (700, 300, 0.0)],
+)
+def test_dynamic_evaluation_is_that_of_its_definition(model, length, seq_len, decay):
+    dynamic, ids = Dynamic(0.003, decay, seq_len), text(length)
     scales = gradient_scales(model, text(300))
 
-    found = nats(model, text(40), None, dynamic, scales=scales)
+    found = nats(model, ids, None, dynamic, scales=scales)
 
-    assert found == pytest.approx(naive_dynamic_nats(model, text(40), dynamic, scales), rel=1e-9)
-    assert found != pytest.approx(plain_nats(model, text(40)))
+    assert found == pytest.approx(naive_dynamic_nats(model, ids, dynamic, scales), rel=1e-9)
+    assert found != pytest.approx(plain_nats(model, ids))
+
+
+def test_nothing_is_learned_from_what_fills_the_shorter_streams_up(model):
+    dynamic, scales = Dynamic(0.01, 0.0, 4), gradient_scales(model, text(300))
+    adapting = Adaptation(model, None, dynamic, scales)
+    inputs, targets = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[3, 4], [5, -1]])
+    logits, _ = model(inputs)
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=-1
+    )
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    mean = torch.cat([r.flatten() for r in scales]).mean()
+    expected = [
+        w.detach() - 0.01 * g / (r + mean)
+        for w, g, r in zip(model.parameters(), gradients, scales, strict=True)
+    ]
+
+    adapting.log_probs(inputs, targets)
+
+    for weight, wanted in zip(model.parameters(), expected, strict=True):
+        assert_same(weight, wanted)
+
+
+def test_a_model_with_an_adaptive_softmax_learns_on(model):
+    # Tokens of the head alone: no tail has anything to learn.
+    network = LanguageModel(
+        300, embedding_size=5, hidden_size=16, num_layers=1, softmax="adaptive"
+    ).eval()
+    ids = np.tile(text(7), 20)
+    scales = gradient_scales(network, torch.arange(300).numpy())
+
+    learned = nats(network, ids, None, Dynamic(0.001, 0.0, 5), scales=scales)
+
+    assert learned < plain_nats(network, ids)
 
 
 def test_the_trained_weights_come_back(model):

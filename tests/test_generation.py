@@ -54,6 +54,20 @@ def test_nothing_but_unknown_is_an_error():
         draw_known(np.array([1.0, 0.0]), np.random.default_rng(1), 0)
 
 
+@pytest.mark.parametrize(
+    "cut", [{"top_k": 1}, {"top_p": 0.01}, {"temperature": 1e-4}], ids=lambda cut: next(iter(cut))
+)
+def test_where_unknown_is_likeliest_the_likeliest_known_word_is_drawn(model, cut):
+    with torch.no_grad():
+        logits, _ = model(torch.tensor([[1]]))
+    unknown = int(logits.argmax())
+    likeliest = int(logits[0, 0].argsort(descending=True)[1])
+
+    drawn = sequences(model, start_id=1, eos_id=None, unk_id=unknown, max_tokens=1, **cut)
+
+    assert drawn == [[likeliest]] * 3
+
+
 def test_probabilities_that_are_not_finite_are_an_error():
     with pytest.raises(DivergedError, match="not finite"):
         draw_known(np.array([np.nan, 1.0]), np.random.default_rng(1), 0)

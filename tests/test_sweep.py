@@ -117,6 +117,31 @@ def test_a_folder_keeps_its_search(space, tmp_path):
         sweep.run_sweep(space(trials=2), tmp_path / "out")
 
 
+def test_the_first_of_two_rounds_has_half_the_time_of_a_trial(space, tmp_path, monkeypatch):
+    seconds = []
+
+    def noted(config, *arguments, **options):
+        seconds.append(config.train.max_seconds)
+        return real(config, *arguments, **options)
+
+    real = sweep.run_training
+    monkeypatch.setattr(sweep, "run_training", noted)
+    search = space("halving", trials=2)
+    timed = search.model_copy(update={"fixed": {**search.fixed, "train.max_seconds": 100}})
+    sweep.run_sweep(timed, tmp_path / "out")
+
+    assert seconds == [50, 50, 100]
+
+
+def test_an_impossible_draw_is_told_before_anything_is_trained(space, tmp_path):
+    space(trials=20)
+    path = tmp_path / "space.toml"
+    path.write_text(path.read_text().replace("values = [4, 8]", "values = [4, -8]"))
+
+    with pytest.raises(ConfigError, match=r"model\.hidden_size = -8"):
+        sweep.load_space(path)
+
+
 def test_draws_stay_between_their_bounds():
     chance = np.random.default_rng(1)
     wide = sweep.Range(low=1e-5, high=1.0, scale="log")

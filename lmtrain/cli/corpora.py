@@ -1,6 +1,7 @@
 """`lmtrain corpora`: public text to train on."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -28,8 +29,15 @@ def _list(context: typer.Context, json: JsonOption = False) -> None:
     for entry in entries:
         here = "here" if entry["is_here"] else f"{entry['bytes'] / 1e6:,.1f} MB to fetch"
         print(f"{entry['name']} ({here})\n  {entry['about']}\n  licence: {entry['licence']}")
+        print(f"  train: lmtrain train {entry['name']} {_options(entry)}")
         for name, digest in entry["sha256"].items():
             print(f"  SHA-256 {name}: {digest}")
+
+
+def _options(entry: Mapping[str, Any]) -> str:
+    """What the corpus wants beside its name: its tokens are not those of raw prose."""
+    splitter = f" --set data.splitter={entry['splitter']}" if entry["splitter"] else ""
+    return f"--level {entry['level']}{splitter}"
 
 
 @command.command()

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="A run or checkpoint folder.")],
+    run: Annotated[
+        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
+    ],
     file: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Text files, globs, - or corpora; without any, the run's own validation "
-            "and test text.",
+            help="Text files, globs, - or corpora (of these the test part, if they have one); "
+            "without any, the run's own validation and test text.",
             show_default=False,
         ),
     ] = None,
@@ -51,11 +53,14 @@ def command(
     lmtrain evaluate runs/ptb test.txt --json
     lmtrain evaluate runs/ptb --cache 2000,0.3,0.2             numbers from lmtrain tune
     """
+    of_cache = _numbers("--cache", cache, (int, float, float)) if cache else None
+    of_dynamic = _numbers("--dynamic", dynamic, (float, float, int)) if dynamic else None
+    # torch is imported only now, so that wrong options are answered at once.
     from lmtrain import api
     from lmtrain.adaptation import Cache, Dynamic
 
-    pointer = Cache(*_numbers("--cache", cache, (int, float, float))) if cache else None
-    learning = Dynamic(*_numbers("--dynamic", dynamic, (float, float, int))) if dynamic else None
+    pointer = Cache(*of_cache) if of_cache else None
+    learning = Dynamic(*of_dynamic) if of_dynamic else None
     model = api.load(run, device_name=device)
     results: dict[str, Evaluation]
     if file:

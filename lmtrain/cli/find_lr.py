@@ -22,7 +22,12 @@ def command(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(help="A recipe that comes with lmtrain, or a TOML file.", metavar="NAME|FILE"),
+        typer.Option(
+            help="A recipe that comes with lmtrain, or a TOML file; without it and without "
+            "CORPUS, the recipe python-docs.",
+            metavar="NAME|FILE",
+            show_default=False,
+        ),
     ] = None,
     first: Annotated[float, typer.Option(help="The first learning rate, above 0.")] = 1e-5,
     last: Annotated[float, typer.Option(help="The last learning rate, above the first.")] = 10.0,

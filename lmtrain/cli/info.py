@@ -9,10 +9,12 @@ from lmtrain.cli.output import JsonOption, print_json, print_table
 
 
 def command(
-    path: Annotated[str, typer.Argument(help="A run or checkpoint folder.")],
+    path: Annotated[
+        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
+    ],
     json: JsonOption = False,
 ) -> None:
-    """Show a run's settings, size, progress and engines.
+    """Show a checkpoint's settings, size, progress and engines.
 
     \b
     lmtrain info runs/python-docs-lstm-1

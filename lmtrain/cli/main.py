@@ -26,7 +26,13 @@ from lmtrain.cli import (
     verify,
 )
 from lmtrain.cli.output import end_in_silence, use_utf8
-from lmtrain.errors import ConfigError, LmtrainError, MachineError, RunInterruptedError
+from lmtrain.errors import (
+    ConfigError,
+    LmtrainError,
+    MachineError,
+    RunInterruptedError,
+    out_of_memory_explained,
+)
 
 app = typer.Typer(
     name="lmtrain",
@@ -103,7 +109,8 @@ def main() -> None:
     # Asks a training for a checkpoint; before it has begun there is nothing to save.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        code = app(standalone_mode=False)
+        with out_of_memory_explained("try: less at once, such as a smaller --batch-size"):
+            code = app(standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
         sys.exit(code)

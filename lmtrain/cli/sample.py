@@ -10,7 +10,9 @@ from lmtrain.cli.output import JsonOption, print_json
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="A run or checkpoint folder.")],
+    run: Annotated[
+        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
+    ],
     prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Texts to write.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens drawn for a text.")] = 200,

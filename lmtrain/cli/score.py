@@ -25,7 +25,9 @@ class Base(StrEnum):
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="A run or checkpoint folder.")],
+    run: Annotated[
+        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
+    ],
     file: Annotated[
         str, typer.Argument(help="A text file, one sentence a line; - for standard input.")
     ] = "-",

@@ -64,6 +64,8 @@ def given(values: Mapping[str, object], assignments: list[str]) -> dict[str, obj
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any setting by its path, such as train.patience=3."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting by its path, such as train.patience=3; none takes a limit away.",
     ),
 ]

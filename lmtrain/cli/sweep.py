@@ -29,6 +29,9 @@ def command(
       "model.dropout" = {low = 0.0, high = 0.6}
       "optimizer.learning_rate" = {low = 0.0005, high = 0.01, scale = "log"}
       "model.hidden_size" = {values = [200, 300]}
+      "train.batch_size" = {low = 10, high = 80, scale = "log", integer = true}
+      [fixed]
+      "train.max_epochs" = 5
     \b
     lmtrain sweep space.toml
     lmtrain sweep space.toml --out runs/search --json

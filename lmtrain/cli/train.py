@@ -26,7 +26,12 @@ def command(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(help="A recipe that comes with lmtrain, or a TOML file.", metavar="NAME|FILE"),
+        typer.Option(
+            help="A recipe that comes with lmtrain, or a TOML file; without it and without "
+            "CORPUS, the recipe python-docs.",
+            metavar="NAME|FILE",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; without it, a new one under runs/.")

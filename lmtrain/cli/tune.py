@@ -1,6 +1,5 @@
 """`lmtrain tune`: the numbers with which a model adapts best to new text."""
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="A run or checkpoint folder.")],
+    run: Annotated[
+        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
+    ],
     cache: Annotated[bool, typer.Option(help="Whether to tune the cache.")] = True,
     dynamic: Annotated[bool, typer.Option(help="Whether to tune dynamic evaluation.")] = True,
     seq_len: Annotated[
@@ -32,6 +33,7 @@ def command(
     lmtrain tune runs/ptb --no-dynamic
     """
     from lmtrain import api, screen
+    from lmtrain.evaluation import perplexity
 
     model = api.load(run, device_name=device)
     best: dict[str, Trial] = {}
@@ -40,13 +42,15 @@ def command(
     for name in (name for name, is_wanted in wanted.items() if is_wanted):
         trials = model.tune_cache() if name == "cache" else model.tune_dynamic(seq_len, max_tokens)
         for trial in trials:
-            screen.note(f"--{name} {_numbers(trial.tried)}: perplexity {math.exp(trial.loss):.3f}")
+            screen.note(
+                f"--{name} {_numbers(trial.tried)}: perplexity {perplexity(trial.loss):.3f}"
+            )
             entries.append(
                 {
                     "option": f"--{name}",
                     "numbers": _numbers(trial.tried),
                     "loss": trial.loss,
-                    "perplexity": math.exp(trial.loss),
+                    "perplexity": perplexity(trial.loss),
                 }
             )
             if name not in best or trial.loss < best[name].loss:
@@ -57,7 +61,7 @@ def command(
         return
     print_table(
         [
-            (f"--{name}", _numbers(trial.tried), f"{math.exp(trial.loss):.3f}")
+            (f"--{name}", _numbers(trial.tried), f"{perplexity(trial.loss):.3f}")
             for name, trial in best.items()
         ]
     )

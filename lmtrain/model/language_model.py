@@ -262,9 +262,12 @@ class LanguageModel(nn.Module):
     def log_probs(
         self, inputs: Tensor, targets: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """Log P of each token of `targets`, (T, B), in nats, and the state after `inputs`."""
+        """Log P of each token of `targets`, (T, B), in nats, and the state after `inputs`.
+
+        A target below 0 is none, and what is said of it means nothing.
+        """
         hidden, state = self.hidden(inputs, state)
-        return self.log_likelihood(hidden, targets), state
+        return self.log_likelihood(hidden, targets.clamp(min=0)), state
 
     def log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log P of each of `targets` (T, B) after hidden states (T, B, H), in nats."""

@@ -12,8 +12,8 @@ class SampledSoftmax(nn.Module):
         L = log(e^(z_y) + Σ_{v drawn, v ≠ y} e^(z_v) / n_v) − z_y,    n_v = E[times v is drawn]
 
     The estimate of the sum is right on average whatever is drawn. The frequent words are drawn in
-    every batch; of the others n_v falls as 1 / rank, as frequencies do. Ids must be in the order of
-    frequency, as vocabularies of lmtrain are. It has no weights of its own: a model trained with it
+    every batch; of the others n_v falls as 1 / rank, as frequencies do. Ids should be in the order
+    of frequency, as those of words are. It has no weights of its own: a model trained with it
     is used with the full softmax.
 
     Args:

@@ -299,24 +299,24 @@ def named(name: str) -> bool:
     return name == PYTHON_DOCS or name in catalogue()
 
 
-def open_text(places: Sequence[str], part: str = "train") -> Text:
+def open_text(places: Sequence[str], parts: Sequence[str] = ("train",)) -> Text:
     """The text of files, globs, standard input and named corpora, one after the other.
 
     Args:
         places: paths, globs, `-`, or names of corpora.
-        part: which part of a fetched corpus is meant.
+        parts: which part of a fetched corpus is meant: the first of these that it has.
 
     Raises:
         TextError: nothing is there.
         ConfigError: a path that no file can have.
     """
-    sources = tuple(source for place in places for source in _sources(place, part))
+    sources = tuple(source for place in places for source in _sources(place, parts))
     if not sources:
-        raise TextError(f"no {part} text: {', '.join(places) or 'nothing was given'}")
+        raise TextError(f"no {parts[0]} text: {', '.join(places) or 'nothing was given'}")
     return Text(sources)
 
 
-def _sources(place: str, part: str) -> list[Source]:
+def _sources(place: str, parts: Sequence[str]) -> list[Source]:
     if place == "-":
         return [_piped(pipes.STANDARD_INPUT, "standard input")]
     if "\0" in place:
@@ -326,11 +326,11 @@ def _sources(place: str, part: str) -> list[Source]:
     if place == PYTHON_DOCS:
         return [PythonDocs()]
     if place in catalogue():
-        path = fetched_file(place, part)
-        return [FileSource(path, f"{place} ({part})")] if path else []
+        found = [(part, path) for part in parts if (path := fetched_file(place, part))]
+        return [FileSource(path, f"{place} ({part})") for part, path in found[:1]]
     # Path.glob takes no absolute patterns.
-    if found := sorted(glob.glob(place, recursive=True)):  # noqa: PTH207
-        return [_file(path) for path in found]
+    if matches := sorted(glob.glob(place, recursive=True)):  # noqa: PTH207
+        return [_file(path) for path in matches]
     known = ", ".join([PYTHON_DOCS, *catalogue()])
     raise TextError(f"no text file {place}", f"named corpora: {known}")
 
@@ -387,7 +387,7 @@ def open_parts(
     parts = {"train": pieces[0], **dict(zip(cut, pieces[1:], strict=True))}
     for part, places in given.items():
         if places:
-            parts[part] = open_text(places, part)
+            parts[part] = open_text(places, (part,))
     for opened in parts.values():
         if not opened.characters:
             raise TextError(f"{opened.name} is empty")

@@ -20,13 +20,17 @@ _MOST_UNPACKED_BYTES = 2_000_000_000
 
 
 def listing() -> list[dict[str, Any]]:
-    """What is known of each public corpus: name, about, licence, level, bytes, sha256, is_here."""
+    """What is known of each public corpus.
+
+    That is name, about, licence, level, splitter, bytes, sha256, is_here.
+    """
     return [
         {
             "name": name,
             "about": entry["about"],
             "licence": entry["licence"],
             "level": entry["level"],
+            "splitter": entry.get("splitter"),
             "bytes": sum(item["bytes"] for item in _downloads(entry).values()),
             "sha256": {_file_name(each): each["sha256"] for each in _downloads(entry).values()},
             "is_here": all((corpus_folder(name) / f"{part}.txt").exists() for part in

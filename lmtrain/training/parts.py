@@ -66,7 +66,7 @@ def get_ready(
     model = assembly.build_model(config, tokenizer.vocab_size, is_shared=is_shared).to(place)
     # The weights are the same everywhere; what is dropped from them is not.
     if not ranks.is_first:
-        model.chance.generator.manual_seed(config.train.seed + (ranks.rank << 32))
+        model.chance.generator = device.generator(config.train.seed, ranks.rank)
     return Ready(config, tokenizer, texts, batches, model, threads)
 
 

@@ -3,14 +3,14 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmtrain import assembly, checkpoint, files, screen, untrusted
 from lmtrain import config as configuration
-from lmtrain.errors import CheckpointError, ConfigError, MachineError
+from lmtrain.errors import CheckpointError, ConfigError, out_of_memory_explained
 from lmtrain.evaluation import unigram_loss
 from lmtrain.kernels.native import library
 from lmtrain.schema import Config
@@ -23,6 +23,8 @@ from lmtrain.training.monitor import Monitor, Silent
 from lmtrain.training.ranks import Ranks
 from lmtrain.training.rate_finder import RateCurve, range_test, rising
 from lmtrain.training.trainer import Trainer, total_steps
+
+_SMALLER = "try: a smaller --batch-size, --seq-len, --hidden-size or --vocab-size"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def run_training(
     if out is None and processes.may_restart():
         raise ConfigError("a training that may be restarted needs a run folder", "try: --out DIR")
     config = None if resume else config or configuration.load("python-docs")
-    with _out_of_memory_explained(), processes.joined() as ranks:
+    with out_of_memory_explained(_SMALLER), processes.joined() as ranks:
         run = Path(ranks.agreed(lambda: str(out or new_run(config))))
         # Only the first process shows what training does.
         is_quiet = is_quiet or not ranks.is_first
@@ -199,15 +201,19 @@ def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     config = configuration.parse(text, origin, overrides)
-    if (config.data, config.model) != (stored.data, stored.model) or (
-        config.train.batch_size,
-        config.train.seed,
-    ) != (stored.train.batch_size, stored.train.seed):
+    if _kept(config) != _kept(stored):
         raise ConfigError(
-            "a resumed run keeps its text, its model, its batch size and its seed",
+            "a resumed run keeps its text, its model, its batch size, its windows and its seed",
             "what may change: epochs, steps, seconds, learning rate and the like",
         )
     return config
+
+
+def _kept(config: Config) -> tuple[object, ...]:
+    """What says which text a step sees, and what a resumed run therefore goes on with."""
+    train = config.train
+    windows = (train.batch_size, train.seq_len, train.random_seq_len)
+    return config.data, config.model, windows, train.seed
 
 
 def _train(
@@ -329,7 +335,7 @@ def find_learning_rate(config: Config, *, first: float, last: float, steps: int)
         DivergedError: the loss is not finite from the start.
         LmtrainError: the others of `lmtrain.errors`, from what training calls.
     """
-    with _out_of_memory_explained():
+    with out_of_memory_explained(_SMALLER):
         ready = parts.get_ready(config, *assembly.prepare(config), Ranks())
         optimizer = parts.build_optimizer(config, ready.model, rising(first, last, steps))
         return range_test(ready.model, ready.batches, optimizer, steps)
@@ -346,17 +352,3 @@ def _flat(config: Config) -> dict[str, Any]:
         for section, part in config.model_dump(mode="json").items()
         for name, value in part.items()
     }
-
-
-@contextlib.contextmanager
-def _out_of_memory_explained() -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or "allocate" in text or "out of memory" in text:
-            raise MachineError(
-                "out of memory: " + text.splitlines()[0][:120] if text else "out of memory",
-                "try: a smaller --batch-size, --seq-len, --hidden-size or --vocab-size",
-            ) from error
-        raise

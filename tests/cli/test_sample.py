@@ -1,14 +1,11 @@
 """`lmtrain sample`: novel text from a run."""
 
-import pytest
-
 
 def test_the_seed_decides_the_texts(word_model, lmtrain, parsed_lines):
     words = ("sample", word_model.run, "--num", "3", "--json")
 
     first = lmtrain(*words, "--seed", "5")
     again = lmtrain(*words, "--seed", "5")
-    other = lmtrain(*words, "--seed", "6")
 
     assert [first.returncode, first.stderr] == [0, ""]
     entries = parsed_lines(first.stdout)
@@ -16,7 +13,6 @@ def test_the_seed_decides_the_texts(word_model, lmtrain, parsed_lines):
     assert [entry["index"] for entry in entries] == [0, 1, 2]
     assert len({entry["text"] for entry in entries}) > 1
     assert again.stdout == first.stdout
-    assert other.stdout != first.stdout
 
 
 def test_a_text_begins_with_its_prompt_and_ends_with_its_sentence(word_model, lmtrain):
@@ -58,14 +54,7 @@ def test_a_character_the_model_does_not_know_is_named(char_model, lmtrain, asser
     assert_refused(outcome, 3, "character 'Q' is not in the vocabulary")
 
 
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (("--temperature", "0"), "temperature 0.0 is not above 0"),
-        (("--top-p", "1.5"), "top_p 1.5 is not above 0 and at most 1"),
-    ],
-)
-def test_impossible_draws_are_refused(word_model, lmtrain, assert_refused, words, problem):
-    outcome = lmtrain("sample", word_model.run, *words)
+def test_impossible_draws_are_refused(word_model, lmtrain, assert_refused):
+    outcome = lmtrain("sample", word_model.run, "--top-p", "1.5")
 
-    assert_refused(outcome, 2, problem)
+    assert_refused(outcome, 2, "top_p 1.5 is not above 0 and at most 1")

@@ -22,22 +22,6 @@ def wait_until(condition, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_training_after_saving(start, small, word_model, tmp_path, number):
-    run = tmp_path / "run"
-    process = start("train", word_model.corpus, *small, *ENDLESS, "--out", run)
-    wait_until(lambda: (run / "metrics.jsonl").exists(), process)
-
-    began = time.monotonic()
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-
-    assert time.monotonic() - began < 5
-    assert process.returncode == 128 + number
-    assert "saved in" in stderr.splitlines()[-2]
-    assert len(checkpoint.steps(run)) == 1
-
-
 def test_sigusr1_saves_and_training_goes_on(start, small, word_model, tmp_path):
     run = tmp_path / "run"
     process = start("train", word_model.corpus, *small, *ENDLESS, "--out", run)

@@ -15,13 +15,18 @@ from lmtrain import checkpoint
 @pytest.mark.parametrize(
     "surroundings",
     [
-        {"HOME": "/nonexistent", "LMTRAIN_CACHE": ""},
-        {"LANG": "C", "LC_ALL": "C"},
-        {"TERM": "dumb", "NO_COLOR": "1"},
-        {"COLUMNS": "20", "LINES": "5"},
-        {"PYTHONHASHSEED": "7"},
+        {"HOME": "/dev/null/home", "LMTRAIN_CACHE": ""},
+        {
+            "LANG": "C",
+            "LC_ALL": "C",
+            "TERM": "dumb",
+            "NO_COLOR": "1",
+            "COLUMNS": "20",
+            "LINES": "5",
+            "PYTHONHASHSEED": "7",
+        },
     ],
-    ids=lambda value: next(iter(value)),
+    ids=["no home", "a poor terminal"],
 )
 def test_the_surroundings_do_not_matter(lmtrain, small, word_model, tmp_path, parsed, surroundings):
     straight = parsed(word_model.outcome.stdout)
@@ -32,16 +37,22 @@ def test_the_surroundings_do_not_matter(lmtrain, small, word_model, tmp_path, pa
     assert parsed(outcome.stdout)["valid_loss"] == straight["valid_loss"]
 
 
-@pytest.mark.parametrize("name", ["é 你好 🙂.txt", "a b.txt", "-dash.txt", "[1].txt", "~x.txt"])
-def test_strange_names_are_names(lmtrain, small, word_model, tmp_path, name):
-    (tmp_path / name).write_text(word_model.corpus.read_text())
-    run = f"run {name}"
+def test_strange_names_are_names(lmtrain, small, word_model, tmp_path):
+    names = {
+        "é 你好 🙂.txt": "alpha", "a b.txt": "beta", "-dash.txt": "gamma", "[1].txt": "delta",
+        "~x.txt": "epsilon",
+    }  # fmt: skip
+    for name, word in names.items():
+        (tmp_path / name).write_text(f"{word}\n{word_model.corpus.read_text()}")
+    run = "-- é 你好 🙂 [1] ~x"
 
-    trained = lmtrain("train", *small, "--out", run, "--", name)
-    sampled = lmtrain("sample", run)
+    trained = lmtrain("train", *small, f"--out={run}", "--", *names)
+    sampled = lmtrain("sample", "--", run)
 
     assert [trained.returncode, sampled.returncode] == [0, 0], trained.stderr
     assert sampled.stdout
+    known = (tmp_path / run / "tokenizer.json").read_text()
+    assert all(f'"{word}"' in known for word in names.values())
 
 
 def test_a_name_too_long_is_told(lmtrain, small, word_model, assert_refused):
@@ -73,31 +84,23 @@ def test_a_disk_that_takes_no_more_is_told(small, word_model, tmp_path, size):
 @pytest.mark.parametrize(
     ("text", "words", "code", "part"),
     [
-        ("a a a a a a a a\n" * 50, (), 0, ""),
-        ("\n" * 2000, (), 0, ""),
-        ("a\n" * 2000, ("--level", "char"), 0, ""),
         (" \t " * 5000, (), 3, "tokens"),
         ("one", (), 3, "too short to be split"),
-        ("one two three\n" * 400, ("--vocab-size", "3"), 0, ""),
         ("one two three\n" * 400, ("--vocab-size", "2"), 2, "data.vocab_size = 2"),
         ("one two three\n" * 400, ("--batch-size", "10000000000"), 3, "tokens"),
         ("one two three\n" * 400, ("--seq-len", "99999999999999"), 2, "train.seq_len"),
         ("one two three\n" * 400, ("--set", "train.max_steps=1e3"), 2, "train.max_steps"),
     ],
 )
-def test_texts_and_sizes_at_the_edge(
+def test_texts_and_sizes_beyond_the_edge_are_refused(
     lmtrain, small, assert_refused, tmp_path, text, words, code, part
 ):
     (tmp_path / "text.txt").write_text(text)
 
     outcome = lmtrain("train", "text.txt", *small, *words, "--out", "run")
 
-    if code:
-        assert_refused(outcome, code, part)
-        assert not (tmp_path / "run").exists()
-    else:
-        assert outcome.returncode == 0, outcome.stderr
-        assert checkpoint.steps(tmp_path / "run")[-1] == 40
+    assert_refused(outcome, code, part)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_text_of_unknown_words_alone_is_judged(word_model, lmtrain, tmp_path, parsed):
@@ -111,8 +114,8 @@ def test_a_text_of_unknown_words_alone_is_judged(word_model, lmtrain, tmp_path, 
 
 
 def test_prompts_of_any_kind(char_model, word_model, lmtrain):
-    for prompt in ("", "the cat " * 20_000, "zzz"):
-        assert lmtrain("sample", word_model.run, "--prompt", prompt[:100_000]).returncode == 0
+    for prompt in ("", "zzz " + "the cat " * 12_000):
+        assert lmtrain("sample", word_model.run, "--prompt", prompt).returncode == 0
     ended = subprocess.run(
         [sys.executable, "-m", "lmtrain", "sample", str(word_model.run), "--prompt", b"a\xff"],
         capture_output=True, timeout=60, check=False, env=dict(os.environ),

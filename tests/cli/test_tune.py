@@ -15,11 +15,11 @@ def test_the_numbers_printed_are_those_that_evaluate_takes(word_model, lmtrain, 
         best = min(tried, key=lambda trial: trial["loss"])
         assert best["numbers"] == numbers
         assert f"{option} {numbers}: perplexity" in outcome.stderr
-        assert lmtrain("evaluate", word_model.run, option, numbers).returncode == 0
-    evaluated = lmtrain("evaluate", word_model.run, "--cache", found["best"]["--cache"], "--json")
-    (result,) = parsed(evaluated.stdout)["results"]
-    best = min(t["loss"] for t in found["trials"] if t["option"] == "--cache")
-    assert result["loss"] == pytest.approx(best, rel=1e-4)
+        evaluated = lmtrain("evaluate", word_model.run, option, numbers, "--json")
+        (result,) = parsed(evaluated.stdout)["results"]
+        if option == "--cache":
+            # The other was tuned on the beginning of the text.
+            assert result["loss"] == pytest.approx(best["loss"], rel=1e-4)
 
 
 def test_one_of_both_is_tuned_alone(word_model, lmtrain):

@@ -38,6 +38,22 @@ def test_rare_words_cost_few_parameters():
     assert model().num_parameters < 0.6 * full.num_parameters
 
 
+def test_a_tail_that_no_target_is_in_has_a_gradient_of_zeros():
+    network = model()
+    targets = torch.zeros(5, 3, dtype=torch.long)
+
+    network.loss(tokens(1), targets).objective.backward()
+
+    tails = list(network.adaptive_softmax.clusters.tail.parameters())
+    assert len(tails) == 4
+    assert not any(parameter.grad.any() for parameter in tails)
+
+
+def test_too_few_hidden_units_are_refused():
+    with pytest.raises(ConfigError, match="adaptive softmax of 15 hidden units: 16 are the least"):
+        model(hidden_size=15)
+
+
 def test_the_seed_alone_decides_the_first_weights():
     before = torch.get_rng_state()
     one, other = model(seed=3), model(seed=4)

@@ -510,6 +510,14 @@ def test_a_part_of_a_fetched_corpus_can_be_named_for_other_text(fetched, write):
     }
 
 
+@pytest.mark.parametrize(("name", "part"), [("three-parts", "test"), ("one-part", "train")])
+def test_of_several_parts_the_first_that_a_corpus_has_is_read(fetched, name, part):
+    text = open_text([name], ("test", "valid", "train"))
+
+    assert text.name == f"{name} ({part})"
+    assert joined(text) == f"{name} {part}\n" * 9
+
+
 def test_a_part_that_a_corpus_does_not_have_is_refused(fetched, write):
     with pytest.raises(TextError, match="one-part"):
         parts_of([write("mine\n")], ["one-part"])

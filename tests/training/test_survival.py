@@ -52,6 +52,21 @@ def weights(run, step=24):
     return (checkpoint.folder(run, step) / "model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def straight(kept):
+    """A run that nothing happened to, trained once for all tests here."""
+    run, text = kept / "run", kept / "text.txt"
+    if not run.exists():
+        text.write_text(TINY)
+        run_training(settings(text), run, is_quiet=True)
+    return run
+
+
 def poison(monkeypatch, what, steps):
     """Spoils a number in the steps given, counted from 1."""
     real, count = LanguageModel.loss, iter(range(1, 10**6))
@@ -74,8 +89,9 @@ def poison(monkeypatch, what, steps):
 @pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
 @pytest.mark.parametrize("at", [1, 2, 13])
-def test_a_number_that_is_not_finite_stops_before_the_update(text, tmp_path, monkeypatch, what, at):
-    run_training(settings(text), tmp_path / "straight", is_quiet=True)
+def test_a_number_that_is_not_finite_stops_before_the_update(
+    text, tmp_path, straight, monkeypatch, what, at
+):
     poison(monkeypatch, what, {at})
 
     with pytest.raises(DivergedError, match=f"training diverged at step {at}: .*n[a-z]n|inf"):
@@ -84,22 +100,21 @@ def test_a_number_that_is_not_finite_stops_before_the_update(text, tmp_path, mon
     saved = checkpoint.steps(tmp_path / "run")
     assert saved == list(range(2, at, 2))
     for step in saved:
-        assert weights(tmp_path / "run", step) == weights(tmp_path / "straight", step)
+        assert weights(tmp_path / "run", step) == weights(straight, step)
 
 
 @pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_bad_batch_can_be_left_out(text, tmp_path, monkeypatch, what, capsys):
-    run_training(settings(text), tmp_path / "straight", is_quiet=True)
+def test_a_bad_batch_can_be_left_out(text, tmp_path, straight, monkeypatch, what, capsys):
     poison(monkeypatch, what, {1} if what == "loss" else {24})
 
     run_training(settings(text, train__on_nonfinite="skip"), tmp_path / "run")
 
-    ours, straight = (lines(tmp_path / name, "train") for name in ("run", "straight"))
+    ours, undisturbed = (lines(run, "train") for run in (tmp_path / "run", straight))
     assert sum(line["skipped"] for line in ours) == 1
     # The learning rate and the text went on as if nothing had been.
     for key in ("step", "learning_rate"):
-        assert [line[key] for line in ours] == [line[key] for line in straight]
+        assert [line[key] for line in ours] == [line[key] for line in undisturbed]
     assert "skipped: " in capsys.readouterr().err
     for step in checkpoint.steps(tmp_path / "run"):
         checkpoint.read(checkpoint.folder(tmp_path / "run", step)).require_whole()
@@ -166,8 +181,9 @@ def test_a_device_that_runs_ahead_trains_the_same_model(text, tmp_path, monkeypa
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(text, tmp_path, monkeypatch):
-    run_training(settings(text), tmp_path / "straight", is_quiet=True)
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
+    text, tmp_path, straight, monkeypatch
+):
     stop_after(monkeypatch, 1)
     with pytest.raises(StoppedError):
         run_training(settings(text), tmp_path / "run", is_quiet=True)
@@ -176,8 +192,8 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(text, tmp_path
 
     run_training(out=tmp_path / "run", resume=True, is_quiet=True)
 
-    assert weights(tmp_path / "run") == weights(tmp_path / "straight")
-    assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+    assert weights(tmp_path / "run") == weights(straight)
+    assert lines(tmp_path / "run") == lines(straight)
 
 
 def test_what_a_killed_start_left_is_in_nobodys_way(text, tmp_path):
@@ -218,8 +234,7 @@ def test_a_finished_run_is_not_validated_again(text, tmp_path, monkeypatch):
     assert len(lines(tmp_path / "run", "valid")) == 3
 
 
-def test_a_log_that_cannot_be_written_ends_nothing(text, tmp_path, monkeypatch, capsys):
-    run_training(settings(text), tmp_path / "straight", is_quiet=True)
+def test_a_log_that_cannot_be_written_ends_nothing(text, tmp_path, straight, monkeypatch, capsys):
     real, count = files.append_line, iter(range(10**6))
 
     def append_line(path, line):
@@ -230,7 +245,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(text, tmp_path, monkeypatch, 
     monkeypatch.setattr(files, "append_line", append_line)
     run_training(settings(text), tmp_path / "run")
 
-    assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+    assert lines(tmp_path / "run") == lines(straight)
     assert capsys.readouterr().err.count("metrics cannot be written; training goes on") == 1
 
 
@@ -252,9 +267,10 @@ def test_events_that_cannot_be_written_come_back(text, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("trouble", ["gone", "full"])
-def test_a_checkpoint_that_cannot_be_saved_is_saved_elsewhere(text, tmp_path, monkeypatch, trouble):
-    run, straight = tmp_path / "run", tmp_path / "straight"
-    run_training(settings(text), straight, is_quiet=True)
+def test_a_checkpoint_that_cannot_be_saved_is_saved_elsewhere(
+    text, tmp_path, straight, monkeypatch, trouble
+):
+    run = tmp_path / "run"
     (tmp_path / "rescues").mkdir()
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "rescues"))
     real_step, real_create = trainer.Trainer._step, disk.create
@@ -297,15 +313,14 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(text, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_clock_set_back_changes_nothing(text, tmp_path, monkeypatch):
-    run_training(settings(text), tmp_path / "straight", is_quiet=True)
+def test_a_clock_set_back_changes_nothing(text, tmp_path, straight, monkeypatch):
     real, count = monitor.time.time, iter(range(10**6))
     year = 365 * 86_400
     monkeypatch.setattr(monitor.time, "time", lambda: real() + (-year, year)[next(count) % 2])
 
     run_training(settings(text, train__keep_checkpoints=2), tmp_path / "run", is_quiet=True)
 
-    assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+    assert lines(tmp_path / "run") == lines(straight)
     assert checkpoint.steps(tmp_path / "run")[-2:] == [22, 24]
 
 

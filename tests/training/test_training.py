@@ -119,7 +119,6 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stop", [1, 7, 10, 13, 29])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -134,25 +133,24 @@ EVERYTHING = {
     ],
     ids=["sgd", "adamw", "ema", "triggered"],
 )  # fmt: skip
-def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(
-    text, tmp_path, monkeypatch, stop, changes
-):
+def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(text, tmp_path, monkeypatch, changes):
     chosen = settings(text, train__save_every=1, **changes)
-    run_training(chosen, tmp_path / "straight", is_quiet=True)
-    kill_after(monkeypatch, stop)
-    with pytest.raises(KilledError):
-        run_training(chosen, tmp_path / "stopped", is_quiet=True)
-    monkeypatch.undo()
+    straight = tmp_path / "straight"
+    run_training(chosen, straight, is_quiet=True)
 
-    run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
+    for stop in (1, 7, 10, 13, 29):
+        stopped = tmp_path / f"stopped-{stop}"
+        kill_after(monkeypatch, stop)
+        with pytest.raises(KilledError):
+            run_training(chosen, stopped, is_quiet=True)
+        monkeypatch.undo()
 
-    for name in ("model.safetensors", "state.safetensors"):
-        straight, stopped = (
-            (checkpoint.folder(tmp_path / run, 30) / name).read_bytes()
-            for run in ("straight", "stopped")
-        )
-        assert straight == stopped
-    assert without_times(tmp_path / "straight") == without_times(tmp_path / "stopped")
+        run_training(out=stopped, resume=True, is_quiet=True)
+
+        for name in ("model.safetensors", "state.safetensors"):
+            ours, theirs = (checkpoint.folder(run, 30) / name for run in (stopped, straight))
+            assert ours.read_bytes() == theirs.read_bytes(), stop
+        assert without_times(stopped) == without_times(straight), stop
 
 
 class KilledError(Exception):
@@ -205,6 +203,25 @@ def test_the_state_is_carried_within_an_epoch_and_fresh_at_its_start(text, tmp_p
     assert seen == ([False] + [True] * (per_epoch - 1)) * 2
 
 
+@pytest.mark.parametrize(
+    ("content", "changes"),
+    [
+        ("a a a a a a a a\n" * 50, {}),
+        ("\n" * 2000, {}),
+        ("a\n" * 2000, {"data__level": "char"}),
+        ("one two three\n" * 400, {"data__vocab_size": 3}),
+    ],
+    ids=["one word", "empty lines", "one character", "no word known"],
+)
+def test_texts_with_next_to_nothing_in_them_are_trained_on(text, tmp_path, content, changes):
+    text.write_text(content)
+
+    summary = run_training(settings(text, **{"data__level": "word", **changes}), tmp_path / "run")
+
+    assert summary.steps == 30
+    assert checkpoint.steps(tmp_path / "run")[-1] == 30
+
+
 def test_patience_ends_a_run_that_gets_no_better(text, tmp_path):
     # At a rate this small no float32 weight moves.
     chosen = settings(text, optimizer__learning_rate=1e-30, train__patience=2, train__eval_every=2)
@@ -216,7 +233,7 @@ def test_patience_ends_a_run_that_gets_no_better(text, tmp_path):
 
 
 def test_training_ends_when_its_time_is_up(text, tmp_path, capsys):
-    chosen = settings(text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=3)
+    chosen = settings(text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=2)
 
     summary = run_training(chosen, tmp_path / "run")
 
@@ -229,7 +246,7 @@ def test_training_ends_when_its_time_is_up(text, tmp_path, capsys):
 
 def test_the_learning_rate_falls_to_its_end_with_the_time(text, tmp_path):
     chosen = settings(
-        text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=6,
+        text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=3,
         train__eval_every=10**6, train__log_every=1,
     )  # fmt: skip
 
@@ -301,8 +318,11 @@ def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
     run_training(settings(text), run, is_quiet=True)
 
     longer = run_training(out=run, resume=True, overrides={"train.max_steps": 34}, is_quiet=True)
-    with pytest.raises(ConfigError, match="keeps its text, its model"):
-        run_training(out=run, resume=True, overrides={"model.hidden_size": 13}, is_quiet=True)
+    for changes in (
+        {"model.hidden_size": 13}, {"train.seq_len": 16}, {"train.random_seq_len": True},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="keeps its text, its model"):
+            run_training(out=run, resume=True, overrides=changes, is_quiet=True)
 
     assert longer.steps == 34
 

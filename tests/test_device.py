@@ -1,0 +1,57 @@
+import os
+
+import pytest
+import torch
+
+from lmtrain import device
+from lmtrain.errors import MachineError, out_of_memory_explained
+
+
+@pytest.mark.parametrize(
+    ("threads", "processes", "expected"), [(None, 1, 6), (None, 4, 1), (None, 9, 1), (3, 4, 3)]
+)
+@pytest.mark.parametrize("has_affinity", [True, False])
+def test_threads_are_the_cores_divided(monkeypatch, has_affinity, threads, processes, expected):
+    set_numbers = []
+    monkeypatch.setattr(torch, "set_num_threads", set_numbers.append)
+    if has_affinity:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    else:
+        # As on macOS.
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: 6)
+
+    assert device.set_threads(threads, processes) == expected
+    assert set_numbers == [expected]
+
+
+def test_every_seed_and_rank_has_a_chance_of_its_own():
+    drawn = {
+        tuple(torch.rand(4, generator=device.generator(seed, rank)).tolist())
+        for seed in (0, 1, 1 << 32, (1 << 32) + 1, (1 << 64) - 1)
+        for rank in range(4)
+    }
+
+    assert len(drawn) == 20
+
+
+def test_one_process_has_the_chance_of_torchs_seed():
+    ours = torch.rand(4, generator=device.generator(7))
+
+    assert torch.equal(ours, torch.rand(4, generator=torch.Generator().manual_seed(7)))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_ends_is_told(error):
+    with (
+        pytest.raises(MachineError, match=r"^out of memory.*\n.*try: less"),
+        out_of_memory_explained("try: less"),
+    ):
+        raise error
+
+
+def test_another_error_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_explained("try: less"):
+        raise RuntimeError("shapes")
