@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain.errors import ConfigError
-from lmtrain.evaluation import SEQ_LEN
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 
 # What the mean gradients of the training text are measured on.
 _WINDOWS, _STREAMS, _STEPS = 100, 20, 50
+# Time steps predicted at once, or the most below it that end with a step of the weights.
+_WINDOW = 256
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Adaptation:
     def window(self) -> int:
         """Time steps to give to `log_probs` at once: they end where the weights take a step."""
         length = self._dynamic.seq_len if self._dynamic else 1
-        return length * max(1, SEQ_LEN // length)
+        return length * max(1, _WINDOW // length)
 
     def log_probs(
         self, inputs: Tensor, targets: Tensor, state: State | None = None

@@ -15,7 +15,7 @@ from lmtrain.model.recurrent import State
 
 Predict = Callable[[Tensor, Tensor, State | None], tuple[Tensor, State]]
 
-SEQ_LEN = 256
+_SEQ_LEN = 256
 _SENTENCES_AT_ONCE = 64
 
 
@@ -94,7 +94,7 @@ def evaluate(
     batch_size: int = 1,
     columns: slice = slice(None),
     predict: Predict | None = None,
-    seq_len: int = SEQ_LEN,
+    seq_len: int = _SEQ_LEN,
 ) -> Evaluation:
     """The cost of a text under `model`, every token predicted once, hidden state carried.
 
@@ -176,8 +176,8 @@ def sentence_log_probs(
             inputs[1 : len(sentence) + 1, column] = torch.tensor(sentence, dtype=torch.long)
         # Time runs forward alone: what stands behind a shorter sentence changes nothing in it.
         parts, state = [torch.zeros(0, len(group), dtype=torch.float64)], None
-        for start in range(0, longest, SEQ_LEN):
-            window = inputs[start : start + SEQ_LEN + 1].to(place)
+        for start in range(0, longest, _SEQ_LEN):
+            window = inputs[start : start + _SEQ_LEN + 1].to(place)
             log_probs, state = model.log_probs(window[:-1], window[1:], state)
             parts.append(log_probs.double().cpu())
         for sentence, column in zip(group, torch.cat(parts).T.tolist(), strict=True):

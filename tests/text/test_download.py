@@ -332,6 +332,7 @@ def test_the_listing_says_what_is_known_and_what_is_here(server):
         "about": "a corpus",
         "licence": "none",
         "level": "word",
+        "splitter": None,
         "bytes": len(CONTENT),
         "sha256": {"plain.txt": hashlib.sha256(CONTENT).hexdigest()},
         "is_here": True,
