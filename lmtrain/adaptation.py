@@ -17,7 +17,7 @@ from lmtrain.model.recurrent import State
 
 # What the mean gradients of the training text are measured on.
 _WINDOWS, _STREAMS, _STEPS = 100, 20, 50
-# Time steps predicted at once, or the most below it that end with a step of the weights.
+# Time steps predicted at once: about so many, and the weights take their last step at the end.
 _WINDOW = 256
 
 
