@@ -345,5 +345,5 @@ def test_ten_thousand_steps_grow_neither_memory_nor_open_files(text, tmp_path, m
 
     assert len(seen) == 10
     assert seen[-1][0] - seen[1][0] < 20e6
-    assert seen[-1][1] == seen[1][1]
+    assert seen[-1][1] <= seen[1][1]
     assert torch.get_num_threads() == 1
