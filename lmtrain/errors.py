@@ -75,6 +75,13 @@ class RunInterruptedError(LmtrainError):
         self.exit_code = 128 + signal_number
 
 
+# How Python, NumPy and torch say it, in small letters.
+_OUT_OF_MEMORY = (
+    "out of memory", "not enough memory", "can't allocate", "cannot allocate",
+    "failed to allocate", "unable to allocate",
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def out_of_memory_explained(advice: str) -> Iterator[None]:
     """Inside, what Python and torch raise when memory ends becomes an error for the user.
@@ -89,9 +96,12 @@ def out_of_memory_explained(advice: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MachineError("out of memory", advice) from error
+        raise MachineError(_out_of_memory(error), advice) from error
     except RuntimeError as error:
-        text = str(error)
-        if "allocate" not in text and "out of memory" not in text:
+        if not any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY):
             raise
-        raise MachineError(f"out of memory: {text.splitlines()[0][:120]}", advice) from error
+        raise MachineError(_out_of_memory(error), advice) from error
+
+
+def _out_of_memory(error: Exception) -> str:
+    return ": ".join(["out of memory", *str(error).splitlines()[:1]])[:140]

@@ -108,7 +108,8 @@ def evaluate(
             one is faster and a little dearer.
         columns: the streams whose cost is wanted; the tokens are counted over all.
         predict: what stands for `model.log_probs`: a model that adapts. A target below 0 is none.
-        seq_len: time steps predicted at once, which changes nothing but time and memory.
+        seq_len: time steps predicted at once, which changes nothing but time and memory, unless
+            `predict` learns.
     """
     begin = time.monotonic()
     was_training = model.training

@@ -6,6 +6,7 @@ def test_the_seed_decides_the_texts(word_model, lmtrain, parsed_lines):
 
     first = lmtrain(*words, "--seed", "5")
     again = lmtrain(*words, "--seed", "5")
+    other = lmtrain(*words, "--seed", "6")
 
     assert [first.returncode, first.stderr] == [0, ""]
     entries = parsed_lines(first.stdout)
@@ -13,6 +14,7 @@ def test_the_seed_decides_the_texts(word_model, lmtrain, parsed_lines):
     assert [entry["index"] for entry in entries] == [0, 1, 2]
     assert len({entry["text"] for entry in entries}) > 1
     assert again.stdout == first.stdout
+    assert other.stdout != first.stdout
 
 
 def test_a_text_begins_with_its_prompt_and_ends_with_its_sentence(word_model, lmtrain):

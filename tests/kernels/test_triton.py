@@ -78,7 +78,7 @@ def check(name, options, size, reverse, kind, tolerance) -> None:
 # H, B, T; the last has several groups of rows and of units.
 @pytest.mark.parametrize(
     ("size", "reverse"),
-    [((1, 1, 1), False), ((17, 2, 3), False), ((17, 2, 3), True), ((19, 17, 3), False)],
+    [((1, 1, 1), False), ((17, 2, 3), False), ((19, 17, 3), False), ((19, 17, 3), True)],
     ids=str,
 )
 @pytest.mark.parametrize("schedule", ["alternating", "persistent"])
