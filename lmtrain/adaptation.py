@@ -17,8 +17,6 @@ from lmtrain.model.recurrent import State
 
 # What the mean gradients of the training text are measured on.
 _WINDOWS, _STREAMS, _STEPS = 100, 20, 50
-# Time steps predicted at once: about so many, and the weights take their last step at the end.
-_WINDOW = 256
 
 
 @dataclass(frozen=True)
@@ -159,16 +157,13 @@ class Adaptation:
             self._steps = [dynamic.rate / (r + mean) for r in scales]
             self._pulls = [(dynamic.decay / mean * r).clamp(max=1) for r in scales]
 
-    @property
-    def window(self) -> int:
-        """Time steps to give to `log_probs` at once: they end where the weights take a step."""
-        length = self._dynamic.seq_len if self._dynamic else 1
-        return length * max(1, _WINDOW // length)
-
     def log_probs(
         self, inputs: Tensor, targets: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """As `LanguageModel.log_probs`, for windows of a text of `window` steps, in their order."""
+        """As `LanguageModel.log_probs`, for the windows of a text one after the other.
+
+        The weights take a step at the end of a window, too: it should be whole pieces.
+        """
         length = self._dynamic.seq_len if self._dynamic else len(inputs)
         pieces = []
         for x, y in zip(inputs.split(length), targets.split(length), strict=True):

@@ -190,7 +190,7 @@ class TrainedModel:
                 characters=tokens.characters,
                 batch_size=batch_size,
                 predict=adapting.log_probs if cache or dynamic else None,
-                seq_len=adapting.window,
+                piece=dynamic.seq_len if dynamic else 1,
             )
 
     @functools.cached_property

@@ -94,7 +94,7 @@ def evaluate(
     batch_size: int = 1,
     columns: slice = slice(None),
     predict: Predict | None = None,
-    seq_len: int = _SEQ_LEN,
+    piece: int = 1,
 ) -> Evaluation:
     """The cost of a text under `model`, every token predicted once, hidden state carried.
 
@@ -108,8 +108,7 @@ def evaluate(
             one is faster and a little dearer.
         columns: the streams whose cost is wanted; the tokens are counted over all.
         predict: what stands for `model.log_probs`: a model that adapts. A target below 0 is none.
-        seq_len: time steps predicted at once, which changes nothing but time and memory, unless
-            `predict` learns.
+        piece: time steps that `predict` learns from at once: windows are a whole number of them.
     """
     begin = time.monotonic()
     was_training = model.training
@@ -118,6 +117,7 @@ def evaluate(
     total, oov, oov_nats = 0.0, 0, 0.0
     state = None
     predict = predict or model.log_probs
+    seq_len = piece * max(1, _SEQ_LEN // piece)
     for window in _windows(ids, start_id, batch_size, seq_len):
         inputs, came = (torch.from_numpy(tokens[:, columns]) for tokens in window)
         counted = came >= 0

@@ -136,12 +136,13 @@ def generate(
     ended = [False] * num
     for _ in range(max_tokens):
         drawn: list[int | None] = [None] * num
+        if unk_id is not None and (top_k is not None or top_p is not None):
+            # What is kept is kept of the known: <UNK> alone might be left.
+            logits[:, unk_id] = -np.inf
         for row, chance in enumerate(chances):
             if not ended[row]:
                 p = distribution(logits[row], temperature, top_k, top_p)
-                is_cut = top_k is not None or top_p is not None
-                if unk_id is not None and (is_cut or p[unk_id] == 1):
-                    # What is kept is kept of the known: <UNK> alone might be left.
+                if unk_id is not None and p[unk_id] == 1:
                     logits[row, unk_id] = -np.inf
                     p = distribution(logits[row], temperature, top_k, top_p)
                 drawn[row] = draw_known(p, chance, unk_id)

@@ -94,7 +94,7 @@ def dynamic_trials(
                 unk_id=None,
                 characters=1,
                 predict=adapting.log_probs,
-                seq_len=adapting.window,
+                piece=seq_len,
             ).loss
         finally:
             adapting.close()

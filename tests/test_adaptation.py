@@ -23,11 +23,11 @@ def text(length: int) -> np.ndarray:
     return torch.randint(0, 9, (length,), generator=device.generator(3)).numpy().astype(np.uint16)
 
 
-def nats(model, ids, cache=None, dynamic=None, batch_size=1, scales=(), window=None):
+def nats(model, ids, cache=None, dynamic=None, batch_size=1, scales=()):
     adapting = Adaptation(model, cache, dynamic, scales)
     result = evaluate(
         model, ids, start_id=1, unk_id=None, characters=1, batch_size=batch_size,
-        predict=adapting.log_probs, seq_len=window or adapting.window,
+        predict=adapting.log_probs, piece=dynamic.seq_len if dynamic else 1,
     )  # fmt: skip
     adapting.close()
     return result.total_nats
@@ -68,12 +68,11 @@ def test_the_cache_is_that_of_its_definition(model, size):
 
 
 @pytest.mark.parametrize("window", [1, 7, 40])
-def test_the_cache_does_not_depend_on_the_chunk_length(model, window):
+def test_the_cache_does_not_depend_on_the_chunk_length(model, monkeypatch, window):
     expected = nats(model, text(40), Cache(9, 0.7, 0.3))
+    monkeypatch.setattr("lmtrain.evaluation._SEQ_LEN", window)
 
-    assert nats(model, text(40), Cache(9, 0.7, 0.3), window=window) == pytest.approx(
-        expected, rel=1e-10
-    )
+    assert nats(model, text(40), Cache(9, 0.7, 0.3)) == pytest.approx(expected, rel=1e-10)
 
 
 def test_streams_have_caches_of_their_own(model):

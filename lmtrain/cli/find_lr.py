@@ -8,7 +8,7 @@ import typer
 from lmtrain import config as configuration
 from lmtrain import files
 from lmtrain.cli.output import JsonOption, print_json, print_table
-from lmtrain.cli.settings import SetOption, given
+from lmtrain.cli.settings import ConfigOption, SetOption, given
 from lmtrain.errors import ConfigError
 
 
@@ -20,15 +20,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help="A recipe that comes with lmtrain, or a TOML file; without it and without "
-            "CORPUS, the recipe python-docs.",
-            metavar="NAME|FILE",
-            show_default=False,
-        ),
-    ] = None,
+    config: ConfigOption = None,
     first: Annotated[float, typer.Option(help="The first learning rate, above 0.")] = 1e-5,
     last: Annotated[float, typer.Option(help="The last learning rate, above the first.")] = 10.0,
     steps: Annotated[int, typer.Option(min=3, help="Updates at most.")] = 300,

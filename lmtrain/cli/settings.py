@@ -69,3 +69,13 @@ SetOption = Annotated[
         help="Any setting by its path, such as train.patience=3; none takes a limit away.",
     ),
 ]
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A recipe that comes with lmtrain, or a TOML file; without it and without CORPUS, "
+        "the recipe python-docs.",
+        metavar="NAME|FILE",
+        show_default=False,
+    ),
+]

@@ -8,7 +8,7 @@ import typer
 
 from lmtrain import config as configuration
 from lmtrain.cli.output import JsonOption, end_in_silence, print_json
-from lmtrain.cli.settings import SetOption, given, setting
+from lmtrain.cli.settings import ConfigOption, SetOption, given, setting
 from lmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,15 +24,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help="A recipe that comes with lmtrain, or a TOML file; without it and without "
-            "CORPUS, the recipe python-docs.",
-            metavar="NAME|FILE",
-            show_default=False,
-        ),
-    ] = None,
+    config: ConfigOption = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; without it, a new one under runs/.")
     ] = None,
