@@ -1,5 +1,6 @@
 """The door: where errors become a message and an exit code."""
 
+import atexit
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from typing import NoReturn
 import typer
 
 import lmtrain
-from lmtrain import files, screen
+from lmtrain import files, launched, screen
 from lmtrain.cli import (
     corpora,
     evaluate,
@@ -99,6 +100,25 @@ def _open_standard_streams() -> None:
 
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""
+    code = _run()
+    if launched.is_worker():
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process without shutting Python down.
+
+    A thread of gloo may still hold the last tensors it was given: one that waits for Python to let
+    go of them is ended while Python shuts down, and with it, by SIGABRT, the process.
+    """
+    atexit._run_exitfuncs()
+    screen.STDERR.flush()
+    os._exit(code)
+
+
+def _run() -> int:
+    """Runs the command line; the exit code."""
     _open_standard_streams()
     use_utf8()
     threading.excepthook = _thread_failed
@@ -110,35 +130,35 @@ def main() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         with out_of_memory_explained("try: less at once, such as a smaller --batch-size"):
-            code = app(standalone_mode=False)
+            code: int | None = app(standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
-        sys.exit(code)
+        return code or 0
     except _UsageError as error:
         screen.note(f"error: {screen.one_line(error.format_message())}")
-        sys.exit(ConfigError.exit_code)
+        return ConfigError.exit_code
     except LmtrainError as error:
         head = "" if isinstance(error, RunInterruptedError) else "error: "
         if not error.is_told:
             screen.note(head + screen.printable(str(error)))
-        sys.exit(error.exit_code)
+        return error.exit_code
     except OSError as error:
         if error.filename is not None:
-            _report(error)
+            return _report(error)
         # What lmtrain does to files is explained; this is standard output.
         _drop_results()
         screen.note(f"error: could not write the results: {error.strerror}")
-        sys.exit(MachineError.exit_code)
+        return MachineError.exit_code
     except Exception as error:  # noqa: BLE001  # the one place where a bug becomes a message
-        _report(error)
+        return _report(error)
 
 
-def _report(error: Exception) -> NoReturn:
+def _report(error: Exception) -> int:
     log = files.cache_folder() / "crash.log"
     files.write(log, traceback.format_exc().encode())
     screen.note(f"error: a bug in lmtrain: {screen.one_line(repr(error))}")
     screen.note(f"  the traceback is in {log}")
-    sys.exit(1)
+    return 1
 
 
 def _drop_results() -> None:

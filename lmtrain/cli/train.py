@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmtrain import config as configuration
+from lmtrain import launched
 from lmtrain.cli.output import JsonOption, end_in_silence, print_json
 from lmtrain.cli.settings import ConfigOption, SetOption, given, setting
 from lmtrain.errors import ConfigError
@@ -75,10 +76,10 @@ def command(
         recipe = config or (None if corpus else "python-docs")
         chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
     # torch is imported only now, so that wrong settings are answered at once.
-    from lmtrain.training import launcher, ranks
+    from lmtrain.training import launcher
     from lmtrain.training.run import new_run, run_training
 
-    if devices > 1 and not ranks.is_worker():
+    if devices > 1 and not launched.is_worker():
         place = [] if out or resume else ["--out", str(new_run(chosen))]
         end_in_silence()
         launcher.launch([*sys.argv[1:], *place], devices, max_restarts)
@@ -87,7 +88,7 @@ def command(
         launcher.require_size(devices)
     summary = run_training(chosen, out, resume=resume, overrides=overrides)
     end_in_silence()
-    if not ranks.is_first():
+    if not launched.is_first():
         return
     if json:
         _print_json(summary)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lmtrain import assembly, device
+from lmtrain import assembly, device, launched
 from lmtrain.errors import ConfigError
 from lmtrain.evaluation import Evaluation, evaluate
 from lmtrain.generation import stream
@@ -17,7 +17,6 @@ from lmtrain.schema import Config
 from lmtrain.text.batches import Batches
 from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.text.tokens import Tokens
-from lmtrain.training import ranks as processes
 from lmtrain.training.optimizer import Optimizer, Schedule, schedule
 from lmtrain.training.ranks import Ranks
 
@@ -47,7 +46,7 @@ def get_ready(
         TextError: the text is too short for a batch.
     """
     place = device.choose(config.train.device)
-    threads = device.set_threads(config.train.threads, processes.local_size())
+    threads = device.set_threads(config.train.threads, launched.local_size())
     if config.train.batch_size % ranks.size:
         raise ConfigError(
             f"batch_size {config.train.batch_size} cannot be divided among {ranks.size} processes",

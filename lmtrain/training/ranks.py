@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lmtrain import errors
+from lmtrain import errors, launched
 from lmtrain.errors import (
     ConfigError,
     DivergedError,
@@ -198,7 +199,10 @@ class _AveragedLosses(Losses):
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model)
-        self._averaged = DistributedDataParallel(_LossModule(model), broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # torch 2.13 says so of the only way there is to send no buffers at the start either.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self._averaged = DistributedDataParallel(_LossModule(model), broadcast_buffers=False)
 
     def __call__(self, inputs: Tensor, targets: Tensor, state: State | None) -> Loss:
         loss: Loss = self._averaged(inputs, targets, state)
@@ -230,13 +234,13 @@ def joined() -> Iterator[Ranks]:
             the processes should meet at is in use.
         MachineError: another process ended.
     """
-    if not is_worker():
+    if not launched.is_worker():
         yield Ranks()
         return
-    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    rank, size = launched.number("RANK"), launched.number("WORLD_SIZE")
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(_number("LOCAL_RANK"))
+        torch.cuda.set_device(launched.number("LOCAL_RANK"))
         backend = "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(
@@ -257,8 +261,8 @@ def _store() -> dist.Store:
     is_launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
         os.environ.get("MASTER_ADDR", "localhost"),
-        _number("MASTER_PORT"),
-        is_master=not is_launched and _number("RANK") == 0,
+        launched.number("MASTER_PORT"),
+        is_master=not is_launched and launched.number("RANK") == 0,
         timeout=_TIMEOUT,
     )
     # The launcher's still holds the addresses of processes that it has started anew since.
@@ -288,38 +292,3 @@ def _told_once(rank: int) -> Iterator[None]:
         # These every process raises alike.
         error.is_told = rank > 0
         raise
-
-
-def is_worker() -> bool:
-    """Whether a launcher such as torchrun started this process as one of several."""
-    return "RANK" in os.environ or "WORLD_SIZE" in os.environ
-
-
-def is_first() -> bool:
-    """Whether this process shows and writes the results."""
-    return not is_worker() or _number("RANK") == 0
-
-
-def local_size() -> int:
-    """The processes of this training on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_worker() else 1
-
-
-def is_restarted() -> bool:
-    """Whether the launcher started the processes anew because one of them had failed."""
-    return is_worker() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-
-
-def may_restart() -> bool:
-    """Whether the launcher would start the processes anew if one of them failed."""
-    return is_worker() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "")
-    if not text.isdecimal():
-        raise ConfigError(
-            f"the environment sets RANK or WORLD_SIZE, and {name} is {text!r}",
-            "start several processes with: lmtrain train --devices N, or torchrun",
-        )
-    return int(text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain import assembly, checkpoint, files, screen, untrusted
+from lmtrain import assembly, checkpoint, files, launched, screen, untrusted
 from lmtrain import config as configuration
 from lmtrain.errors import CheckpointError, ConfigError, out_of_memory_explained
 from lmtrain.evaluation import unigram_loss
@@ -17,10 +17,9 @@ from lmtrain.schema import Config
 from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.text.tokens import Tokens
 from lmtrain.training import folder, parts
-from lmtrain.training import ranks as processes
 from lmtrain.training.average import Average
 from lmtrain.training.monitor import Monitor, Silent
-from lmtrain.training.ranks import Ranks
+from lmtrain.training.ranks import Ranks, joined
 from lmtrain.training.rate_finder import RateCurve, range_test, rising
 from lmtrain.training.trainer import Trainer, total_steps
 
@@ -84,14 +83,14 @@ def run_training(
     began = time.monotonic()
     if resume and out is None:
         raise ConfigError("resume: which run?", "try: lmtrain train --resume RUN")
-    if out is None and processes.may_restart():
+    if out is None and launched.may_restart():
         raise ConfigError("a training that may be restarted needs a run folder", "try: --out DIR")
     config = None if resume else config or configuration.load("python-docs")
-    with out_of_memory_explained(_SMALLER), processes.joined() as ranks:
+    with out_of_memory_explained(_SMALLER), joined() as ranks:
         run = Path(ranks.agreed(lambda: str(out or new_run(config))))
         # Only the first process shows what training does.
         is_quiet = is_quiet or not ranks.is_first
-        is_begun = ranks.agreed(lambda: folder.is_begun(run)) if processes.is_restarted() else False
+        is_begun = ranks.agreed(lambda: folder.is_begun(run)) if launched.is_restarted() else False
         if config is None or is_begun:
             return _resume(run, overrides or {}, ranks, began=began, is_quiet=is_quiet)
         return _start(run, config, ranks, began=began, is_quiet=is_quiet)

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmtrain import checkpoint, device
+from lmtrain import checkpoint, device, launched
 from lmtrain.errors import DivergedError, RunInterruptedError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.schema import TrainConfig
 from lmtrain.text.batches import Batches
-from lmtrain.training import ranks as processes
 from lmtrain.training.average import Average
 from lmtrain.training.monitor import Silent
 from lmtrain.training.optimizer import Optimizer, Schedule
@@ -89,7 +88,7 @@ class Trainer:
         self._read_until = time.monotonic()
         # A device that runs ahead is asked about a step when it has the next one to do.
         self._most_unread = int(device.runs_ahead(model.embedding.device))
-        self._signals = Signals(is_launched=processes.is_worker())
+        self._signals = Signals(is_launched=launched.is_worker())
         self._rows = ranks.share(batches.batch_size)
         self._stepper = Stepper(model, optimizer, ranks, groups=config.accumulate, tell=monitor.say)
         self._saver = Saver(

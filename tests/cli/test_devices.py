@@ -93,6 +93,7 @@ def test_a_killed_process_is_begun_anew_and_nothing_differs(text, tmp_path):
     settings = arguments(SETTINGS | CHANCE)
     straight = run("lmtrain", "train", text, *settings, "--devices", "2", "--out", tmp_path / "a")
     assert straight.returncode == 0, straight.stderr
+    assert "Warning" not in straight.stderr
 
     process = subprocess.Popen(
         [sys.executable, "-m", "lmtrain", "train", text, *settings, "--devices", "2",
@@ -203,3 +204,27 @@ def test_a_port_in_use_is_refused(text, tmp_path):
         done = run("lmtrain", "train", text, "--out", tmp_path / "run", env=os.environ | meeting)
     assert done.returncode == 2
     assert "error: rank 0 of 2 could not meet the others" in done.stderr
+
+
+def test_a_thread_that_still_holds_a_tensor_ends_no_process():
+    code = """if True:
+        import sys, torch
+        import torch.distributed as dist
+        import lmtrain.cli.main as door
+
+        def leave_a_tensor(standalone_mode):
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            # From here on this thread lets no other have Python.
+            sys.setswitchinterval(100)
+            dist.all_gather([torch.zeros(1)], torch.zeros(1), async_op=True)
+            for _ in range(300_000):
+                pass
+
+        door.app = leave_a_tensor
+        door.main()
+    """
+    variables = os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
