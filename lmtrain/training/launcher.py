@@ -50,10 +50,11 @@ def launch(arguments: Sequence[str], devices: int, max_restarts: int) -> None:
         interrupted.is_told = True
         raise interrupted from error
     except ChildFailedError as error:
+        # Who was killed could say nothing; the others often end in the same moment, for want of it.
+        for killed in (each for each in error.failures.values() if each.exitcode < 0):
+            name = signal.Signals(-killed.exitcode).name
+            raise MachineError(f"rank {killed.local_rank} was ended by {name}") from error
         _, first = error.get_first_failure()
-        if first.exitcode < 0:
-            name = signal.Signals(-first.exitcode).name
-            raise MachineError(f"rank {first.local_rank} was ended by {name}") from error
         failed = LmtrainError(f"rank {first.local_rank} failed")
         failed.exit_code = first.exitcode
         failed.is_told = True
