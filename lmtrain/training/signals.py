@@ -5,6 +5,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from lmtrain.errors import RunInterruptedError
+
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -13,6 +15,7 @@ class Signals:
 
     SIGINT, SIGTERM and SIGHUP ask for the end, a second one ends the process at once; SIGUSR1
     asks for a checkpoint. What was ignored when the process started, as by nohup, stays ignored.
+    Launched processes that end after a signal heed no further one.
 
     Args:
         is_launched: whether a launcher passes signals on, maybe more than once, and ends what does
@@ -54,5 +57,8 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._is_launched and kind is RunInterruptedError:
+            # The launcher asks again whoever takes a moment longer than the others.
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
