@@ -1,6 +1,7 @@
 """The door: where errors become a message and an exit code."""
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -113,7 +114,9 @@ def _leave(code: int) -> NoReturn:
     go of them is ended while Python shuts down, and with it, by SIGABRT, the process.
     """
     atexit._run_exitfuncs()
-    screen.STDERR.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
     os._exit(code)
 
 

@@ -51,9 +51,10 @@ def launch(arguments: Sequence[str], devices: int, max_restarts: int) -> None:
         raise interrupted from error
     except ChildFailedError as error:
         # Who was killed could say nothing; the others often end in the same moment, for want of it.
-        for killed in (each for each in error.failures.values() if each.exitcode < 0):
-            name = signal.Signals(-killed.exitcode).name
-            raise MachineError(f"rank {killed.local_rank} was ended by {name}") from error
+        killed = [each for each in error.failures.values() if each.exitcode < 0]
+        if killed:
+            name = signal.Signals(-killed[0].exitcode).name
+            raise MachineError(f"rank {killed[0].local_rank} was ended by {name}") from error
         _, first = error.get_first_failure()
         failed = LmtrainError(f"rank {first.local_rank} failed")
         failed.exit_code = first.exitcode
