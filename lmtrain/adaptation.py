@@ -17,6 +17,8 @@ from lmtrain.model.recurrent import State
 
 # What the mean gradients of the training text are measured on.
 _WINDOWS, _STREAMS, _STEPS = 100, 20, 50
+# More than any text has, less than overflows.
+_MOST_TOKENS = 10**12
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class Cache:
     weight: float
 
     def __post_init__(self) -> None:
-        if self.size < 1 or not 0 < self.sharpness < float("inf") or not 0 <= self.weight < 1:
+        is_size = 1 <= self.size <= _MOST_TOKENS
+        if not is_size or not 0 < self.sharpness < float("inf") or not 0 <= self.weight < 1:
             raise ConfigError(
                 f"a cache of {self.size} steps, sharpness {self.sharpness:g}, weight "
                 f"{self.weight:g}",
-                "size from 1, sharpness above 0, weight from 0 to below 1",
+                f"size from 1 to {_MOST_TOKENS:,}, sharpness above 0, weight from 0 to below 1",
             )
 
 
@@ -74,12 +77,12 @@ class Dynamic:
     seq_len: int = 5
 
     def __post_init__(self) -> None:
-        is_finite = max(self.rate, self.decay) < float("inf")
-        if self.rate <= 0 or self.decay < 0 or self.seq_len < 1 or not is_finite:
+        is_rate = 0 < self.rate < float("inf") and 0 <= self.decay < float("inf")
+        if not is_rate or not 1 <= self.seq_len <= _MOST_TOKENS:
             raise ConfigError(
                 f"dynamic evaluation with rate {self.rate:g}, decay {self.decay:g}, pieces of "
                 f"{self.seq_len}",
-                "rate above 0, decay from 0, pieces from 1 token",
+                f"rate above 0, decay from 0, pieces of 1 to {_MOST_TOKENS:,} tokens",
             )
 
 

@@ -165,9 +165,20 @@ class TrainedModel:
             TextError: the text cannot be read, or has a character the model does not know; with
                 `dynamic`, the training text is gone.
         """
-        text = corpus.open_text(places, ("test", "valid", "train"))
-        tokens = tokenize(text, self.tokenizer)
+        tokens = self.tokens(places)
         return self.evaluate_tokens(tokens, batch_size, cache=cache, dynamic=dynamic)
+
+    def tokens(self, places: Sequence[str]) -> Tokens:
+        """The tokens of a text, which `evaluate` predicts.
+
+        Args:
+            places: as for `evaluate`.
+
+        Raises:
+            TextError: the text cannot be read, or has a character the model does not know.
+        """
+        text = corpus.open_text(places, ("test", "valid", "train"))
+        return tokenize(text, self.tokenizer)
 
     def evaluate_tokens(
         self,
@@ -283,6 +294,7 @@ def load(path: str | Path, *, device_name: str = "auto") -> TrainedModel:
 
     Raises:
         CheckpointError: missing, damaged or of a newer format.
+        ConfigError: no such device.
         MachineError: the device is not there.
     """
     place = device.choose(device_name)

@@ -14,7 +14,7 @@ from lmtrain.model.language_model import LanguageModel, Regularization
 from lmtrain.schema import Config
 from lmtrain.text import corpus
 from lmtrain.text.tokenizer import Tokenizer
-from lmtrain.text.tokens import Tokens, cached_tokenizer, load_tokens, tokenize
+from lmtrain.text.tokens import Tokens, cached_tokenizer, load_tokens, token_key, tokenize
 
 
 def prepare(config: Config) -> tuple[Tokenizer, dict[str, Tokens]]:
@@ -84,12 +84,12 @@ def find_texts(
         return found
     opened = _open_parts(config)
     for part, reference in wanted.items():
-        tokens = tokenize(opened[part], tokenizer) if part in opened else None
-        if tokens is None or tokens.key != reference["key"]:
+        # Compared before anything of it is kept: the run may come from anyone, and so the path.
+        if part not in opened or token_key(opened[part], tokenizer) != reference["key"]:
             raise CheckpointError(
                 f"the {part} text {reference['name']} is not the one this run was trained with"
             )
-        found[part] = tokens
+        found[part] = tokenize(opened[part], tokenizer)
     return found
 
 

@@ -19,12 +19,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import safetensors
 import safetensors.torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lmtrain import files, untrusted
-from lmtrain.errors import CheckpointError, LmtrainError, MachineError
+from lmtrain.errors import CheckpointError, LmtrainError, MachineError, UnreadableError
 
 FORMAT = 1
 _NAMES = ("model.safetensors", "state.safetensors", "state.json", "config.toml", "tokenizer.json")
@@ -47,6 +47,13 @@ class _State(BaseModel, allow_inf_nan=False):
     average: dict[str, Any]
     window: dict[str, int | float]
     texts: dict[Literal["train", "valid", "test"], _Text]
+
+    @field_validator("texts")
+    @classmethod
+    def _was_trained(cls, texts: dict[str, _Text]) -> dict[str, _Text]:
+        if "train" not in texts:
+            raise ValueError
+        return texts
 
 
 @dataclass(frozen=True)
@@ -210,13 +217,6 @@ def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
 
 
-def _manifest_bytes(tree: Mapping[str, Any]) -> bytes:
-    try:
-        return _json_bytes(tree)
-    except ValueError:
-        return b""
-
-
 def _json_bytes(tree: Mapping[str, Any]) -> bytes:
     return json.dumps(tree, allow_nan=False, indent=1).encode()
 
@@ -234,11 +234,12 @@ def read(path: Path) -> Checkpoint:
     tree = untrusted.json_object(where, content, FORMAT)
     listed = tree.get("files")
     # Nothing vouches for the manifest but its own form: not even a space may differ.
-    if not isinstance(listed, dict) or _manifest_bytes(tree) != content:
+    if not isinstance(listed, dict) or json.dumps(tree, indent=1).encode() != content:
         raise CheckpointError(f"{where} is damaged")
     if (named := _FOLDER.fullmatch(path.name)) and int(named[1]) != tree.get("step"):
         raise CheckpointError(f"{path} is damaged: its manifest is that of another step")
-    present = {entry.name for entry in path.iterdir()}
+    with untrusted.explained(path):
+        present = {entry.name for entry in path.iterdir()}
     if extra := present - {*_NAMES, _MANIFEST}:
         raise CheckpointError(f"{path} is damaged: {sorted(extra)[0]!a} does not belong there")
     for name in _NAMES:
@@ -249,12 +250,27 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, listed)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is the folder of a checkpoint rather than that of a run.
+
+    Raises:
+        CheckpointError: it cannot be looked into.
+    """
+    with untrusted.explained(path):
+        return (path / _MANIFEST).exists()
+
+
 def steps(run: Path) -> list[int]:
-    """The steps of the checkpoints in a run, rising."""
+    """The steps of the checkpoints in a run, rising.
+
+    Raises:
+        CheckpointError: the run cannot be looked into.
+    """
     folder = run / "checkpoints"
-    entries = list(folder.iterdir()) if folder.is_dir() else []
-    # A link may lead anywhere.
-    names = [entry.name for entry in entries if entry.is_dir() and not entry.is_symlink()]
+    with untrusted.explained(folder):
+        entries = list(folder.iterdir()) if folder.is_dir() else []
+        # A link may lead anywhere.
+        names = [entry.name for entry in entries if entry.is_dir() and not entry.is_symlink()]
     return sorted(int(match[1]) for name in names if (match := _FOLDER.fullmatch(name)))
 
 
@@ -269,27 +285,32 @@ def find(path: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if (path / _MANIFEST).exists():
+    if is_checkpoint(path):
         return path
     known = steps(path)
     if not known:
         raise CheckpointError(
             f"no run or checkpoint {path}" if not path.exists() else f"{path} has no checkpoint"
         )
-    best = best_step(path)
-    return folder(path, best if best in known else known[-1])
+    named = best(path)
+    return folder(path, named[0] if named and named[0] in known else known[-1])
 
 
 def newest_intact(run: Path) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint of a run that is whole, and what was wrong with any newer one.
 
     Raises:
+        UnreadableError: one is there that the system lets nobody read now: it may be whole.
         CheckpointError: there is none.
     """
     problems: list[str] = []
     for step in reversed(steps(run)):
         try:
             return read(folder(run, step)).require_whole(), problems
+        except UnreadableError as error:
+            raise UnreadableError(
+                str(error), "it may be whole; remove it to go on from an older one"
+            ) from error
         except CheckpointError as error:
             problems.append(str(error).splitlines()[0])
     raise CheckpointError(f"{run} has no intact checkpoint", *problems[:2])
@@ -319,14 +340,8 @@ def best(run: Path) -> tuple[int, float] | None:
         tree = json.loads(untrusted.read(run / "best.json"))
         step, value = tree["step"], float(tree["value"])
         return (step, value) if type(step) is int and math.isfinite(value) else None
-    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
+    except (CheckpointError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-
-
-def best_step(run: Path) -> int | None:
-    """The best step; None if there is none."""
-    named = best(run)
-    return named and named[0]
 
 
 def write_best(run: Path, step: int, metric: str, value: float) -> None:
@@ -344,9 +359,9 @@ def rotate(run: Path, keep: int) -> None:
     Raises:
         MachineError: the system refused.
     """
-    best = best_step(run)
+    named = best(run)
     for step in steps(run)[:-keep]:
-        if step != best:
+        if not named or step != named[0]:
             files.remove_folder(folder(run, step))
 
 
@@ -367,7 +382,7 @@ def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
     Raises:
         CheckpointError: there is none.
     """
-    known = [path] if (path / _MANIFEST).exists() else [folder(path, s) for s in steps(path)]
+    known = [path] if is_checkpoint(path) else [folder(path, s) for s in steps(path)]
     if not known:
         raise CheckpointError(f"no run or checkpoint {path}")
     for each in known:
@@ -377,23 +392,6 @@ def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
             found.tensors("state.safetensors")
             yield each, None
         except LmtrainError as error:
-            yield each, str(error)
-
-
-def run_starts(path: Path) -> list[dict[str, Any]]:
-    """The starts that a run.json lists: versions, arguments, device, threads, time."""
-    try:
-        starts = json.loads(untrusted.read(path))["starts"]
-        iter(starts)
-    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-    return [start for start in starts if isinstance(start, dict)]
-
-
-def write_run_starts(path: Path, starts: list[dict[str, Any]]) -> None:
-    """Writes a run.json.
-
-    Raises:
-        MachineError: the disk or the permissions refused.
-    """
-    files.write(path, _json_bytes({"format": FORMAT, "starts": starts}))
+            # A run that is being trained removes checkpoints meanwhile.
+            if each == path or each.is_dir():
+                yield each, str(error)

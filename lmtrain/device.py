@@ -1,6 +1,7 @@
 """Where and how wide torch computes, in what memory, and where its chance comes from."""
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmtrain.errors import MachineError
+from lmtrain import launched
+from lmtrain.errors import ConfigError, MachineError
 
 # Parameters of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -22,12 +24,20 @@ def choose(name: str) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` means on this machine.
 
     Raises:
+        ConfigError: another name, or fewer GPUs than processes.
         MachineError: CUDA was asked for and there is none.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device {name!r}: auto, cpu or cuda is needed")
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("no CUDA device on this machine", "try: --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched.local_size() > (gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"{launched.local_size()} processes want a GPU each; this machine has {gpus}",
+            "try: --device cpu",
+        )
     # Each process of a training has a current GPU of its own.
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
@@ -59,10 +69,19 @@ def record(
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(chance)
     pool = None if beside is None else beside.pool()
+    recording = torch.cuda.graph(
+        graph, pool=pool, stream=_recording_stream(torch.cuda.current_device())
+    )
     # A recording that fails does not go back to the stream that it began on.
-    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.stream(torch.cuda.current_stream()), recording:
         results = work()
     return graph, results
+
+
+@functools.cache
+def _recording_stream(gpu: int) -> torch.cuda.Stream:
+    # Torch's own stays on the GPU that it was first asked for on.
+    return torch.cuda.Stream(gpu)
 
 
 def can_record(place: torch.device) -> bool:

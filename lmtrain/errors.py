@@ -43,6 +43,10 @@ class CheckpointError(LmtrainError):
     exit_code = 4
 
 
+class UnreadableError(CheckpointError):
+    """A file of a run that is there and that the system does not let be read."""
+
+
 class MachineError(LmtrainError):
     """Something the machine refused: disk, permission, memory, device, network."""
 

@@ -8,8 +8,8 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import itertools
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -22,7 +22,6 @@ from lmtrain.errors import CheckpointError, MachineError, RunBusyError
 
 _ASIDE = ".aside-"
 _TRASH = ".trash-"
-_serial = itertools.count()
 
 
 @contextlib.contextmanager
@@ -76,7 +75,12 @@ def _synced(descriptor: int) -> Iterator[BinaryIO]:
 
 def _aside(path: Path) -> Path:
     # A part of the name is enough to be told apart, and stays short enough for every file system.
-    return path.with_name(f"{_ASIDE}{os.getpid()}-{next(_serial)}-{path.name[:40]}")
+    return path.with_name(f"{_ASIDE}{_unique()}-{path.name[:40]}")
+
+
+def _unique() -> str:
+    # Process numbers would not do: containers that share a disk have the same ones.
+    return secrets.token_hex(8)
 
 
 def make_folder(path: Path) -> Path:
@@ -162,7 +166,7 @@ def remove_folder(path: Path) -> None:
         MachineError: the system refused.
     """
     with explained(path, "remove"):
-        trash = path.with_name(f"{_TRASH}{os.getpid()}-{next(_serial)}-{path.name}")
+        trash = path.with_name(f"{_TRASH}{_unique()}-{path.name}")
         disk.rename(path, trash)
     _clear(trash)
 
@@ -271,7 +275,7 @@ def spool(pieces: Iterable[bytes]) -> Path:
     Raises:
         MachineError: the temporary folder refused.
     """
-    path = Path(tempfile.gettempdir()) / f"lmtrain-{os.getpid()}-{next(_serial)}.txt"
+    path = Path(tempfile.gettempdir()) / f"lmtrain-{_unique()}.txt"
     with writing(path) as spooled:
         spooled.writelines(pieces)
     atexit.register(_clear, path)
@@ -289,16 +293,19 @@ def temporary_folder(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path, holder: str) -> Iterator[None]:
+def locked(
+    path: Path, holder: str, advice: str = "wait for it to end, or train elsewhere: --out DIR"
+) -> Iterator[None]:
     """Holds the lock file at `path`; the system frees it when the process ends, however it ends.
 
     Args:
         path: the lock file, made if missing.
         holder: what is locked, for the message.
+        advice: what to do while another process holds it.
 
     Raises:
         RunBusyError: another process holds the lock.
-        MachineError: the file cannot be opened.
+        MachineError: the file cannot be opened or locked.
     """
     with explained(path, "lock"):
         _make_folders(path.parent)
@@ -309,9 +316,11 @@ def locked(path: Path, holder: str) -> Iterator[None]:
         except BlockingIOError:
             owner = os.pread(descriptor, 40, 0).decode("ascii", "replace").strip() or "unknown"
             raise RunBusyError(
-                f"{holder} is in use by another process (pid {owner})",
-                "wait for it to end, or train elsewhere: --out DIR",
+                f"{holder} is in use by another process (pid {owner})", advice
             ) from None
+        except OSError as error:
+            # Some network file systems have no locks.
+            raise MachineError(f"could not lock {path}: {error.strerror}") from error
         # The number only serves messages; a full disk must not stop here.
         with contextlib.suppress(OSError):
             disk.truncate(descriptor, 0)

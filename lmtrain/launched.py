@@ -20,6 +20,11 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_worker() else 1
 
 
+def name() -> str | None:
+    """What tells this launch of processes from others; None where the launcher does not say."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
 def is_restarted() -> bool:
     """Whether the launcher started the processes anew because one of them had failed."""
     return is_worker() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

@@ -26,7 +26,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which text, and how it is cut into tokens."""
 
-    train: tuple[str, ...] = ("python-docs",)
+    train: Annotated[tuple[str, ...], Field(min_length=1)] = ("python-docs",)
     """Training text: files, globs, .gz files, - for standard input, or names of corpora."""
     valid: tuple[str, ...] = ()
     """Validation text; without it, the tail of the training text (see data.valid_fraction)."""

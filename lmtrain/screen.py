@@ -55,5 +55,5 @@ STDERR = _StandardError()
 
 
 def note(text: str) -> None:
-    """Shows a line beside the results: on standard error."""
-    STDERR.write(text + "\n")
+    """Shows a line beside the results, printable: on standard error."""
+    STDERR.write(printable(text) + "\n")

@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
 
-from lmtrain import checkpoint, files
+from lmtrain import assembly, checkpoint, files
 from lmtrain import config as configuration
 from lmtrain.errors import ConfigError, DivergedError
-from lmtrain.schema import PositiveInt, Section, Seed
+from lmtrain.schema import Config, PositiveInt, Section, Seed
+from lmtrain.training import parts
 from lmtrain.training.run import run_training
+from lmtrain.training.trainer import total_steps
 
 _RECORD = "trials.jsonl"
 
@@ -98,6 +100,7 @@ class Trial:
         share: it was trained for one of so many parts of its length.
         loss: nats a token of its best validation; None if it diverged.
         seconds: time it took.
+        is_cut: the search's time ended it before its own length.
     """
 
     name: str
@@ -105,11 +108,12 @@ class Trial:
     share: int
     loss: float | None
     seconds: float
+    is_cut: bool = False
 
     @property
-    def rank(self) -> tuple[int, float]:
-        """Smaller for better: longer trials first, then by their loss."""
-        return self.share, math.inf if self.loss is None else self.loss
+    def rank(self) -> tuple[bool, int, float]:
+        """Smaller for better: whole trials first, of these the longer, then by their loss."""
+        return self.is_cut, self.share, math.inf if self.loss is None else self.loss
 
 
 _TRIAL = TypeAdapter(Trial)
@@ -167,23 +171,33 @@ def run_sweep(
             trained: dict[int, Trial] = {}
             for index in chosen:
                 name = f"trial-{index:03d}" + (f"-round-{number + 1}" if rounds > 1 else "")
-                if name not in done:
+                if name not in done or done[name].is_cut:
                     left = search.max_seconds - sum(trial.seconds for trial in done.values())
                     if left <= 0:
-                        return sorted(done.values(), key=lambda trial: trial.rank)
+                        return _ranked(done)
+                    # Of a trial that was cut, what it took before is in its time.
+                    seconds = left + (done[name].seconds if name in done else 0)
                     share = search.factor ** (rounds - 1 - number)
-                    done[name] = _train(space, out / name, draws[index], share, left)
+                    done[name] = _train(space, out / name, draws[index], share, seconds)
                     files.append_line(out / _RECORD, json.dumps(vars(done[name])))
                     say(described(done[name]))
+                    if done[name].is_cut:
+                        return _ranked(done)
                 trained[index] = done[name]
             chosen.sort(key=lambda index: trained[index].rank)
             chosen = chosen[: max(1, len(chosen) // search.factor)]
-        return sorted(done.values(), key=lambda trial: trial.rank)
+        return _ranked(done)
+
+
+def _ranked(trials: Mapping[str, Trial]) -> list[Trial]:
+    return sorted(trials.values(), key=lambda trial: trial.rank)
 
 
 def described(trial: Trial) -> str:
     """A trial in one line."""
     loss = "diverged" if trial.loss is None else f"loss {trial.loss:.4f}"
+    if trial.is_cut:
+        loss += ", cut short"
     settings = ", ".join(f"{path} {value}" for path, value in trial.settings.items())
     return f"{trial.name}: {loss} in {trial.seconds:.0f} s; {settings}"
 
@@ -216,27 +230,39 @@ def _train(
 ) -> Trial:
     """Trains a trial, or goes on with it, for one of `share` parts of its length.
 
+    Args:
+        space: the search.
+        run: the trial's folder.
+        overrides: its settings, by path.
+        share: how many times shorter it is.
+        seconds: time for it, all its processes together.
+
     Raises:
         ConfigError: there is no validation text.
     """
-    length = configuration.load(space.config, overrides).train
-    shortened = {
-        "train.max_seconds": min(seconds, (length.max_seconds or math.inf) / share),
-        "train.max_epochs": max(1, round(length.max_epochs / share)),
-        "train.max_steps": length.max_steps and max(1, length.max_steps // share),
-    }
+    whole = configuration.load(space.config, overrides)
+    own_seconds = (whole.train.max_seconds or math.inf) / share
+    limit = {"train.max_seconds": min(seconds, own_seconds)}
     settings = {path: overrides[path] for path in space.space}
     began = time.monotonic()
     try:
         if checkpoint.steps(run):
-            summary = run_training(out=run, resume=True, is_quiet=True)
+            summary = run_training(out=run, resume=True, overrides=limit, is_quiet=True)
         else:
             if run.exists():
                 files.remove_folder(run)
-            config = configuration.load(space.config, {**overrides, **shortened})
+            steps = {"train.max_steps": max(1, _steps(whole) // share)} if share > 1 else {}
+            config = configuration.load(space.config, {**overrides, **limit, **steps})
             summary = run_training(config, run, is_quiet=True)
     except DivergedError:
         return Trial(run.name, settings, share, None, time.monotonic() - began)
     if summary.valid_loss is None:
         raise ConfigError("a search needs validation text", "try: data.valid_fraction = 0.1")
-    return Trial(run.name, settings, share, summary.valid_loss, summary.seconds)
+    is_cut = summary.is_cut_short and seconds < own_seconds
+    return Trial(run.name, settings, share, summary.valid_loss, summary.seconds, is_cut)
+
+
+def _steps(config: Config) -> int:
+    """Updates of a whole training. Epochs alone would not do: a third of two is one, as of five."""
+    _, texts = assembly.prepare(config)
+    return total_steps(config.train, parts.batches(config, texts["train"]))

@@ -1,11 +1,13 @@
 """Files that may come from anyone: no links, and no larger than such a file can be."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lmtrain.errors import CheckpointError
+from lmtrain.errors import CheckpointError, UnreadableError
 
 _MOST_BYTES = {
     "MANIFEST.json": 1 << 16,
@@ -15,6 +17,22 @@ _MOST_BYTES = {
     "state.json": 1 << 24,
     "tokenizer.json": 1 << 30,
 }
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Inside, what the system says against reading a path becomes a plain message.
+
+    Raises:
+        UnreadableError: it is there and cannot be read.
+        CheckpointError: it is not there.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        kind = CheckpointError if is_missing else UnreadableError
+        raise kind(f"cannot read {path}: {error.strerror}") from None
 
 
 def file_size(path: Path, expected: object = None) -> int:
@@ -27,12 +45,10 @@ def file_size(path: Path, expected: object = None) -> int:
     Raises:
         CheckpointError: it is not there, no plain file, of another size, or too large.
     """
-    try:
+    with explained(path):
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise CheckpointError(f"{path} is no plain file")
         found = path.stat().st_size
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     if expected is not None and found != expected:
         raise CheckpointError(f"{path} is damaged: {found:,} bytes", f"saved were {expected!a}")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -48,10 +64,8 @@ def read(path: Path, expected: object = None) -> bytes:
         CheckpointError: it is not there, no plain file, of another size, or too large.
     """
     file_size(path, expected)
-    try:
+    with explained(path):
         return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
 
 
 def text(path: Path) -> str:

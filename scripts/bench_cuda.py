@@ -13,6 +13,7 @@ launched. Competitors take turns; times are medians of CUDA events, in microseco
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -112,7 +113,16 @@ def recorded(steps: dict[str, Step]) -> dict[str, Step]:
         for _ in range(WARM):
             step()
         graphs.append(device.record(step, chance, graphs[0] if graphs else None)[0])
-    return {name: graph.replay for name, graph in zip(steps, graphs, strict=True)}
+    return {
+        name: functools.partial(replay, graph, step)
+        for (name, step), graph in zip(steps.items(), graphs, strict=True)
+    }
+
+
+def replay(graph: torch.cuda.CUDAGraph, kept: Step) -> None:
+    """Repeats what a graph recorded of a step, whose tensors must be kept for it."""
+    del kept
+    graph.replay()
 
 
 def microseconds(steps: dict[str, Step]) -> dict[str, float]:

@@ -210,7 +210,10 @@ def test_impossible_caches_are_refused(numbers):
         Cache(*numbers)
 
 
-@pytest.mark.parametrize("numbers", [(0, 1, 5), (1, -1, 5), (1, 0, 0), (math.inf, 0, 5)])
+@pytest.mark.parametrize(
+    "numbers",
+    [(0, 1, 5), (1, -1, 5), (1, 0, 0), (math.inf, 0, 5), (1, math.nan, 5), (1, 0, 10**19)],
+)
 def test_impossible_dynamic_evaluation_is_refused(numbers):
     with pytest.raises(ConfigError, match="dynamic evaluation with"):
         Dynamic(*numbers)

@@ -1,10 +1,12 @@
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from lmtrain import checkpoint, files
-from lmtrain.errors import CheckpointError
+from lmtrain.errors import CheckpointError, UnreadableError
 from lmtrain.model.language_model import LanguageModel
 
 
@@ -21,8 +23,11 @@ def save(run, step=3, weights=None):
         tokenizer="{}",
         weights=network().state_dict() if weights is None else weights,
         state_tensors={"chance": torch.arange(5)},
-        state={"step": step, "progress": {}, "average": {}, "window": {}, "texts": {}},
-    )
+        state={
+            "step": step, "progress": {}, "average": {}, "window": {},
+            "texts": {"train": {"name": "text", "key": "0" * 64}},
+        },
+    )  # fmt: skip
 
 
 def test_what_is_saved_is_read(tmp_path):
@@ -156,6 +161,38 @@ def test_the_newest_intact_checkpoint_is_found_behind_a_damaged_one(tmp_path):
     assert found.state["step"] == 1
     assert len(problems) == 1
     assert "state.json is damaged" in problems[0]
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(tmp_path, monkeypatch):
+    paths = [save(tmp_path, step) for step in (1, 2)]
+    real = Path.read_bytes
+
+    def stale(path):
+        if path == paths[1] / "model.safetensors":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(UnreadableError, match=r"step-00000002.*: Stale file handle\n  it may be"):
+        checkpoint.newest_intact(tmp_path)
+
+
+def test_a_checkpoint_that_a_training_removes_meanwhile_is_no_damage(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+
+    found = []
+    for path, problem in checkpoint.verify(tmp_path):
+        found.append((path.name, problem))
+        files.remove_folder(checkpoint.folder(tmp_path, 2)) if len(found) == 1 else None
+
+    assert found == [("step-00000001", None), ("step-00000003", None)]
+
+
+def test_what_nobody_may_look_into_is_told(tmp_path):
+    for look in (checkpoint.find, checkpoint.steps, checkpoint.is_checkpoint):
+        with pytest.raises(CheckpointError, match=r"cannot read .*: File name too long"):
+            look(tmp_path / ("x" * 300))
 
 
 def test_no_intact_checkpoint_is_an_error_that_says_why(tmp_path):

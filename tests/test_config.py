@@ -17,7 +17,7 @@ RATE = st.floats(0, exclude_min=True, allow_infinity=False)
 PLACES = st.lists(st.text(), max_size=3).map(tuple)
 # Every setting's own strategy, so that a new one is missed by name.
 VALUES = {
-    "data.train": PLACES,
+    "data.train": PLACES.filter(bool),
     "data.valid": PLACES,
     "data.test": PLACES,
     "data.valid_fraction": FRACTION,
@@ -222,6 +222,7 @@ def test_every_problem_is_told():
     ("path", "wrong"),
     [
         ("data.train", 5),
+        ("data.train", ()),
         ("data.level", "sentence"),
         ("data.splitter", "bpe"),
         ("data.vocab_size", 2),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lmtrain import device
-from lmtrain.errors import MachineError, out_of_memory_explained
+from lmtrain.errors import ConfigError, MachineError, out_of_memory_explained
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,24 @@ def test_threads_are_the_cores_divided(monkeypatch, has_affinity, threads, proce
 
     assert device.set_threads(threads, processes) == expected
     assert set_numbers == [expected]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:0", "meta", ""])
+def test_other_devices_are_refused(name):
+    with pytest.raises(ConfigError, match="auto, cpu or cuda"):
+        device.choose(name)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_wants_a_gpu_of_its_own(monkeypatch, name):
+    for variable, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    with pytest.raises(ConfigError, match="2 processes want a GPU each; this machine has 1"):
+        device.choose(name)
+    assert device.choose("cpu") == torch.device("cpu")
 
 
 def test_every_seed_and_rank_has_a_chance_of_its_own():

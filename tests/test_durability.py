@@ -37,7 +37,13 @@ def save(run, step):
         tokenizer="{}",
         weights={"weight": torch.full((3,), float(step))},
         state_tensors={"chance": torch.arange(2)},
-        state={"step": step, "progress": {}, "average": {}, "window": {}, "texts": {}},
+        state={
+            "step": step,
+            "progress": {},
+            "average": {},
+            "window": {},
+            "texts": {"train": {"name": "text", "key": "0" * 64}},
+        },
     )
     # The second is the best.
     checkpoint.write_best(run, min(step, 2), "valid_loss", 1.0)
@@ -82,8 +88,9 @@ def test_whichever_operation_fails_the_old_or_the_new_checkpoint_is_whole(count,
         assert faults.failed
         done = max(reached, default=0)
         assert found(run) in (done, done + 1)
-        if (best := checkpoint.best_step(run)) is not None:
-            assert checkpoint.read(checkpoint.folder(run, best)).state["step"] == best
+        if best := checkpoint.best(run):
+            step = best[0]
+            assert checkpoint.read(checkpoint.folder(run, step)).state["step"] == step
         # Going on, the folder is as good as new.
         files.remove_leftovers(run)
         files.remove_leftovers(run / "checkpoints")
@@ -138,8 +145,8 @@ def kept(run, promised):
     """Whether a disk after a loss of power holds all that was promised."""
     try:
         step = checkpoint.newest_intact(run)[0].state["step"]
-        best = checkpoint.best_step(run)
-        checkpoint.read(checkpoint.folder(run, best or step))
+        best = checkpoint.best(run)
+        checkpoint.read(checkpoint.folder(run, best[0] if best else step))
     except CheckpointError:
         return promised == 0
     recorded, path = [], run / "metrics.jsonl"

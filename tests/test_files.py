@@ -338,6 +338,33 @@ def test_a_lock_is_free_again_after_an_error(tmp_path):
     assert holder == str(os.getpid())
 
 
+def test_a_file_system_without_locks_is_explained(tmp_path, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with (
+        pytest.raises(MachineError, match=r"could not lock .*\.lock: Function not implemented"),
+        files.locked(tmp_path / ".lock", "the run"),
+    ):
+        pytest.fail("nothing was locked")
+
+
+def test_processes_of_the_same_number_do_not_meet(tmp_path, monkeypatch):
+    # As in containers that share a disk.
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "tokens.npy"
+
+    with files.writing(path) as first:
+        first.write(b"first")
+        with files.writing(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+
+    assert path.read_bytes() == b"first"
+    assert names(tmp_path) == ["tokens.npy"]
+
+
 def test_a_lock_file_that_cannot_be_opened_is_explained(tmp_path):
     with pytest.raises(MachineError, match="could not lock"), files.locked(tmp_path, "the run"):
         pytest.fail("a folder was locked")

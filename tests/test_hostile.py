@@ -158,6 +158,7 @@ def test_a_file_larger_than_memory_is_not_read(hostile):
         (("texts", "train", "key"), "../../../etc/passwd"),
         (("texts", "../x"), {"name": "a", "key": "0" * 64}),
         (("texts",), []),
+        (("texts",), {}),
         (("step",), -1),
         (("step",), "4"),
         (("progress", "tokens"), "many"),
@@ -217,6 +218,27 @@ def test_a_checkpoint_behind_a_link_is_none_of_the_run(good, tmp_path):
     (run / "checkpoints" / good.name).symlink_to(good)
 
     assert checkpoint.steps(run) == []
+
+
+@pytest.mark.parametrize("value", ["9" * 400, '"nan"', "null", "[]"])
+def test_a_best_value_that_is_no_number_names_no_best(good, tmp_path, value):
+    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+    (run / "best.json").write_text(f'{{"step": 4, "metric": "valid_loss", "value": {value}}}')
+
+    assert checkpoint.best(run) is None
+    assert checkpoint.find(run) == checkpoint.folder(run, 4)
+
+
+def test_a_run_that_names_a_file_of_mine_gets_no_copy_of_it(good, hostile, tmp_path, monkeypatch):
+    monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mine.txt").write_text(TINY[::-1])
+    places = json.dumps([str(tmp_path / "mine.txt")])
+    model = api.load(hostile(config__toml=changed_config(good, "valid = []", f"valid = {places}")))
+
+    with pytest.raises(CheckpointError, match="is not the one this run was trained with"):
+        model.own_texts()
+
+    assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
 def test_a_state_of_another_shape_is_not_resumed(good, tmp_path):

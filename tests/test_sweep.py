@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from corpora import TINY
 
-from lmtrain import sweep
+from lmtrain import checkpoint, sweep
 from lmtrain.errors import ConfigError
 
 SPACE = """
@@ -87,6 +88,44 @@ def test_an_interrupted_search_goes_on_with_what_is_missing(space, tmp_path, mon
     assert [(t.name, t.settings, t.loss) for t in stopped] == [
         (t.name, t.settings, t.loss) for t in straight
     ]
+
+
+def timed(search, seconds):
+    longer = search.search.model_copy(update={"max_seconds": seconds})
+    return search.model_copy(update={"search": longer})
+
+
+def test_a_trial_cut_short_comes_last_and_goes_on_when_there_is_time(space, tmp_path, monkeypatch):
+    straight = sweep.run_sweep(space("halving"), tmp_path / "straight")
+    real = sweep.run_training
+
+    def late(*arguments, **options):
+        # The last trial finds the time over, the others took a second each.
+        return replace(real(*arguments, **options), seconds=1.0)
+
+    monkeypatch.setattr(sweep, "run_training", late)
+    told = []
+    cut = sweep.run_sweep(timed(space("halving"), 5.000001), tmp_path / "out", say=told.append)
+    monkeypatch.setattr(sweep, "run_training", real)
+    whole = sweep.run_sweep(space("halving"), tmp_path / "out")
+
+    assert [trial.is_cut for trial in cut] == [False] * 5 + [True]
+    assert "cut short" in told[-1]
+    assert {trial.name for trial in cut} == {trial.name for trial in straight}
+    assert not any(trial.is_cut for trial in whole)
+    assert [(t.name, t.loss) for t in whole] == [(t.name, t.loss) for t in straight]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_each_round_trains_longer_than_the_one_before(space, tmp_path, epochs):
+    search = space("halving", trials=2)
+    fixed = {**search.fixed, "train.max_epochs": epochs, "train.batch_size": 8}
+    del fixed["train.max_steps"]
+
+    trials = sweep.run_sweep(search.model_copy(update={"fixed": fixed}), tmp_path / "out")
+
+    steps = [checkpoint.steps(tmp_path / "out" / trial.name)[-1] for trial in trials]
+    assert steps[0] in (2 * steps[1], 2 * steps[1] + 1)
 
 
 def test_no_trial_begins_after_the_time_is_over(space, tmp_path):

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmtrain.cli.output import JsonOption, print_json, print_table
-from lmtrain.errors import ConfigError
+from lmtrain.cli.output import JsonOption, print_json, print_table, shown
+from lmtrain.errors import ConfigError, TextError
 
 if TYPE_CHECKING:
     from lmtrain.evaluation import Evaluation
@@ -62,25 +62,26 @@ def command(
     pointer = Cache(*of_cache) if of_cache else None
     learning = Dynamic(*of_dynamic) if of_dynamic else None
     model = api.load(run, device_name=device)
-    results: dict[str, Evaluation]
     if file:
-        results = {
-            place: model.evaluate([place], batch_size=batch_size, cache=pointer, dynamic=learning)
-            for place in file
-        }
+        # All are read before the first is predicted: what cannot be read is said at once.
+        texts = {place: model.tokens([place]) for place in file}
     else:
-        results = {
-            f"{part}: {tokens.name}": model.evaluate_tokens(
-                tokens, batch_size, cache=pointer, dynamic=learning
-            )
-            for part, tokens in model.own_texts().items()
-        }
+        texts = {f"{part}: {tokens.name}": tokens for part, tokens in model.own_texts().items()}
+    if not texts:
+        raise TextError(
+            f"{run} was trained without validation or test text",
+            f"try: lmtrain evaluate {run} FILE",
+        )
+    results = {
+        name: model.evaluate_tokens(tokens, batch_size, cache=pointer, dynamic=learning)
+        for name, tokens in texts.items()
+    }
     if json:
         entries = [_entry(name, result) for name, result in results.items()]
         print_json("lmtrain.evaluate/1", {"results": entries})
         return
     for name, result in results.items():
-        print(name)
+        print(shown(name))
         print_table(_rows(result))
 
 

@@ -97,6 +97,8 @@ def _open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w")
 
 
 def main() -> None:
@@ -134,8 +136,7 @@ def _run() -> int:
     try:
         with out_of_memory_explained("try: less at once, such as a smaller --batch-size"):
             code: int | None = app(standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code or 0
     except _UsageError as error:
         screen.note(f"error: {screen.one_line(error.format_message())}")
@@ -143,7 +144,7 @@ def _run() -> int:
     except LmtrainError as error:
         head = "" if isinstance(error, RunInterruptedError) else "error: "
         if not error.is_told:
-            screen.note(head + screen.printable(str(error)))
+            screen.note(f"{head}{error}")
         return error.exit_code
     except OSError as error:
         if error.filename is not None:
@@ -157,10 +158,15 @@ def _run() -> int:
 
 
 def _report(error: Exception) -> int:
-    log = files.cache_folder() / "crash.log"
-    files.write(log, traceback.format_exc().encode())
+    trace = traceback.format_exc()
     screen.note(f"error: a bug in lmtrain: {screen.one_line(repr(error))}")
-    screen.note(f"  the traceback is in {log}")
+    try:
+        log = files.cache_folder() / "crash.log"
+        files.write(log, trace.encode(errors="backslashreplace"))
+    except MachineError:
+        screen.note(trace)
+    else:
+        screen.note(f"  the traceback is in {log}")
     return 1
 
 

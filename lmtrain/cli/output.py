@@ -9,13 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
+from lmtrain import screen
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def print_json(schema: str, content: Mapping[str, Any], *, indent: int | None = 1) -> None:
-    """Prints one JSON object with its schema's name; numbers that are not finite become null."""
+    """Prints one JSON object with its schema's name; numbers that are not finite become null.
+
+    A terminal gets it in ASCII, since JSON lets through much that a terminal obeys.
+    """
     tree = _finite({"schema": schema, **content})
-    print(json.dumps(tree, allow_nan=False, ensure_ascii=False, indent=indent))
+    print(json.dumps(tree, allow_nan=False, ensure_ascii=sys.stdout.isatty(), indent=indent))
 
 
 def _finite(value: Any) -> Any:
@@ -35,7 +40,12 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         first, *others = row
         cells = [first.ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join(cells).rstrip())
+        print(shown("  ".join(cells).rstrip()))
+
+
+def shown(text: str) -> str:
+    """The text as standard output gets it: printable on a terminal, as it is in a pipe."""
+    return screen.printable(text) if sys.stdout.isatty() else text
 
 
 def use_utf8() -> None:

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lmtrain import screen
-from lmtrain.cli.output import JsonOption, print_json
+from lmtrain.cli.output import JsonOption, print_json, shown
 
 
 def command(
@@ -63,5 +62,5 @@ def command(
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(screen.printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(shown(text))
     sys.stdout.flush()

@@ -52,6 +52,7 @@ def command(
     rows = [("trial", "loss", "perplexity", "seconds", *names)]
     for trial in trials:
         loss = "diverged" if trial.loss is None else f"{trial.loss:.4f}"
+        loss += " (cut short)" if trial.is_cut else ""
         shown = "" if trial.loss is None else f"{perplexity(trial.loss):.2f}"
         values = [str(trial.settings[name]) for name in names]
         rows.append((trial.name, loss, shown, f"{trial.seconds:.0f}", *values))

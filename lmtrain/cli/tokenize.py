@@ -1,5 +1,6 @@
 """`lmtrain tokenize`: what a tokenizer makes of text."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +50,8 @@ def _tokenizer(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, T
     from lmtrain.text.tokenizer import Tokenizer
 
     folder = Path(source)
-    if folder.is_dir():
+    # Not a Path's own: that a name is too long for a folder is said of the text.
+    if os.path.isdir(source):  # noqa: PTH112
         if not (folder / "tokenizer.json").exists():
             raise CheckpointError(f"{source} is no run: it has no tokenizer.json")
         return Tokenizer.from_json(untrusted.text(folder / "tokenizer.json")), None

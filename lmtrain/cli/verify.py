@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lmtrain.cli.output import JsonOption, print_json
+from lmtrain.cli.output import JsonOption, print_json, shown
 from lmtrain.errors import CheckpointError
 
 
@@ -26,7 +26,7 @@ def command(
         print_json("lmtrain.verify/1", {"results": entries})
     else:
         for each, problem in results:
-            print(f"{each}: {'intact' if problem is None else problem}")
+            print(shown(f"{each}: {'intact' if problem is None else problem}"))
     damaged = sum(problem is not None for _, problem in results)
     if damaged:
         raise CheckpointError(f"{damaged} of {len(results)} checkpoints are damaged")

@@ -319,9 +319,13 @@ def open_text(places: Sequence[str], parts: Sequence[str] = ("train",)) -> Text:
 def _sources(place: str, parts: Sequence[str]) -> list[Source]:
     if place == "-":
         return [_piped(pipes.STANDARD_INPUT, "standard input")]
-    if "\0" in place:
+    if "\0" in place or not place:
         raise ConfigError(f"no file can be called {place!a}")
-    if Path(place).exists():
+    try:
+        is_there = Path(place).exists()
+    except OSError as error:
+        raise TextError(f"cannot read {place}: {error.strerror}") from None
+    if is_there:
         return [_file(place)]
     if place == PYTHON_DOCS:
         return [PythonDocs()]

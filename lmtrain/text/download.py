@@ -62,7 +62,7 @@ def fetch(name: str, mirror: str | None = None) -> list[Path]:
     if name not in catalogue():
         raise ConfigError(f"no corpus {name!r}", f"corpora: {', '.join(catalogue())}")
     entry, folder = catalogue()[name], corpus_folder(name)
-    with files.locked(folder / ".lock", f"the corpus folder {folder}"):
+    with files.locked(folder / ".lock", f"the corpus folder {folder}", "wait for it to end"):
         arrived = {}
         for part, item in _downloads(entry).items():
             final = folder / (f"{part}.txt" if part != "archive" else _file_name(item))
@@ -79,7 +79,7 @@ def _download(url: str, final: Path, digest: str) -> None:
     partial = final.with_name(final.name + ".partial")
     try:
         _transfer(url, partial)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise MachineError(
             f"could not fetch {url}: {reason}", "what has come is kept; the same command goes on"

@@ -148,7 +148,10 @@ class Tokenizer:
         return ids
 
     def _encode_bytes(self, text: str) -> NDArray[np.int64]:
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
+        try:
+            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
+        except UnicodeEncodeError:
+            raise TextError("the text is not valid UTF-8") from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for; words are joined as prose is written."""

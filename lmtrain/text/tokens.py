@@ -98,9 +98,18 @@ def tokenize(text: Text, tokenizer: Tokenizer) -> Tokens:
         TextError: the text cannot be read, or has a character the vocabulary lacks.
         MachineError: the cache cannot be written.
     """
-    rules = files.sha256([tokenizer.to_json().encode()])
-    key = files.sha256([f"{FORMAT} {rules} {text.fingerprint}".encode()])
+    key = token_key(text, tokenizer)
     return load_tokens(key, tokenizer.vocab_size, text.name) or _store(text, tokenizer, key)
+
+
+def token_key(text: Text, tokenizer: Tokenizer) -> str:
+    """The hash of text and tokenizer, under which the text's tokens are cached.
+
+    Raises:
+        TextError: the text cannot be read.
+    """
+    rules = files.sha256([tokenizer.to_json().encode()])
+    return files.sha256([f"{FORMAT} {rules} {text.fingerprint}".encode()])
 
 
 def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
@@ -117,7 +126,8 @@ def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
         if _digest(array, known["characters"]) != known["sha256"]:
             return None
         ids = np.load(array, mmap_mode="r", allow_pickle=False)
-        if ids.ndim == 1 and ids.dtype == _dtype(vocab_size):
+        is_fitting = ids.ndim == 1 and ids.dtype == _dtype(vocab_size)
+        if is_fitting and ids.max(initial=0) < vocab_size:
             return Tokens(ids, known["characters"], key, name)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -1,5 +1,6 @@
 """The run folder as a whole: its name, whether it is used, and the record of who trained in it."""
 
+import json
 import platform
 import sys
 import time
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 
 import lmtrain
-from lmtrain import checkpoint, files, screen
-from lmtrain.errors import RunBusyError
+from lmtrain import checkpoint, files, launched, screen, untrusted
+from lmtrain.errors import CheckpointError, RunBusyError
 from lmtrain.text import corpus
 
 SETTINGS, TOKENIZER = "config.toml", "tokenizer.json"
+_STARTS = "run.json"
 
 # What must be the same for a resumed run to go on bit for bit.
 _SURROUNDINGS = ("torch", "device", "processes", "threads", "precision")
@@ -53,8 +55,20 @@ def _is_used(entry: Path) -> bool:
 
 
 def is_begun(run: Path) -> bool:
-    """Whether there is a run to go on with."""
+    """Whether there is a run to go on with.
+
+    Raises:
+        CheckpointError: it cannot be looked into.
+    """
+    if checkpoint.is_checkpoint(run):
+        return False
     return bool(checkpoint.steps(run)) or (run / SETTINGS).is_file()
+
+
+def is_of_this_launch(run: Path) -> bool:
+    """Whether the processes that were started last in the run had the same launcher as this one."""
+    starts = _starts(run)
+    return bool(starts) and starts[-1].get("launch") == launched.name()
 
 
 def record_start(run: Path, from_step: int | None, **surroundings: Any) -> None:
@@ -75,12 +89,23 @@ def record_start(run: Path, from_step: int | None, **surroundings: Any) -> None:
         "python": platform.python_version(),
         "argv": sys.argv,
         **surroundings,
+        "launch": launched.name(),
         "from_step": from_step or 0,
         "time": round(time.time(), 3),
     }
-    starts = checkpoint.run_starts(run / "run.json")
+    starts = _starts(run)
     for what in _SURROUNDINGS:
         if from_step is not None and starts and (was := starts[-1].get(what)) != entry[what]:
-            then = screen.printable(str(was))
-            screen.note(f"not bit for bit as before: {what} {then} then, {entry[what]} now")
-    checkpoint.write_run_starts(run / "run.json", [*starts, entry])
+            screen.note(f"not bit for bit as before: {what} {was} then, {entry[what]} now")
+    content = json.dumps({"format": checkpoint.FORMAT, "starts": [*starts, entry]}, indent=1)
+    files.write(run / _STARTS, content.encode())
+
+
+def _starts(run: Path) -> list[dict[str, Any]]:
+    """The starts that run.json lists."""
+    try:
+        starts = json.loads(untrusted.read(run / _STARTS))["starts"]
+        iter(starts)
+    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [start for start in starts if isinstance(start, dict)]

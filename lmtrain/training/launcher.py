@@ -7,7 +7,6 @@ import sys
 import uuid
 from collections.abc import Sequence
 
-import torch
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -20,18 +19,14 @@ def launch(arguments: Sequence[str], devices: int, max_restarts: int) -> None:
 
     Args:
         arguments: the command line of each.
-        devices: processes, on CUDA each with a GPU of its own.
+        devices: processes, each with a GPU of its own where they train on CUDA.
         max_restarts: how often all are started anew when one of them failed.
 
     Raises:
-        MachineError: fewer GPUs than processes, or the processes could not be started.
+        MachineError: a process was killed.
         RunInterruptedError: a signal asked for the end.
         LmtrainError: a process failed, and has said why.
     """
-    if torch.cuda.is_available() and torch.cuda.device_count() < devices:
-        raise MachineError(
-            f"{devices} devices were asked for, this machine has {torch.cuda.device_count()}"
-        )
     # What it would say of failed processes, they say themselves.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(

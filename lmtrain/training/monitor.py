@@ -79,6 +79,9 @@ class Silent:
     def record_skip(self, step: int, epoch: int, learning_rate: float, reason: str) -> None:
         """Takes note of an update that was left out, and why."""
 
+    def finish(self) -> None:
+        """Takes note that no update follows."""
+
     def record_validation(
         self, step: int, epoch: int, result: Evaluation, sample: str, *, is_best: bool
     ) -> None:
@@ -143,6 +146,10 @@ class Monitor(Silent):
         self._validated = {
             line["step"]: line["loss"] for _, line in kept if line["kind"] == "valid"
         }
+        self._is_written = ("train", first_step) in {
+            (line["kind"], line["step"]) for _, line in kept
+        }
+        self._last: tuple[int, int, float] | None = None
         self._unwritten: list[str] = []
         self._warned: set[str] = set()
         self._settings = settings
@@ -211,8 +218,16 @@ class Monitor(Silent):
 
     def _end_window(self, step: int, epoch: int, learning_rate: float) -> None:
         """Writes a line of metrics when it is due."""
-        if step % self._log_every and step != self._total_steps:
-            return
+        self._last = step, epoch, learning_rate
+        if step % self._log_every == 0 or step == self._total_steps:
+            self._write_window(*self._last)
+
+    def finish(self) -> None:
+        """Writes the line of the updates since the last one."""
+        if self._last and self.window != Window():
+            self._write_window(*self._last)
+
+    def _write_window(self, step: int, epoch: int, learning_rate: float) -> None:
         window = self.window
         # Not a number where every update was left out.
         mean = window.loss / window.steps if window.steps else math.nan
@@ -276,7 +291,9 @@ class Monitor(Silent):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state` gave."""
-        self.window = TypeAdapter(Window).validate_python(state)
+        window = TypeAdapter(Window).validate_python(state)
+        # A training that ended with its time has written its last window, but saved it before.
+        self.window = Window() if self._is_written else window
 
     def sync(self) -> None:
         """Makes the lines so far durable: a checkpoint must not outlive the record of its steps."""

@@ -55,18 +55,23 @@ def get_ready(
     device.keep_memory()
     if config.train.deterministic:
         device.make_deterministic()
-    batches = Batches(
-        texts["train"].ids,
-        config.train.batch_size,
-        config.train.seq_len,
-        config.train.seed if config.train.random_seq_len else None,
-    )
     is_shared = ranks.size > 1
     model = assembly.build_model(config, tokenizer.vocab_size, is_shared=is_shared).to(place)
     # The weights are the same everywhere; what is dropped from them is not.
     if not ranks.is_first:
         model.chance.generator = device.generator(config.train.seed, ranks.rank)
-    return Ready(config, tokenizer, texts, batches, model, threads)
+    return Ready(config, tokenizer, texts, batches(config, texts["train"]), model, threads)
+
+
+def batches(config: Config, text: Tokens) -> Batches:
+    """The tokens of each step.
+
+    Raises:
+        TextError: the text is too short for a batch.
+    """
+    train = config.train
+    seed = train.seed if train.random_seq_len else None
+    return Batches(text.ids, train.batch_size, train.seq_len, seed)
 
 
 def validation(

@@ -73,6 +73,9 @@ class Ranks:
         """
         return action()
 
+    def wait_for_all(self) -> None:
+        """Returns when all processes have come to this call, however long it takes."""
+
     def exchanged(self, numbers: Sequence[float]) -> list[list[float]]:
         """The numbers of every process, in the order of the ranks."""
         return [list(numbers)]
@@ -153,6 +156,9 @@ class _Together(Ranks):
         dist.broadcast(told, 0, group=group)
         return json.loads(told.numpy().tobytes())
 
+    def wait_for_all(self) -> None:
+        dist.barrier(group=self._patient)
+
     def exchanged(self, numbers: Sequence[float]) -> list[list[float]]:
         mine = torch.tensor(numbers, dtype=torch.float64)
         theirs = [torch.empty_like(mine) for _ in range(self.size)]
@@ -227,7 +233,7 @@ def _same_error(told: Mapping[str, Any]) -> LmtrainError:
 def joined() -> Iterator[Ranks]:
     """The processes that torchrun started with this one, or this process alone.
 
-    Where there is CUDA, each process of a machine takes a GPU of its own.
+    Where there are GPUs enough, each process of a machine takes one of its own.
 
     Raises:
         ConfigError: the environment names a rank and not all that belongs to it, or the port that
@@ -239,7 +245,7 @@ def joined() -> Iterator[Ranks]:
         return
     rank, size = launched.number("RANK"), launched.number("WORLD_SIZE")
     backend = "gloo"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and launched.local_size() <= torch.cuda.device_count():
         torch.cuda.set_device(launched.number("LOCAL_RANK"))
         backend = "cpu:gloo,cuda:nccl"
     try:

@@ -42,6 +42,7 @@ class Summary:
         parameters: trained numbers.
         vocab_size: tokens in the vocabulary.
         chars_per_token: characters of the validation text over its tokens.
+        is_cut_short: whether its time ended it before its steps or its patience did.
     """
 
     run: Path
@@ -55,6 +56,7 @@ class Summary:
     parameters: int
     vocab_size: int
     chars_per_token: float
+    is_cut_short: bool
 
 
 def run_training(
@@ -90,10 +92,14 @@ def run_training(
         run = Path(ranks.agreed(lambda: str(out or new_run(config))))
         # Only the first process shows what training does.
         is_quiet = is_quiet or not ranks.is_first
-        is_begun = ranks.agreed(lambda: folder.is_begun(run)) if launched.is_restarted() else False
-        if config is None or is_begun:
+        if config is None or (launched.is_restarted() and ranks.agreed(lambda: _is_ours(run))):
             return _resume(run, overrides or {}, ranks, began=began, is_quiet=is_quiet)
         return _start(run, config, ranks, began=began, is_quiet=is_quiet)
+
+
+def _is_ours(run: Path) -> bool:
+    """Whether the processes that are started anew began this run: it may be an older one."""
+    return folder.is_begun(run) and folder.is_of_this_launch(run)
 
 
 def new_run(config: Config | None) -> Path:
@@ -131,10 +137,12 @@ def _prepared(config: Config, ranks: Ranks) -> tuple[Tokenizer, dict[str, Tokens
         return [tokenizer.to_json(), assembly.references(texts)] if ranks.size > 1 else []
 
     told = ranks.agreed(prepare, is_long=True)
-    if found:
-        return found[0]
-    tokenizer = Tokenizer.from_json(told[0])
-    return tokenizer, assembly.find_texts(told[1], config, tokenizer)
+    if not found:
+        tokenizer = Tokenizer.from_json(told[0])
+        found.append((tokenizer, assembly.find_texts(told[1], config, tokenizer)))
+    # Another machine may have to read the text, too.
+    ranks.wait_for_all()
+    return found[0]
 
 
 def _resume(
@@ -142,6 +150,11 @@ def _resume(
 ) -> Summary:
     def claim() -> int | None:
         # The step that training goes on from; None where none was saved yet.
+        if checkpoint.is_checkpoint(run):
+            raise CheckpointError(
+                f"{run} is a checkpoint, not a run",
+                "give the folder that has it among its checkpoints/",
+            )
         if not folder.is_begun(run):
             raise CheckpointError(f"{run} is no run that can be resumed: it has no checkpoint")
         files.refuse_links(run, (".lock", "checkpoints", "events", "metrics.jsonl", "config.toml"))
@@ -152,7 +165,7 @@ def _resume(
             return None
         saved, problems = checkpoint.newest_intact(run)
         for problem in problems:
-            screen.note(f"skipped: {screen.printable(problem)}")
+            screen.note(f"skipped: {problem}")
         # What is newer is damaged; training makes these steps again.
         step: int = saved.state["step"]
         checkpoint.remove_after(run, step)
@@ -168,6 +181,7 @@ def _resume(
         tokenizer = Tokenizer.from_json(saved.text("tokenizer.json"))
         saved.require_shapes(assembly.weight_shapes(config, tokenizer.vocab_size))
         texts = assembly.find_texts(saved.state["texts"], config, tokenizer)
+        ranks.wait_for_all()
         ready = parts.get_ready(config, tokenizer, texts, ranks)
         return _train(run, ready, saved, ranks, began=began, is_quiet=is_quiet)
 
@@ -318,6 +332,7 @@ def _summary(run: Path, ready: parts.Ready, trainer: Trainer, seconds: float) ->
         parameters=ready.model.num_parameters,
         vocab_size=vocab_size,
         chars_per_token=chars_per_token,
+        is_cut_short=trainer.is_cut_short,
     )
 
 

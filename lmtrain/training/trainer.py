@@ -139,6 +139,8 @@ class Trainer:
                 elif self.config.save_every and self.optimizer.step % self.config.save_every == 0:
                     self.save()
                 self._obey_signals()
+            self._read()
+            self.monitor.finish()
             self.save()
             if self._validated_step != self.optimizer.step:
                 self._record_validation()
@@ -158,6 +160,11 @@ class Trainer:
             or self.optimizer.step >= self._fitting_steps
             or self._patience_is_over()
         )
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether time ended the training before its steps or its patience did."""
+        return self.optimizer.step < self.total_steps and not self._patience_is_over()
 
     def _obey_signals(self) -> None:
         """Does what signals asked for; the step's updates are done.

@@ -229,6 +229,70 @@ def test_what_is_no_run_is_not_resumed(lmtrain, assert_refused, tmp_path, untouc
     untouched("notes")
 
 
+def test_a_checkpoint_is_no_run_to_go_on_with(word_model, lmtrain, assert_refused, tmp_path):
+    run = shutil.copytree(word_model.run, tmp_path / "run")
+    saved = run / "checkpoints" / "step-00000040"
+
+    resumed = lmtrain("train", "--resume", saved)
+    begun = lmtrain("train", word_model.corpus, "--out", saved)
+
+    assert_refused(resumed, 4, f"{saved} is a checkpoint, not a run", "checkpoints/")
+    assert_refused(begun, 7, "is used already")
+    assert "--resume" not in begun.stderr
+    assert list(checkpoint.verify(saved)) == [(saved, None)]
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "score", "tune"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:0", "meta", ""])
+def test_a_device_that_is_none_is_refused(command, device, word_model, lmtrain, assert_refused):
+    outcome = lmtrain(command, word_model.run, "--device", device)
+
+    assert_refused(outcome, 2, f"device {device!r}: auto, cpu or cuda")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("tokenize", "x" * 300), 3),
+        (("score", "RUN", "x" * 300), 3),
+        (("train", "x" * 300), 3),
+        (("info", "x" * 300), 4),
+        (("verify", "x" * 300), 4),
+        (("train", "--resume", "x" * 300), 4),
+    ],
+    ids=lambda value: " ".join(value)[:16] if isinstance(value, tuple) else "",
+)
+def test_names_too_long_are_told(words, code, word_model, lmtrain, assert_refused, untouched):
+    outcome = lmtrain(*(word_model.run if word == "RUN" else word for word in words))
+
+    assert_refused(outcome, code, "cannot read ", "File name too long")
+    untouched()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(("",), "no file can be called ''"), (("--set", "data.train=[]"), "data.train = []")],
+)
+def test_no_text_at_all_is_told(words, part, lmtrain, assert_refused, untouched):
+    outcome = lmtrain("train", *words)
+
+    assert_refused(outcome, 2, part)
+    untouched()
+
+
+@pytest.mark.parametrize("source", ["RUN", "text.txt"])
+def test_bytes_that_are_no_text_have_no_ids(source, lmtrain, small, assert_refused, tmp_path):
+    (tmp_path / "text.txt").write_text(TINY)
+    words = ("--level", "byte")
+    if source == "RUN":
+        assert lmtrain("train", "text.txt", *words, *small, "--out", "run").returncode == 0
+        source, words = "run", ()
+
+    outcome = lmtrain("tokenize", source, os.fsdecode(b"a\xff"), *words)
+
+    assert_refused(outcome, 3, "the text is not valid UTF-8")
+
+
 @pytest.mark.parametrize("saving", ["1", "none"])
 def test_divergence_stops_training_and_is_never_saved(saving, word_model, lmtrain, small, tmp_path):
     run = tmp_path / "run"

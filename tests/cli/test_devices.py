@@ -119,6 +119,19 @@ def test_a_killed_process_is_begun_anew_and_nothing_differs(text, tmp_path):
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_processes_begun_anew_leave_a_run_of_others_alone(text, tmp_path):
+    settings = arguments(SETTINGS)
+    assert run("lmtrain", "train", text, *settings, "--out", tmp_path / "a").returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+
+    refused = run("lmtrain", "train", text, *settings, "--set", "train.max_steps=60",
+                  "--devices", "2", "--max-restarts", "1", "--out", tmp_path / "a")  # fmt: skip
+
+    assert refused.returncode == 7, refused.stderr
+    assert "is used already" in refused.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before
+
+
 @pytest.fixture
 def endless(text, tmp_path):
     process = subprocess.Popen(

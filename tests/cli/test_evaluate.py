@@ -75,12 +75,34 @@ def test_a_model_that_adapts_predicts_a_repeating_text_better(
     assert losses[("--dynamic",)] < losses[()]
 
 
+def test_nothing_is_predicted_before_all_texts_are_read(
+    word_model, lmtrain, assert_refused, tmp_path
+):
+    (tmp_path / "text.txt").write_text(TINY)
+
+    outcome = lmtrain("evaluate", word_model.run, "text.txt", "nothing.txt")
+
+    assert_refused(outcome, 3, "no text file nothing.txt")
+
+
+def test_a_run_without_held_out_text_wants_a_file(lmtrain, small, assert_refused, tmp_path):
+    (tmp_path / "text.txt").write_text(TINY)
+    words = ("train", "text.txt", *small, "--set", "data.valid_fraction=0", "--out", "run")
+    assert lmtrain(*words).returncode == 0
+
+    outcome = lmtrain("evaluate", "run")
+
+    assert_refused(outcome, 3, "without validation or test text", "lmtrain evaluate run FILE")
+
+
 @pytest.mark.parametrize(
     ("option", "told"),
     [
         ("--cache=50,x,0.4", "--cache 50,x,0.4: 3 numbers with commas between them are needed"),
         ("--dynamic=0.1,0", "--dynamic 0.1,0: 3 numbers with commas between them are needed"),
         ("--cache=0,1,0.4", "a cache of 0 steps, sharpness 1, weight 0.4"),
+        (f"--cache={10**19},1,0.4", f"a cache of {10**19} steps, sharpness 1, weight 0.4"),
+        ("--dynamic=0.1,nan,5", "dynamic evaluation with rate 0.1, decay nan, pieces of 5"),
     ],
 )
 def test_numbers_that_say_nothing_are_refused(word_model, lmtrain, option, told):

@@ -1,6 +1,7 @@
 """Machines without a home or a locale, strange names, texts at the edge of what is one."""
 
 import contextlib
+import json
 import os
 import pty
 import resource
@@ -125,6 +126,9 @@ def test_prompts_of_any_kind(char_model, word_model, lmtrain):
     assert b"a bug" not in ended.stderr
 
 
+RAW = ("\x1b", "\x07", "\u202e", "\x9b")
+
+
 def on_a_terminal(folder, *words):
     """What lmtrain shows on a terminal."""
     ours, theirs = pty.openpty()
@@ -159,7 +163,39 @@ def test_what_a_text_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp
     ]
 
     for text in shown:
-        for raw in ("\x1b", "\x07", "\u202e", "\x9b"):
+        for raw in RAW:
             assert raw not in text
     assert "[red]x[/red]" in shown[1]
     assert "evil" in shown[1]
+
+
+def test_what_a_name_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp_path):
+    name = "\x1b]0;evil\x07 \u202eabc \x9b31m"
+    (tmp_path / name).write_text("one two three four\n" * 400)
+    (tmp_path / "settings.toml").write_text(f"[data]\ntrain = [{json.dumps(name)}]\n")
+    words = (*small, "--config", "settings.toml")
+    shown = [
+        on_a_terminal(tmp_path, "train", *words, "--out", "run"),
+        on_a_terminal(tmp_path, "info", "run"),
+        on_a_terminal(tmp_path, "info", "run", "--json"),
+        on_a_terminal(tmp_path, "evaluate", "run"),
+        on_a_terminal(tmp_path, "evaluate", "run", name, "--json"),
+    ]
+
+    for text in shown:
+        assert "evil" in text
+        for raw in RAW:
+            assert raw not in text
+
+
+@pytest.mark.parametrize("words", [("sample", "RUN"), ("score", "RUN", "-"), ("info", "RUN")])
+def test_nobody_need_read_the_results(words, word_model):
+    typed = [str(word_model.run) if word == "RUN" else word for word in words]
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "lmtrain", *typed],
+        input="the cat\n", stderr=subprocess.PIPE, encoding="utf-8", timeout=60,
+        preexec_fn=lambda: os.close(1), check=False,
+    )  # fmt: skip
+
+    assert [ended.returncode, ended.stderr] == [0, ""]

@@ -38,6 +38,10 @@ class Handler(BaseHTTPRequestHandler):
         content = server.content
         if server.manner == "missing":
             self.send_error(404)
+        elif server.manner == "hangs up":
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
         elif asked and server.manner == "no ranges":
             self.answer(200, content)
         elif asked and start >= len(content):
@@ -164,8 +168,9 @@ def test_a_broken_download_goes_on_where_it_broke_off(server, folder, manner):
     assert names(folder / "plain") == ["train.txt"]
 
 
-def test_a_broken_download_says_that_the_command_goes_on(server):
-    server.manner = "breaks off"
+@pytest.mark.parametrize("manner", ["breaks off", "hangs up"])
+def test_a_broken_download_says_that_the_command_goes_on(server, manner):
+    server.manner = manner
 
     with pytest.raises(MachineError, match="the same command goes on") as caught:
         download.fetch("plain")

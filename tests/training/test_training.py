@@ -244,6 +244,23 @@ def test_training_ends_when_its_time_is_up(text, tmp_path, capsys):
     assert summary.valid_loss is not None
 
 
+@pytest.mark.parametrize("eval_every", [10**6, 1])
+def test_the_last_steps_of_a_run_whose_time_is_up_are_recorded(text, tmp_path, eval_every):
+    chosen = settings(
+        text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=1,
+        train__log_every=10**5, train__eval_every=eval_every,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    first = run_training(chosen, run, is_quiet=True)
+
+    more = {"train.max_seconds": None, "train.max_steps": first.steps + 3, "train.eval_every": 10}
+    run_training(out=run, resume=True, overrides=more, is_quiet=True)
+
+    assert [line["step"] for line in lines(run, "train")] == [first.steps, first.steps + 3]
+    saved = checkpoint.read(checkpoint.folder(run, first.steps + 3))
+    assert saved.state["window"]["steps"] == 0
+
+
 def test_the_learning_rate_falls_to_its_end_with_the_time(text, tmp_path):
     chosen = settings(
         text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=3,

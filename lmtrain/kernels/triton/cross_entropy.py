@@ -41,6 +41,9 @@ def _rows(
     block = tl.arange(0, BLOCK)
     line = logits + row * columns
     target = tl.load(targets + row)
+    # Read before the sums, at which all threads meet: after them, gradients take its place.
+    score = tl.load(line + target, mask=target >= 0, other=0.0).to(tl.float32)
+    score += tl.load(bias + target, mask=target >= 0, other=0.0)
     if HAS_SUMS:
         log_sum = tl.load(log_sums + row)
     else:
@@ -60,8 +63,6 @@ def _rows(
         if WANTS_NATS:
             # Where there is nothing to predict, there is no loss and no gradient.
             log_sum = tl.where(target >= 0, log_sum, float("inf"))
-            score = tl.load(line + target, mask=target >= 0, other=0.0).to(tl.float32)
-            score += tl.load(bias + target, mask=target >= 0, other=0.0)
             tl.store(nats + row, tl.where(target >= 0, log_sum - score, 0.0))
         else:
             tl.store(log_sums + row, log_sum)

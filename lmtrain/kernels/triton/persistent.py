@@ -92,6 +92,8 @@ def forward(
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
+    # Numbers of a step's states: with T above them, they take more than 32 bits.
+    size = tl.cast(rows, tl.int64) * H
     # Columns: the four gates of a unit side by side, so that halving twice tells them apart.
     column = tl.arange(0, 4 * UNITS)
     owner = tl.program_id(0) * UNITS + column // 4
@@ -102,17 +104,17 @@ def forward(
         weights_second = weights_from(peephole, k, owner, gate - 1, H, 3)
     p1, p2, p3 = _peepholes(peephole, unit, H, PEEPHOLE)
     b0, b1, b2, b3 = _biases(bias, unit, H, GATES)
-    start = (steps - begin if REVERSE else begin) * rows * H
+    start = (steps - begin if REVERSE else begin) * size
     first = load(history_first + start, at, mask)
     second = load(history_second + start, at, mask)
     for step in range(begin, end):
         t = steps - 1 - step if REVERSE else step
-        here = gates + t * rows * GATES * H
+        here = gates + t * size * GATES
         z0 = load_gate(here, line, own, mask, H, 0, GATES) + b0
         z1 = load_gate(here, line, own, mask, H, 1, GATES) + b1 + p1 * second
         z2 = load_gate(here, line, own, mask, H, 2, GATES) + b2 + p2 * second
         z3 = load_gate(here, line, own, mask, H, 3, GATES) + b3 + p3 * second
-        place = (step % 2) * rows * H
+        place = (step % 2) * size
         state = load_rows(operands + place, row, k, rows, H, H)
         product = tl.dot(state, weights, input_precision=PRECISION)
         if PEEPHOLE == "full":
@@ -129,14 +131,14 @@ def forward(
         store_gate(here, g1, line, own, mask, H, 1, GATES, GATES)
         store_gate(here, g2, line, own, mask, H, 2, GATES, GATES)
         store_gate(here, g3, line, own, mask, H, 3, GATES, GATES)
-        after = (t if REVERSE else t + 1) * rows * H
+        after = (t if REVERSE else t + 1) * size
         store(history_first + after, at, first, mask)
         if PARTS > 1:
             store(history_second + after, at, second, mask)
-        store(hidden + t * rows * H, at, first, mask)
-        store(operands + rows * H - place, at, first, mask)
+        store(hidden + t * size, at, first, mask)
+        store(operands + size - place, at, first, mask)
         if PEEPHOLE == "full":
-            store(operands_second + rows * H - place, at, second, mask)
+            store(operands_second + size - place, at, second, mask)
         if step + 1 < end:
             meet(counters + tl.program_id(1), (step + 1 - begin) * tl.num_programs(0))
 
@@ -208,6 +210,8 @@ def backward(
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
+    # Numbers of a step's states: with T above them, they take more than 32 bits.
+    size = tl.cast(rows, tl.int64) * H
     w0, v0 = _peephole_weights(recurrent, peephole, k, unit, H, 0, GATES, PEEPHOLE)
     w1, v1 = _peephole_weights(recurrent, peephole, k, unit, H, 1, GATES, PEEPHOLE)
     w2, v2 = _peephole_weights(recurrent, peephole, k, unit, H, 2, GATES, PEEPHOLE)
@@ -217,7 +221,7 @@ def backward(
     past_second = load(delta_second, at, mask)
     for step in range(begin, end):
         t = step if REVERSE else steps - 1 - step
-        later = dz + (t - 1 if REVERSE else t + 1) * rows * GATES * H
+        later = dz + (t - 1 if REVERSE else t + 1) * size * GATES
         if step > 0:
             past, past_second = _through(
                 past, past_second, later, w0, v0, row, k, rows, H, 0, GATES, PEEPHOLE, PRECISION
@@ -232,10 +236,10 @@ def backward(
                 past, past_second, later, w3, v3, row, k, rows, H, 3, GATES, PEEPHOLE, PRECISION
             )
         if step < steps:
-            here = gates + t * rows * GATES * H
-            before = (t + 1 if REVERSE else t) * rows * H
-            after = (t if REVERSE else t + 1) * rows * H
-            past += load(grad_hidden + t * rows * H, at, mask)
+            here = gates + t * size * GATES
+            before = (t + 1 if REVERSE else t) * size
+            after = (t if REVERSE else t + 1) * size
+            past += load(grad_hidden + t * size, at, mask)
             dz0, dz1, dz2, dz3, past, past_second = CELL(
                 load_gate(here, line, own, mask, H, 0, GATES),
                 load_gate(here, line, own, mask, H, 1, GATES),
@@ -247,7 +251,7 @@ def backward(
                 past, past_second, OTHER,
             )  # fmt: skip
             past_second += dz1 * p1 + dz2 * p2 + dz3 * p3
-            target = dz + t * rows * GATES * H
+            target = dz + t * size * GATES
             store_gate(target, dz0, line, own, mask, H, 0, GATES, GATES)
             store_gate(target, dz1, line, own, mask, H, 1, GATES, GATES)
             store_gate(target, dz2, line, own, mask, H, 2, GATES, GATES)

@@ -57,6 +57,8 @@ def forward(
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
+    # Numbers of a step's states: with T above them, they take more than 32 bits.
+    size = tl.cast(rows, tl.int64) * H
     # Columns: update and relevance of a unit side by side, so that halving tells them apart.
     column = tl.arange(0, 2 * UNITS)
     owner = tl.program_id(0) * UNITS + column // 2
@@ -65,11 +67,11 @@ def forward(
     b0 = load(bias, unit, unit < H)[None, :]
     b1 = load(bias, H + unit, unit < H)[None, :]
     b2 = load(bias, 2 * H + unit, unit < H)[None, :]
-    first = load(history + (steps - begin // 2 if REVERSE else begin // 2) * rows * H, at, mask)
+    first = load(history + (steps - begin // 2 if REVERSE else begin // 2) * size, at, mask)
     for half in range(begin, end):
         step = half // 2
         t = steps - 1 - step if REVERSE else step
-        here = gates + t * rows * 3 * H
+        here = gates + t * size * 3
         if half % 2 == 0:
             state = load_rows(operand, row, k, rows, H, H)
             product = tl.dot(state, w_gates, input_precision=PRECISION)
@@ -88,8 +90,8 @@ def forward(
             # The cell's page has room for four gates and two parts of a state.
             g0, g1, _g, _g, first, _s = CELL(z0, g1, g1, g1, first, first, False)
             store_gate(here, g0, line, own, mask, H, 0, 3, 3)
-            store(history + (t if REVERSE else t + 1) * rows * H, at, first, mask)
-            store(hidden + t * rows * H, at, first, mask)
+            store(history + (t if REVERSE else t + 1) * size, at, first, mask)
+            store(hidden + t * size, at, first, mask)
             store(operand, at, first, mask)
         if half + 1 < end:
             meet(counters + tl.program_id(1), (half + 1 - begin) * tl.num_programs(0))
@@ -130,6 +132,8 @@ def backward(
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
+    # Numbers of a step's states: with T above them, they take more than 32 bits.
+    size = tl.cast(rows, tl.int64) * H
     w0 = weights_to(recurrent, k, unit, H, 0, 3)
     w1 = weights_to(recurrent, k, unit, H, 1, 3)
     w2 = weights_to(recurrent, k, unit, H, 2, 3)
@@ -137,18 +141,18 @@ def backward(
     for half in range(begin, end):
         step = half // 2
         t = step if REVERSE else steps - 1 - step
-        here = gates + t * rows * 3 * H
-        target = dz + t * rows * 3 * H
-        before = (t + 1 if REVERSE else t) * rows * H
+        here = gates + t * size * 3
+        target = dz + t * size * 3
+        before = (t + 1 if REVERSE else t) * size
         if half % 2 == 0:
             if step > 0:
-                later = dz + (t - 1 if REVERSE else t + 1) * rows * 3 * H
+                later = dz + (t - 1 if REVERSE else t + 1) * size * 3
                 d1 = load_rows(later + H, row, k, rows, H, 3 * H)
                 past = tl.dot(d1, w1, past, input_precision=PRECISION)
                 d2 = load_rows(later + 2 * H, row, k, rows, H, 3 * H)
                 past = tl.dot(d2, w2, past, input_precision=PRECISION)
             if step < steps:
-                past += load(grad_hidden + t * rows * H, at, mask)
+                past += load(grad_hidden + t * size, at, mask)
                 first = load(history + before, at, mask)
                 g0 = load_gate(here, line, own, mask, H, 0, 3)
                 g1 = load_gate(here, line, own, mask, H, 1, 3)
