@@ -1,6 +1,7 @@
 """Compiles every Triton kernel for a GPU, on a machine that need not have one; run by test_triton.
 
-Prints a line for each: its name, and the bytes of memory that its registers did not suffice for.
+Prints a line for each: its name, its bytes of shared memory, and the bytes of memory that its
+registers did not suffice for.
 """
 
 import re
@@ -34,8 +35,8 @@ CELLS = {
 }  # fmt: skip
 
 
-def spilled(function, constants, *, is_half, **options):
-    """Bytes of memory that a program's registers did not suffice for."""
+def compiled(function, constants, *, is_half, **options):
+    """Bytes of shared memory of a program, and of memory that its registers did not suffice for."""
     kinds = {}
     for name in function.arg_names:
         if name in constants:
@@ -63,7 +64,7 @@ def spilled(function, constants, *, is_half, **options):
             [TOOLS / "cuobjdump", "--dump-resource-usage", file.name],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-    return int(re.search(r"STACK:(\d+)", usage)[1])
+    return f"{code.metadata.shared} {re.search(r'STACK:([0-9]+)', usage)[1]}"
 
 
 def show(*words: object) -> None:
@@ -74,11 +75,11 @@ def alternating(name, page, form):
     """The kernels between two products."""
     for kind in ("forward", "backward"):
         constants = {"CELL": getattr(page, kind), "COUNT": form["GATES"], **form, "BLOCK": 256}
-        show(name, kind, spilled(getattr(steps, kind), constants, is_half=True))
+        show(name, kind, compiled(getattr(steps, kind), constants, is_half=True))
     if name == "gru":
         for kind in ("prepare", "finish"):
             constants = {"CELL": getattr(page, kind), "BLOCK": 256}
-            show(name, kind, spilled(getattr(steps, kind), constants, is_half=True))
+            show(name, kind, compiled(getattr(steps, kind), constants, is_half=True))
 
 
 def all_at_once(name, page, form):
@@ -93,10 +94,11 @@ def all_at_once(name, page, form):
                 function, own = getattr(persistent_gru, kind), {other.upper(): getattr(page, other)}
             constants = {"CELL": getattr(page, kind), **own, "REVERSE": False, "PRECISION": "ieee",
                          "ROWS": rows, "UNITS": units, "K": width}  # fmt: skip
-            bytes_ = spilled(
-                function, constants, is_half=True, num_warps=8, launch_cooperative_grid=True
-            )
-            show(name, "persistent", kind, units, rows, width, bytes_)
+            for is_half in (True, False) if width == 256 else (True,):
+                sizes = compiled(
+                    function, constants, is_half=is_half, num_warps=8, launch_cooperative_grid=True
+                )
+                show(name, "persistent", kind, units, rows, width, 2 if is_half else 4, sizes)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,17 @@ from lmtrain.cells import Cell, create
 from lmtrain.kernels import cross_entropy, operator, reference
 from lmtrain.kernels.scan import engine, scan
 from lmtrain.kernels.triton import engine as triton
+from lmtrain.kernels.triton import scan as scans
 
 if triton.absence():
     pytest.skip(f"no Triton kernels: {triton.absence()}", allow_module_level=True)
+
+
+# Kernels by the names that compile_triton.py prints.
+NAMES = {
+    "rnn": "rnn tanh", "lstm": "lstm tanh", "diagonal": "peephole-lstm tanh diagonal",
+    "full": "peephole-lstm tanh full",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -112,12 +121,40 @@ def test_every_kernel_compiles_for_a_gpu():
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    spilled = {line.rpartition(" ")[0]: int(line.split()[-1]) for line in done.stdout.splitlines()}
-    assert len(spilled) == 34
-    # Where a program has few units and rows, its weights and states stay in registers.
-    few = [bytes_ for name, bytes_ in spilled.items() if "1024" not in name]
-    assert len(few) == 26
-    assert not any(few)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 46
+    for name, *schedule, _kind, shared, spilled in (line for line in lines if len(line) == 4):
+        assert [schedule, int(shared), int(spilled)] == [[], 512, 0], name
+    persistent = [line for line in lines if len(line) > 4]
+    assert len(persistent) == 32
+    for name, _, _, *numbers in persistent:
+        units, rows, width, size, shared, spilled = map(int, numbers)
+        form = scans._FORMS[NAMES.get(name, name)]
+        assert shared <= sum(scans._bytes(form, rows, units, width, size)), name
+        # Where a program has few units and rows, its weights and states stay in registers.
+        assert width > 256 or spilled <= (0 if size == 2 else 32), name
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "rows", "kind", "layout"),
+    [
+        ("lstm tanh", 650, 20, torch.bfloat16, (32, 8)),
+        # Weights and states would take 256 KiB of the 227.
+        ("lstm tanh", 650, 20, torch.float32, None),
+        ("gru", 650, 20, torch.float32, (32, 8)),
+        ("lstm tanh", 256, 64, torch.float32, (16, 8)),
+        ("lstm tanh", 2048, 16, torch.bfloat16, None),
+    ],
+)
+def test_a_schedule_is_chosen_that_fits_an_h100(name, units, rows, kind, layout, monkeypatch):
+    chip = types.SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: chip)
+    monkeypatch.setattr(triton, "shared_bytes", lambda place: 232_448)
+    monkeypatch.setattr(triton, "is_interpreted", lambda: False)
+    form = scans._FORMS[name]
+    gates = torch.empty(5, rows, form.gates * units, dtype=kind, device="meta")
+
+    assert scans._layout(form, gates, units) == layout
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16], ids=str)

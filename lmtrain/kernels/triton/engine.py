@@ -34,6 +34,14 @@ def runs(tensor: Tensor) -> bool:
 
 
 @functools.cache
+def shared_bytes(place: torch.device) -> int:
+    """Bytes of shared memory that a program may take on a GPU."""
+    from triton.runtime import driver
+
+    return int(driver.active.utils.get_device_properties(place.index)["max_shared_mem"])
+
+
+@functools.cache
 def module(name: str) -> ModuleType:
     """A module of kernels."""
     return importlib.import_module(f"lmtrain.kernels.triton.{name}")

@@ -92,8 +92,7 @@ def forward(
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
-    # Numbers of a step's states: with T above them, they take more than 32 bits.
-    size = tl.cast(rows, tl.int64) * H
+    size = rows * H
     # Columns: the four gates of a unit side by side, so that halving twice tells them apart.
     column = tl.arange(0, 4 * UNITS)
     owner = tl.program_id(0) * UNITS + column // 4
@@ -104,11 +103,12 @@ def forward(
         weights_second = weights_from(peephole, k, owner, gate - 1, H, 3)
     p1, p2, p3 = _peepholes(peephole, unit, H, PEEPHOLE)
     b0, b1, b2, b3 = _biases(bias, unit, H, GATES)
-    start = (steps - begin if REVERSE else begin) * size
+    start = tl.cast(steps - begin if REVERSE else begin, tl.int64) * size
     first = load(history_first + start, at, mask)
     second = load(history_second + start, at, mask)
     for step in range(begin, end):
-        t = steps - 1 - step if REVERSE else step
+        # Places in tensors of T steps take more than 32 bits.
+        t = tl.cast(steps - 1 - step if REVERSE else step, tl.int64)
         here = gates + t * size * GATES
         z0 = load_gate(here, line, own, mask, H, 0, GATES) + b0
         z1 = load_gate(here, line, own, mask, H, 1, GATES) + b1 + p1 * second
@@ -210,8 +210,7 @@ def backward(
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
-    # Numbers of a step's states: with T above them, they take more than 32 bits.
-    size = tl.cast(rows, tl.int64) * H
+    size = rows * H
     w0, v0 = _peephole_weights(recurrent, peephole, k, unit, H, 0, GATES, PEEPHOLE)
     w1, v1 = _peephole_weights(recurrent, peephole, k, unit, H, 1, GATES, PEEPHOLE)
     w2, v2 = _peephole_weights(recurrent, peephole, k, unit, H, 2, GATES, PEEPHOLE)
@@ -220,7 +219,8 @@ def backward(
     past = load(delta_first, at, mask)
     past_second = load(delta_second, at, mask)
     for step in range(begin, end):
-        t = step if REVERSE else steps - 1 - step
+        # Places in tensors of T steps take more than 32 bits.
+        t = tl.cast(step if REVERSE else steps - 1 - step, tl.int64)
         later = dz + (t - 1 if REVERSE else t + 1) * size * GATES
         if step > 0:
             past, past_second = _through(

@@ -57,8 +57,7 @@ def forward(
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
-    # Numbers of a step's states: with T above them, they take more than 32 bits.
-    size = tl.cast(rows, tl.int64) * H
+    size = rows * H
     # Columns: update and relevance of a unit side by side, so that halving tells them apart.
     column = tl.arange(0, 2 * UNITS)
     owner = tl.program_id(0) * UNITS + column // 2
@@ -67,10 +66,12 @@ def forward(
     b0 = load(bias, unit, unit < H)[None, :]
     b1 = load(bias, H + unit, unit < H)[None, :]
     b2 = load(bias, 2 * H + unit, unit < H)[None, :]
-    first = load(history + (steps - begin // 2 if REVERSE else begin // 2) * size, at, mask)
+    start = tl.cast(steps - begin // 2 if REVERSE else begin // 2, tl.int64) * size
+    first = load(history + start, at, mask)
     for half in range(begin, end):
         step = half // 2
-        t = steps - 1 - step if REVERSE else step
+        # Places in tensors of T steps take more than 32 bits.
+        t = tl.cast(steps - 1 - step if REVERSE else step, tl.int64)
         here = gates + t * size * 3
         if half % 2 == 0:
             state = load_rows(operand, row, k, rows, H, H)
@@ -132,15 +133,15 @@ def backward(
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
-    # Numbers of a step's states: with T above them, they take more than 32 bits.
-    size = tl.cast(rows, tl.int64) * H
+    size = rows * H
     w0 = weights_to(recurrent, k, unit, H, 0, 3)
     w1 = weights_to(recurrent, k, unit, H, 1, 3)
     w2 = weights_to(recurrent, k, unit, H, 2, 3)
     past = load(delta, at, mask)
     for half in range(begin, end):
         step = half // 2
-        t = step if REVERSE else steps - 1 - step
+        # Places in tensors of T steps take more than 32 bits.
+        t = tl.cast(step if REVERSE else steps - 1 - step, tl.int64)
         here = gates + t * size * 3
         target = dz + t * size * 3
         before = (t + 1 if REVERSE else t) * size

@@ -26,11 +26,12 @@ from lmtrain.kernels.triton import engine
 
 # Numbers of a program of the alternating schedule.
 _BLOCK = 256
-# Of the persistent one: units and rows of a program, warps, and bytes that its weights and the
-# states of its rows may take, about half of a core's registers and of its shared memory.
+# Of the persistent one: units and rows of a program, warps, bytes that its weights may take and as
+# many the states of its rows, about half of a core's registers each, and those that sums take.
 _UNITS, _ROWS = (8, 16), (16, 32)
 _WARPS = 8
 _MOST_BYTES = 128 << 10
+_SUM_BYTES = 1 << 10
 # Chooses a schedule in place of the sizes, for tests and measurements.
 _SWITCH = "LMTRAIN_SCHEDULE"
 
@@ -121,14 +122,22 @@ def _layout(form: _Form, gates: Tensor, units: int) -> tuple[int, int] | None:
     if engine.is_interpreted():
         return (_ROWS[0], _UNITS[0]) if chosen == "persistent" else None
     cores = torch.cuda.get_device_properties(gates.device).multi_processor_count
-    row = _power(units) * gates.element_size()
-    matrices = 8 if form.peephole == "full" else 4
+    shared = engine.shared_bytes(gates.device)
     for own_units, own_rows in itertools.product(_UNITS, _ROWS):
         # All programs must run at once, or they would wait for ever.
         programs = -(-units // own_units) * -(-gates.shape[1] // own_rows)
-        if programs <= cores and max(matrices * own_units, own_rows) * row <= _MOST_BYTES:
+        sizes = _bytes(form, own_rows, own_units, units, gates.element_size())
+        if programs <= cores and max(sizes) <= _MOST_BYTES and sum(sizes) <= shared:
             return own_rows, own_units
     return None
+
+
+def _bytes(form: _Form, rows: int, own_units: int, units: int, size: int) -> tuple[int, int, int]:
+    """What a program keeps in shared memory: its weights, the states of its rows, and sums."""
+    row = _power(units) * size
+    # Gates that a cell lacks are multiplied, too; full peepholes take as many matrices again.
+    matrices = 3 if form.is_two_phased else 8 if form.peephole == "full" else 4
+    return matrices * own_units * row, rows * row, _SUM_BYTES
 
 
 def _power(number: int) -> int:
