@@ -243,11 +243,10 @@ def test_a_checkpoint_is_no_run_to_go_on_with(word_model, lmtrain, assert_refuse
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "score", "tune"])
-@pytest.mark.parametrize("device", ["gpu", "cuda:0", "meta", ""])
-def test_a_device_that_is_none_is_refused(command, device, word_model, lmtrain, assert_refused):
-    outcome = lmtrain(command, word_model.run, "--device", device)
+def test_a_device_that_is_none_is_refused(command, word_model, lmtrain, assert_refused):
+    outcome = lmtrain(command, word_model.run, "--device", "gpu")
 
-    assert_refused(outcome, 2, f"device {device!r}: auto, cpu or cuda")
+    assert_refused(outcome, 2, "device 'gpu': auto, cpu or cuda")
 
 
 @pytest.mark.parametrize(
