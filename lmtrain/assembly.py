@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lmtrain import device
 from lmtrain.errors import CheckpointError
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel, Regularization
@@ -99,7 +98,7 @@ def is_mixed(config: Config) -> bool:
         return config.train.precision == "bf16"
     # A model trained with CUDA is loaded where there is none, too.
     name = config.train.device
-    if name == "cuda" or device.choose(name).type == "cuda":
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
     return library.has_bf16()
 

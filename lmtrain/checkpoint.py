@@ -8,9 +8,11 @@ SHA-256 of every file; nothing is used before it agrees with it, and nothing is 
 folder may come from anyone: what is read is small, or as large as its settings make it.
 """
 
+import contextlib
 import functools
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -77,9 +79,7 @@ class Checkpoint:
         entry = self.manifest[name]
         content = untrusted.read(self.path / name, entry["bytes"])
         if files.sha256([content]) != entry["sha256"]:
-            raise CheckpointError(
-                f"{self.path / name} is damaged: its content is not what was saved"
-            )
+            raise CheckpointError(f"{self.path / name} is damaged: it is not what was saved")
         return content
 
     def text(self, name: str) -> str:
@@ -251,13 +251,8 @@ def read(path: Path) -> Checkpoint:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether this is the folder of a checkpoint rather than that of a run.
-
-    Raises:
-        CheckpointError: it cannot be looked into.
-    """
-    with untrusted.explained(path):
-        return (path / _MANIFEST).exists()
+    """Whether this is a checkpoint's folder, not a run's; an UnreadableError if nobody can tell."""
+    return untrusted.is_there(path / _MANIFEST)
 
 
 def steps(run: Path) -> list[int]:
@@ -267,10 +262,10 @@ def steps(run: Path) -> list[int]:
         CheckpointError: the run cannot be looked into.
     """
     folder = run / "checkpoints"
-    with untrusted.explained(folder):
-        entries = list(folder.iterdir()) if folder.is_dir() else []
-        # A link may lead anywhere.
-        names = [entry.name for entry in entries if entry.is_dir() and not entry.is_symlink()]
+    if not untrusted.is_there(folder):
+        return []
+    with untrusted.explained(folder), os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     return sorted(int(match[1]) for name in names if (match := _FOLDER.fullmatch(name)))
 
 
@@ -307,10 +302,8 @@ def newest_intact(run: Path) -> tuple[Checkpoint, list[str]]:
     for step in reversed(steps(run)):
         try:
             return read(folder(run, step)).require_whole(), problems
-        except UnreadableError as error:
-            raise UnreadableError(
-                str(error), "it may be whole; remove it to go on from an older one"
-            ) from error
+        except UnreadableError:
+            raise
         except CheckpointError as error:
             problems.append(str(error).splitlines()[0])
     raise CheckpointError(f"{run} has no intact checkpoint", *problems[:2])
@@ -328,18 +321,24 @@ def use(path: Path, action: Callable[[Checkpoint], _Result]) -> _Result:
         chosen = find(path)
         try:
             return action(read(chosen))
-        except CheckpointError:
-            if chosen.is_dir():
+        except CheckpointError as error:
+            if isinstance(error, UnreadableError) or chosen.is_dir():
                 raise
     raise CheckpointError(f"{path} changes faster than it can be read")
 
 
 def best(run: Path) -> tuple[int, float] | None:
-    """The best step and its value that best.json names; None if there is none."""
+    """The best step and its value that best.json names; None if there is none.
+
+    Raises:
+        UnreadableError: it is there and cannot be read.
+    """
     try:
         tree = json.loads(untrusted.read(run / "best.json"))
         step, value = tree["step"], float(tree["value"])
         return (step, value) if type(step) is int and math.isfinite(value) else None
+    except UnreadableError:
+        raise
     except (CheckpointError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
@@ -354,15 +353,18 @@ def write_best(run: Path, step: int, metric: str, value: float) -> None:
 
 
 def rotate(run: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints and the best; call it after a save is durable.
+    """Removes all but the newest `keep` checkpoints and the best, when a save is durable.
+
+    Where it cannot be read now which one is the best, all stay.
 
     Raises:
         MachineError: the system refused.
     """
-    named = best(run)
-    for step in steps(run)[:-keep]:
-        if not named or step != named[0]:
-            files.remove_folder(folder(run, step))
+    with contextlib.suppress(UnreadableError):
+        named = best(run)
+        for step in steps(run)[:-keep]:
+            if not named or step != named[0]:
+                files.remove_folder(folder(run, step))
 
 
 def remove_after(run: Path, step: int) -> None:
@@ -393,5 +395,5 @@ def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
             yield each, None
         except LmtrainError as error:
             # A run that is being trained removes checkpoints meanwhile.
-            if each == path or each.is_dir():
+            if isinstance(error, UnreadableError) or each == path or each.is_dir():
                 yield each, str(error)

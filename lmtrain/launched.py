@@ -21,8 +21,15 @@ def local_size() -> int:
 
 
 def name() -> str | None:
-    """What tells this launch of processes from others; None where the launcher does not say."""
-    return os.environ.get("TORCHELASTIC_RUN_ID")
+    """What tells this launch of processes from others; None for a process alone.
+
+    It is torchrun's own name for it, which is new each time unless --rdzv-id gives it.
+    """
+    if not is_worker():
+        return None
+    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    # torchrun's word for a launch that has no name; its own process has a number then.
+    return f"launcher {os.getppid()}" if given == "none" else given
 
 
 def is_restarted() -> bool:

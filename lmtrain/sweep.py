@@ -111,9 +111,13 @@ class Trial:
     is_cut: bool = False
 
     @property
-    def rank(self) -> tuple[bool, int, float]:
-        """Smaller for better: whole trials first, of these the longer, then by their loss."""
-        return self.is_cut, self.share, math.inf if self.loss is None else self.loss
+    def rank(self) -> tuple[bool, bool, int, float]:
+        """Smaller for better: those that diverged last, before them those cut short, then by loss.
+
+        Of the others, the longer first.
+        """
+        is_diverged, loss = self.loss is None, math.inf if self.loss is None else self.loss
+        return is_diverged, self.is_cut, self.share, loss
 
 
 _TRIAL = TypeAdapter(Trial)

@@ -35,6 +35,21 @@ def explained(path: Path) -> Iterator[None]:
         raise kind(f"cannot read {path}: {error.strerror}") from None
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name.
+
+    Raises:
+        UnreadableError: the system does not say.
+    """
+    # Not Path.exists, which from Python 3.14 on takes what it may not look into for missing.
+    with explained(path):
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
+
+
 def file_size(path: Path, expected: object = None) -> int:
     """The size in bytes of a file that may be read.
 

@@ -149,6 +149,19 @@ def test_trials_that_diverge_come_last(space, tmp_path, monkeypatch):
     assert [trial.loss is None for trial in trials] == [size == 4 for size in sizes]
 
 
+def test_trials_are_ranked_whole_before_cut_before_diverged():
+    def trial(share, loss, is_cut):
+        return sweep.Trial("a", {}, share, loss, 1.0, is_cut)
+
+    best_first = [
+        trial(1, 2.0, False), trial(1, 3.0, False), trial(3, 1.0, False), trial(1, 1.5, True),
+        trial(1, None, False),
+    ]  # fmt: skip
+
+    shuffled = [best_first[index] for index in (3, 0, 4, 2, 1)]
+    assert sorted(shuffled, key=lambda each: each.rank) == best_first
+
+
 def test_a_folder_keeps_its_search(space, tmp_path):
     sweep.run_sweep(space(trials=1), tmp_path / "out")
 

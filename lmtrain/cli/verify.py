@@ -29,4 +29,6 @@ def command(
             print(shown(f"{each}: {'intact' if problem is None else problem}"))
     damaged = sum(problem is not None for _, problem in results)
     if damaged:
-        raise CheckpointError(f"{damaged} of {len(results)} checkpoints are damaged")
+        raise CheckpointError(
+            f"{damaged} of {len(results)} checkpoints are damaged or cannot be read"
+        )

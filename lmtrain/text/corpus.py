@@ -17,8 +17,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from lmtrain import files
-from lmtrain.errors import ConfigError, TextError
+from lmtrain import files, untrusted
+from lmtrain.errors import ConfigError, TextError, UnreadableError
 from lmtrain.text import pipes, python_docs
 
 _CHUNK_BYTES = 1 << 18
@@ -322,9 +322,9 @@ def _sources(place: str, parts: Sequence[str]) -> list[Source]:
     if "\0" in place or not place:
         raise ConfigError(f"no file can be called {place!a}")
     try:
-        is_there = Path(place).exists()
-    except OSError as error:
-        raise TextError(f"cannot read {place}: {error.strerror}") from None
+        is_there = untrusted.is_there(Path(place))
+    except UnreadableError as error:
+        raise TextError(str(error)) from None
     if is_there:
         return [_file(place)]
     if place == PYTHON_DOCS:

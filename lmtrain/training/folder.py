@@ -62,7 +62,7 @@ def is_begun(run: Path) -> bool:
     """
     if checkpoint.is_checkpoint(run):
         return False
-    return bool(checkpoint.steps(run)) or (run / SETTINGS).is_file()
+    return bool(checkpoint.steps(run)) or untrusted.is_there(run / SETTINGS)
 
 
 def is_of_this_launch(run: Path) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain import assembly, checkpoint, files, launched, screen, untrusted
+from lmtrain import assembly, checkpoint, device, files, launched, screen, untrusted
 from lmtrain import config as configuration
-from lmtrain.errors import CheckpointError, ConfigError, out_of_memory_explained
+from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, out_of_memory_explained
 from lmtrain.evaluation import unigram_loss
 from lmtrain.kernels.native import library
 from lmtrain.schema import Config
@@ -109,6 +109,8 @@ def new_run(config: Config | None) -> Path:
 
 
 def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: bool) -> Summary:
+    # Said before a long text is read.
+    device.choose(config.train.device)
     ranks.agreed(lambda: folder.refuse_used(run))
     if not is_quiet and screen.STDERR.isatty():
         screen.note(f"reading {', '.join(config.data.train)}")
@@ -163,7 +165,11 @@ def _resume(
         files.remove_leftovers(run / "checkpoints")
         if not checkpoint.steps(run):
             return None
-        saved, problems = checkpoint.newest_intact(run)
+        try:
+            saved, problems = checkpoint.newest_intact(run)
+        except UnreadableError as error:
+            advice = "it may be whole; remove it to go on from an older one"
+            raise UnreadableError(str(error), advice) from error
         for problem in problems:
             screen.note(f"skipped: {problem}")
         # What is newer is damaged; training makes these steps again.

@@ -6,6 +6,10 @@ import re
 import pytest
 from corpora import TINY
 
+from lmtrain import api
+from lmtrain.cli import evaluate
+from lmtrain.errors import TextError
+
 
 def test_every_token_of_each_text_counts_once(word_model, lmtrain, parsed, tmp_path):
     text = "the cat sat\n" * 150 + "a zebra"
@@ -75,14 +79,11 @@ def test_a_model_that_adapts_predicts_a_repeating_text_better(
     assert losses[("--dynamic",)] < losses[()]
 
 
-def test_nothing_is_predicted_before_all_texts_are_read(
-    word_model, lmtrain, assert_refused, tmp_path
-):
-    (tmp_path / "text.txt").write_text(TINY)
+def test_nothing_is_predicted_before_all_texts_are_read(word_model, monkeypatch):
+    monkeypatch.setattr(api.TrainedModel, "evaluate_tokens", lambda *_, **__: pytest.fail("did"))
 
-    outcome = lmtrain("evaluate", word_model.run, "text.txt", "nothing.txt")
-
-    assert_refused(outcome, 3, "no text file nothing.txt")
+    with pytest.raises(TextError, match=r"no text file nothing\.txt"):
+        evaluate.command(str(word_model.run), [str(word_model.corpus), "nothing.txt"])
 
 
 def test_a_run_without_held_out_text_wants_a_file(lmtrain, small, assert_refused, tmp_path):

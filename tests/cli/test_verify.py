@@ -23,7 +23,7 @@ def test_one_changed_byte_is_found(word_model, lmtrain, parsed, tmp_path):
     outcome = lmtrain("verify", run, "--json")
 
     assert outcome.returncode == 4
-    assert outcome.stderr == "error: 1 of 2 checkpoints are damaged\n"
+    assert outcome.stderr == "error: 1 of 2 checkpoints are damaged or cannot be read\n"
     report = parsed(outcome.stdout)
     assert report["schema"] == "lmtrain.verify/1"
     older, newer = report["results"]
