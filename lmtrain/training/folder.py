@@ -12,7 +12,7 @@ import torch
 
 import lmtrain
 from lmtrain import checkpoint, files, launched, screen, untrusted
-from lmtrain.errors import CheckpointError, RunBusyError
+from lmtrain.errors import CheckpointError, RunBusyError, UnreadableError
 from lmtrain.text import corpus
 
 SETTINGS, TOKENIZER = "config.toml", "tokenizer.json"
@@ -80,6 +80,7 @@ def record_start(run: Path, from_step: int | None, **surroundings: Any) -> None:
         surroundings: device, processes, threads and precision.
 
     Raises:
+        UnreadableError: the starts before cannot be read.
         MachineError: the disk or the permissions refused.
     """
     entry = {
@@ -102,10 +103,16 @@ def record_start(run: Path, from_step: int | None, **surroundings: Any) -> None:
 
 
 def _starts(run: Path) -> list[dict[str, Any]]:
-    """The starts that run.json lists."""
+    """The starts that run.json lists.
+
+    Raises:
+        UnreadableError: it is there and cannot be read: it must not be written anew.
+    """
     try:
         starts = json.loads(untrusted.read(run / _STARTS))["starts"]
         iter(starts)
+    except UnreadableError:
+        raise
     except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return [start for start in starts if isinstance(start, dict)]

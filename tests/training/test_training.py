@@ -1,8 +1,10 @@
 """The loop through the API: learning, exact resume, early stopping, the record of it."""
 
+import errno
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lmtrain
 from lmtrain import checkpoint, config
-from lmtrain.errors import ConfigError, DivergedError, RunBusyError
+from lmtrain.errors import ConfigError, DivergedError, RunBusyError, UnreadableError
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.training import trainer
@@ -342,6 +344,23 @@ def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
             run_training(out=run, resume=True, overrides=changes, is_quiet=True)
 
     assert longer.steps == 34
+
+
+def test_starts_that_cannot_be_read_are_not_written_anew(text, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run_training(settings(text), run, is_quiet=True)
+    before, real = (run / "run.json").read_bytes(), Path.read_bytes
+
+    def stale(path):
+        if path.name == "run.json":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(UnreadableError, match=r"run\.json: Stale file handle"):
+        run_training(out=run, resume=True, overrides={"train.max_steps": 31}, is_quiet=True)
+
+    assert real(run / "run.json") == before
 
 
 def test_the_text_is_found_in_the_cache_when_its_file_is_gone(text, tmp_path):

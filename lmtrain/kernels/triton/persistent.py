@@ -1,8 +1,8 @@
 """A whole scan in one launch: the kernel pair of the persistent schedule.
 
 A program owns some units with all their gates, and some rows. It loads its share of the recurrent
-weights once and keeps it in registers; its part of the state never leaves them. After each step it
-writes what the others need and meets the programs of the same rows at a counter in memory.
+weights once and keeps it in shared memory; its part of the state never leaves its registers. After
+each step it writes what the others need and meets the programs of the same rows at a counter.
 
 For cells whose products take the state alone; the GRU's, which waits for s, is `persistent_gru`.
 

@@ -26,8 +26,8 @@ from lmtrain.kernels.triton import engine
 
 # Numbers of a program of the alternating schedule.
 _BLOCK = 256
-# Of the persistent one: units and rows of a program, warps, bytes that its weights may take and as
-# many the states of its rows, about half of a core's registers each, and those that sums take.
+# Of the persistent one: units and rows of a program, warps, bytes of shared memory that its weights
+# may take and as many the states of its rows, and those that sums take.
 _UNITS, _ROWS = (8, 16), (16, 32)
 _WARPS = 8
 _MOST_BYTES = 128 << 10
