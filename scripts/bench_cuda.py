@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from lmtrain import device
 from lmtrain.cells import create
 from lmtrain.kernels.cross_entropy import cross_entropy
-from lmtrain.kernels.triton.memory import meet
+from lmtrain.kernels.triton.memory import arrive, wait
 from lmtrain.model.chance import Chance
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent
@@ -150,7 +150,8 @@ def rate(kind: torch.dtype) -> float:
 def _meetings(counter, many):
     """So many barriers of the whole grid."""
     for number in range(many):
-        meet(counter, (number + 1) * tl.num_programs(0))
+        arrive(counter)
+        wait(counter, (number + 1) * tl.num_programs(0))
 
 
 def barrier() -> float:

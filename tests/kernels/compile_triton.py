@@ -20,6 +20,7 @@ from lmtrain.kernels.triton import (
     persistent,
     persistent_gru,
     rnn,
+    scan,
     simple_gru,
     steps,
 )
@@ -84,7 +85,7 @@ def alternating(name, page, form):
 
 def all_at_once(name, page, form):
     """The kernels of all steps, small, and large as far as there are any."""
-    large = {"lstm": ((8, 32, 1024), (16, 16, 1024)), "gru": ((8, 16, 1024),),
+    large = {"lstm": ((16, 16, 512), (16, 32, 1024), (32, 32, 512)), "gru": ((16, 32, 1024),),
              "full": ((8, 16, 1024),)}  # fmt: skip
     for kind in ("forward", "backward"):
         for units, rows, width in ((8, 16, 256), *large.get(name, ())):
@@ -93,10 +94,17 @@ def all_at_once(name, page, form):
                 other = "prepare" if kind == "forward" else "finish"
                 function, own = getattr(persistent_gru, kind), {other.upper(): getattr(page, other)}
             constants = {"CELL": getattr(page, kind), **own, "REVERSE": False, "PRECISION": "ieee",
-                         "ROWS": rows, "UNITS": units, "K": width}  # fmt: skip
+                         "ROWS": rows, "UNITS": units, "K": width, "SPLIT": 8}  # fmt: skip
             for is_half in (True, False) if width == 256 else (True,):
+                if "AHEAD" in function.arg_names:
+                    constants["AHEAD"] = scan._reads_ahead(rows, width, 2 if is_half else 4)
                 sizes = compiled(
-                    function, constants, is_half=is_half, num_warps=8, launch_cooperative_grid=True
+                    function,
+                    constants,
+                    is_half=is_half,
+                    num_warps=8,
+                    num_stages=1,
+                    launch_cooperative_grid=True,
                 )
                 show(name, "persistent", kind, units, rows, width, 2 if is_half else 4, sizes)
 

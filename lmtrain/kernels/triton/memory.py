@@ -31,45 +31,78 @@ def store_gate(gates, values, row, unit, mask, H, GATE: tl.constexpr, GATES: tl.
 
 
 @triton.jit
-def load_rows(pointer, row, k, rows, H, stride):
-    """What other programs wrote just now of all units, (ROWS, K).
+def time_of(step, steps, IS_ONWARD: tl.constexpr):
+    """The time of a step, counted from the first, or from the last back; never outside of both.
+
+    It has 64 bits: places in tensors of T steps take more than 32.
+    """
+    step = tl.minimum(step, steps - 1)
+    return tl.cast(step if IS_ONWARD else steps - 1 - step, tl.int64)
+
+
+@triton.jit
+def all_units(K: tl.constexpr, SPLIT: tl.constexpr):
+    """All units in SPLIT equal parts, (SPLIT, K/SPLIT): each warp multiplies one part of them.
+
+    A product of few rows and columns is one long chain of sums otherwise, the same in each warp.
+    """
+    return tl.arange(0, SPLIT)[:, None] * (K // SPLIT) + tl.arange(0, K // SPLIT)[None, :]
+
+
+@triton.jit
+def load_all(pointer, row, k, stride):
+    """What programs wrote just now of all units, (SPLIT, ROWS, K/SPLIT); all of it can be read.
 
     It is read past the nearest cache, which does not see what they write.
     """
-    mask = (row < rows)[:, None] & (k < H)[None, :]
-    at = row[:, None] * stride + k[None, :]
-    return tl.load(pointer + at, mask=mask, other=0.0, cache_modifier=".cg")
+    return tl.load(pointer + row[None, :, None] * stride + k[:, None, :], cache_modifier=".cg")
+
+
+@triton.jit
+def total(product, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLIT: tl.constexpr):
+    """The sum of the warps' products (SPLIT, ROWS, COLUMNS): halves of them, brought together."""
+    rest = tl.permute(product, (1, 2, 0))
+    for halving in tl.static_range(SPLIT.bit_length() - 1):
+        one, other = tl.split(tl.reshape(rest, (ROWS, COLUMNS, SPLIT >> (halving + 1), 2)))
+        rest = one + other
+    return tl.reshape(rest, (ROWS, COLUMNS))
 
 
 @triton.jit
 def weights_from(matrix, k, unit, block, H, BLOCKS: tl.constexpr):
-    """The weights from all units to a unit in a block of a matrix, for each column, (K, N).
+    """The weights from all units to a unit in a block of a matrix, for each column, (·, ·, N).
 
     Args:
         matrix: (BLOCKS·H, H).
-        k: all units, (K).
+        k: all units, (SPLIT, K/SPLIT).
         unit: of each column, (N).
         block: of each column, (N); there are no weights in one that does not exist.
         H: units.
         BLOCKS: blocks.
     """
     is_there = (unit < H) & (block >= 0) & (block < BLOCKS)
-    at = (block * H + unit)[None, :] * H + k[:, None]
-    return tl.load(matrix + at, mask=(k < H)[:, None] & is_there[None, :], other=0.0)
+    at = (block * H + unit)[None, None, :] * H + k[:, :, None]
+    return tl.load(matrix + at, mask=(k < H)[:, :, None] & is_there[None, None, :], other=0.0)
 
 
 @triton.jit
 def weights_to(matrix, k, unit, H, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
-    """The weights from a block of all units to some units, (K, UNITS); 0 if there is no block."""
-    mask = (k < H)[:, None] & (unit < H)[None, :] & (BLOCK < BLOCKS)
-    return tl.load(matrix + (BLOCK * H + k)[:, None] * H + unit[None, :], mask=mask, other=0.0)
+    """The weights from a block of all units to some, (·, ·, UNITS); 0 if there is no block."""
+    mask = (k < H)[:, :, None] & (unit < H)[None, None, :] & (BLOCK < BLOCKS)
+    at = (BLOCK * H + k)[:, :, None] * H + unit[None, None, :]
+    return tl.load(matrix + at, mask=mask, other=0.0)
 
 
 @triton.jit
-def meet(counter, arrivals):
-    """Waits until so many arrivals were counted; what was written before is seen after."""
+def arrive(counter):
+    """Counts this program, and with it all that it wrote before."""
     tl.debug_barrier()
-    tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
-    while tl.atomic_add(counter, 0, sem="acq_rel", scope="gpu") < arrivals:
+    tl.atomic_add(counter, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def wait(counter, arrivals):
+    """Waits until so many arrivals were counted; what was written before them is seen after."""
+    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < arrivals:
         pass
     tl.debug_barrier()

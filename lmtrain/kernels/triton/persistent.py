@@ -2,11 +2,13 @@
 
 A program owns some units with all their gates, and some rows. It loads its share of the recurrent
 weights once and keeps it in shared memory; its part of the state never leaves its registers. After
-each step it writes what the others need and meets the programs of the same rows at a counter.
+each step it writes what the others need, is counted, and goes on when the programs of the same rows
+are. In between it writes what nobody waits for and reads what the next step takes besides.
 
 For cells whose products take the state alone; the GRU's, which waits for s, is `persistent_gru`.
 
-T steps, B rows, H units, G gates; matrices lie row after row. All sums are fp32.
+T steps, B rows, H units, G gates; matrices lie row after row. What programs write for each other
+has R rows of K units, padding included, so that any H is read in whole lines. All sums are fp32.
 
 Source: persistent RNNs (Diamos et al. 2016); FlashRNN's fused kernels (Pöppel et al. 2024).
 """
@@ -15,12 +17,16 @@ import triton
 import triton.language as tl
 
 from lmtrain.kernels.triton.memory import (
+    all_units,
+    arrive,
     load,
+    load_all,
     load_gate,
-    load_rows,
-    meet,
     store,
     store_gate,
+    time_of,
+    total,
+    wait,
     weights_from,
     weights_to,
 )
@@ -50,12 +56,44 @@ def _biases(bias, unit, H, GATES: tl.constexpr):
 
 
 @triton.jit
+def _gates(gates, t, line, own, mask, rows, H, GATES: tl.constexpr):
+    """What stands at up to four gates at a time; 0 for gates that there are not."""
+    here = gates + t * rows * GATES * H
+    return (
+        load_gate(here, line, own, mask, H, 0, GATES),
+        load_gate(here, line, own, mask, H, 1, GATES),
+        load_gate(here, line, own, mask, H, 2, GATES),
+        load_gate(here, line, own, mask, H, 3, GATES),
+    )
+
+
+@triton.jit
+def _store_gates(gates, t, g0, g1, g2, g3, line, own, mask, rows, H, GATES: tl.constexpr):
+    """Puts numbers at all gates that there are."""
+    here = gates + t * rows * GATES * H
+    store_gate(here, g0, line, own, mask, H, 0, GATES, GATES)
+    store_gate(here, g1, line, own, mask, H, 1, GATES, GATES)
+    store_gate(here, g2, line, own, mask, H, 2, GATES, GATES)
+    store_gate(here, g3, line, own, mask, H, 3, GATES, GATES)
+
+
+@triton.jit
+def _by_gate(sums, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """The sums (ROWS, 4 UNITS) of four gates of each unit, side by side, as one for each gate."""
+    even, odd = tl.split(tl.reshape(sums, (ROWS, UNITS, 2, 2)))
+    s0, s2 = tl.split(even)
+    s1, s3 = tl.split(odd)
+    return s0, s1, s2, s3
+
+
+@triton.jit
 def forward(
     gates, recurrent, bias, peephole, history_first, history_second, hidden, operands,
     operands_second, counters, begin, end, steps, rows, H,
     CELL: tl.constexpr, GATES: tl.constexpr, PARTS: tl.constexpr, PEEPHOLE: tl.constexpr,
     OTHER: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Steps `begin` to `end` in the order of time; the state before them is in the history.
 
@@ -67,9 +105,9 @@ def forward(
         history_first: the first part of the state, (T + 1, B, H).
         history_second: the second.
         hidden: (T, B, H): receives the hidden states.
-        operands: (2, B, H): what products take, of the steps with even and odd number.
+        operands: (2, R, K): what products take, of the steps with even and odd number.
         operands_second: the same of the second part, with full peepholes.
-        counters: a number for each group of rows, 0.
+        counters: a number for each group of rows, 0, with 31 others between.
         begin: the first step.
         end: the step after the last.
         steps: T.
@@ -85,15 +123,19 @@ def forward(
         ROWS: rows of a program.
         UNITS: units of a program.
         K: H, or the power of two above it.
+        SPLIT: parts of the units that warps multiply on their own.
+        AHEAD: whether two operands are read at once.
     """
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    k = tl.arange(0, K)
+    k = all_units(K, SPLIT)
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
     size = rows * H
-    # Columns: the four gates of a unit side by side, so that halving twice tells them apart.
+    padded = tl.num_programs(1) * ROWS * K
+    counter = counters + tl.program_id(1) * 32
+    # Columns: the four gates of a unit side by side.
     column = tl.arange(0, 4 * UNITS)
     owner = tl.program_id(0) * UNITS + column // 4
     gate = column % 4
@@ -103,44 +145,47 @@ def forward(
         weights_second = weights_from(peephole, k, owner, gate - 1, H, 3)
     p1, p2, p3 = _peepholes(peephole, unit, H, PEEPHOLE)
     b0, b1, b2, b3 = _biases(bias, unit, H, GATES)
-    start = tl.cast(steps - begin if REVERSE else begin, tl.int64) * size
-    first = load(history_first + start, at, mask)
-    second = load(history_second + start, at, mask)
+    t = time_of(begin, steps, not REVERSE)
+    z0, z1, z2, z3 = _gates(gates, t, line, own, mask, rows, H, GATES)
+    before = (t + 1 if REVERSE else t) * size
+    first = load(history_first + before, at, mask)
+    second = load(history_second + before, at, mask)
     for step in range(begin, end):
-        # Places in tensors of T steps take more than 32 bits.
-        t = tl.cast(steps - 1 - step if REVERSE else step, tl.int64)
-        here = gates + t * size * GATES
-        z0 = load_gate(here, line, own, mask, H, 0, GATES) + b0
-        z1 = load_gate(here, line, own, mask, H, 1, GATES) + b1 + p1 * second
-        z2 = load_gate(here, line, own, mask, H, 2, GATES) + b2 + p2 * second
-        z3 = load_gate(here, line, own, mask, H, 3, GATES) + b3 + p3 * second
-        place = (step % 2) * size
-        state = load_rows(operands + place, row, k, rows, H, H)
+        t = time_of(step, steps, not REVERSE)
+        place = (step % 2) * padded
+        state = load_all(operands + place, row, k, K)
+        if (PEEPHOLE == "full") & AHEAD:
+            state_second = load_all(operands_second + place, row, k, K)
         product = tl.dot(state, weights, input_precision=PRECISION)
         if PEEPHOLE == "full":
-            state = load_rows(operands_second + place, row, k, rows, H, H)
-            product = tl.dot(state, weights_second, product, input_precision=PRECISION)
-        halves = tl.reshape(product, (ROWS, UNITS, 2, 2))
-        even, odd = tl.split(halves)
-        s0, s2 = tl.split(even)
-        s1, s3 = tl.split(odd)
+            if not AHEAD:
+                state_second = load_all(operands_second + place, row, k, K)
+            product = tl.dot(state_second, weights_second, product, input_precision=PRECISION)
+        s0, s1, s2, s3 = _by_gate(total(product, ROWS, 4 * UNITS, SPLIT), ROWS, UNITS)
         g0, g1, g2, g3, first, second = CELL(
-            z0 + s0, z1 + s1, z2 + s2, z3 + s3, first, second, OTHER
+            z0 + b0 + s0,
+            z1 + b1 + s1 + p1 * second,
+            z2 + b2 + s2 + p2 * second,
+            z3 + b3 + s3 + p3 * second,
+            first,
+            second,
+            OTHER,
         )
-        store_gate(here, g0, line, own, mask, H, 0, GATES, GATES)
-        store_gate(here, g1, line, own, mask, H, 1, GATES, GATES)
-        store_gate(here, g2, line, own, mask, H, 2, GATES, GATES)
-        store_gate(here, g3, line, own, mask, H, 3, GATES, GATES)
+        store(operands + padded - place, line * K + own, first, mask)
+        if PEEPHOLE == "full":
+            store(operands_second + padded - place, line * K + own, second, mask)
+        if step + 1 < end:
+            arrive(counter)
+        _store_gates(gates, t, g0, g1, g2, g3, line, own, mask, rows, H, GATES)
         after = (t if REVERSE else t + 1) * size
         store(history_first + after, at, first, mask)
         if PARTS > 1:
             store(history_second + after, at, second, mask)
         store(hidden + t * size, at, first, mask)
-        store(operands + size - place, at, first, mask)
-        if PEEPHOLE == "full":
-            store(operands_second + size - place, at, second, mask)
         if step + 1 < end:
-            meet(counters + tl.program_id(1), (step + 1 - begin) * tl.num_programs(0))
+            t = time_of(step + 1, steps, not REVERSE)
+            z0, z1, z2, z3 = _gates(gates, t, line, own, mask, rows, H, GATES)
+            wait(counter, (step + 1 - begin) * tl.num_programs(0))
 
 
 @triton.jit
@@ -155,24 +200,63 @@ def _peephole_weights(recurrent, peephole, k, unit, H, GATE: tl.constexpr, GATES
 
 
 @triton.jit
-def _through(past, past_second, dz, weights, seen, row, k, rows, H, GATE: tl.constexpr,
-             GATES: tl.constexpr, PEEPHOLE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Adds dz_g W_ga, and dz_g P_g where peepholes are full, to the parts of the state's."""
+def _later(operands, row, k, K, GATE: tl.constexpr, GATES: tl.constexpr):
+    """Dz of a gate, of all units; of the first if the cell has no such gate."""
+    return load_all(operands + (GATE if GATE < GATES else 0) * K, row, k, GATES * K)
+
+
+@triton.jit
+def _through(sums, seen, values, weights, peepholes, GATE: tl.constexpr, GATES: tl.constexpr,
+             PEEPHOLE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Adds dz_g W_ga, and dz_g P_g where peepholes are full, to the sums of the warps."""
     if GATE < GATES:
-        values = load_rows(dz + GATE * H, row, k, rows, H, GATES * H)
-        past = tl.dot(values, weights, past, input_precision=PRECISION)
+        sums = tl.dot(values, weights, sums, input_precision=PRECISION)
         if (PEEPHOLE == "full") & (GATE > 0):
-            past_second = tl.dot(values, seen, past_second, input_precision=PRECISION)
-    return past, past_second
+            seen = tl.dot(values, peepholes, seen, input_precision=PRECISION)
+    return sums, seen
+
+
+@triton.jit
+def _through_pair(
+    sums, seen, operands, row, k, K, weights, peepholes, more_weights, more_peepholes,
+    GATE: tl.constexpr, GATES: tl.constexpr, PEEPHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr,
+):  # fmt: skip
+    """The same of a gate and the next one."""
+    if GATE < GATES:
+        values = _later(operands, row, k, K, GATE, GATES)
+        if AHEAD:
+            more = _later(operands, row, k, K, GATE + 1, GATES)
+        sums, seen = _through(
+            sums, seen, values, weights, peepholes, GATE, GATES, PEEPHOLE, PRECISION
+        )
+        if not AHEAD:
+            more = _later(operands, row, k, K, GATE + 1, GATES)
+        sums, seen = _through(
+            sums, seen, more, more_weights, more_peepholes, GATE + 1, GATES, PEEPHOLE, PRECISION
+        )
+    return sums, seen
+
+
+@triton.jit
+def _states(grad_hidden, history_first, history_second, t, at, mask, size, REVERSE: tl.constexpr):
+    """dL/dh at a time, and the state before it."""
+    before = (t + 1 if REVERSE else t) * size
+    return (
+        load(grad_hidden + t * size, at, mask),
+        load(history_first + before, at, mask),
+        load(history_second + before, at, mask),
+    )
 
 
 @triton.jit
 def backward(
     gates, recurrent, peephole, history_first, history_second, grad_hidden, dz, delta_first,
-    delta_second, counters, begin, end, steps, rows, H,
+    delta_second, operands, counters, begin, end, steps, rows, H,
     CELL: tl.constexpr, GATES: tl.constexpr, PARTS: tl.constexpr, PEEPHOLE: tl.constexpr,
     OTHER: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Steps `begin` to `end` against the order of time; T stands for what comes before them all.
 
@@ -187,7 +271,8 @@ def backward(
         delta_first: (B, H): the gradient of the first part of the last state; receives that of
             the first state.
         delta_second: the same of the second part.
-        counters: a number for each group of rows, 0.
+        operands: (2, R, G·K): dz as products take it, of the steps with even and odd number.
+        counters: a number for each group of rows, 0, with 31 others between.
         begin: the first step, counted from the end of time.
         end: the step after the last, T + 1 at most: at T the gradient of the first state is made.
         steps: T.
@@ -203,14 +288,18 @@ def backward(
         ROWS: rows of a program.
         UNITS: units of a program.
         K: H, or the power of two above it.
+        SPLIT: parts of the units that warps multiply on their own.
+        AHEAD: whether two operands are read at once.
     """
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    k = tl.arange(0, K)
+    k = all_units(K, SPLIT)
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
     size = rows * H
+    padded = tl.num_programs(1) * ROWS * GATES * K
+    counter = counters + tl.program_id(1) * 32
     w0, v0 = _peephole_weights(recurrent, peephole, k, unit, H, 0, GATES, PEEPHOLE)
     w1, v1 = _peephole_weights(recurrent, peephole, k, unit, H, 1, GATES, PEEPHOLE)
     w2, v2 = _peephole_weights(recurrent, peephole, k, unit, H, 2, GATES, PEEPHOLE)
@@ -218,46 +307,45 @@ def backward(
     p1, p2, p3 = _peepholes(peephole, unit, H, PEEPHOLE)
     past = load(delta_first, at, mask)
     past_second = load(delta_second, at, mask)
+    t = time_of(begin, steps, REVERSE)
+    g0, g1, g2, g3 = _gates(gates, t, line, own, mask, rows, H, GATES)
+    upstream, first, second = _states(
+        grad_hidden, history_first, history_second, t, at, mask, size, REVERSE
+    )
+    new_second = load(history_second + (t if REVERSE else t + 1) * size, at, mask)
     for step in range(begin, end):
-        # Places in tensors of T steps take more than 32 bits.
-        t = tl.cast(step if REVERSE else steps - 1 - step, tl.int64)
-        later = dz + (t - 1 if REVERSE else t + 1) * size * GATES
+        t = time_of(step, steps, REVERSE)
+        place = (step % 2) * padded
         if step > 0:
-            past, past_second = _through(
-                past, past_second, later, w0, v0, row, k, rows, H, 0, GATES, PEEPHOLE, PRECISION
+            later = operands + padded - place
+            sums = tl.zeros((SPLIT, ROWS, UNITS), tl.float32)
+            seen = sums
+            sums, seen = _through_pair(
+                sums, seen, later, row, k, K, w0, v0, w1, v1, 0, GATES, PEEPHOLE, PRECISION, AHEAD
             )
-            past, past_second = _through(
-                past, past_second, later, w1, v1, row, k, rows, H, 1, GATES, PEEPHOLE, PRECISION
+            sums, seen = _through_pair(
+                sums, seen, later, row, k, K, w2, v2, w3, v3, 2, GATES, PEEPHOLE, PRECISION, AHEAD
             )
-            past, past_second = _through(
-                past, past_second, later, w2, v2, row, k, rows, H, 2, GATES, PEEPHOLE, PRECISION
-            )
-            past, past_second = _through(
-                past, past_second, later, w3, v3, row, k, rows, H, 3, GATES, PEEPHOLE, PRECISION
-            )
+            past += total(sums, ROWS, UNITS, SPLIT)
+            if PEEPHOLE == "full":
+                past_second += total(seen, ROWS, UNITS, SPLIT)
         if step < steps:
-            here = gates + t * size * GATES
-            before = (t + 1 if REVERSE else t) * size
-            after = (t if REVERSE else t + 1) * size
-            past += load(grad_hidden + t * size, at, mask)
             dz0, dz1, dz2, dz3, past, past_second = CELL(
-                load_gate(here, line, own, mask, H, 0, GATES),
-                load_gate(here, line, own, mask, H, 1, GATES),
-                load_gate(here, line, own, mask, H, 2, GATES),
-                load_gate(here, line, own, mask, H, 3, GATES),
-                load(history_first + before, at, mask),
-                load(history_second + before, at, mask),
-                load(history_second + after, at, mask),
-                past, past_second, OTHER,
-            )  # fmt: skip
+                g0, g1, g2, g3, first, second, new_second, past + upstream, past_second, OTHER
+            )
             past_second += dz1 * p1 + dz2 * p2 + dz3 * p3
-            target = dz + t * size * GATES
-            store_gate(target, dz0, line, own, mask, H, 0, GATES, GATES)
-            store_gate(target, dz1, line, own, mask, H, 1, GATES, GATES)
-            store_gate(target, dz2, line, own, mask, H, 2, GATES, GATES)
-            store_gate(target, dz3, line, own, mask, H, 3, GATES, GATES)
-        if step + 1 < end:
-            meet(counters + tl.program_id(1), (step + 1 - begin) * tl.num_programs(0))
+            _store_gates(operands + place, 0, dz0, dz1, dz2, dz3, line, own, mask, rows, K, GATES)
+            if step + 1 < end:
+                arrive(counter)
+            _store_gates(dz, t, dz0, dz1, dz2, dz3, line, own, mask, rows, H, GATES)
+            if step + 1 < end:
+                t = time_of(step + 1, steps, REVERSE)
+                g0, g1, g2, g3 = _gates(gates, t, line, own, mask, rows, H, GATES)
+                new_second = second
+                upstream, first, second = _states(
+                    grad_hidden, history_first, history_second, t, at, mask, size, REVERSE
+                )
+                wait(counter, (step + 1 - begin) * tl.num_programs(0))
     store(delta_first, at, past, mask)
     if PARTS > 1:
         store(delta_second, at, past_second, mask)

@@ -1,6 +1,6 @@
 """A whole scan of the GRU in one launch: two halves a step, since its candidate waits for s.
 
-As `persistent`; programs meet after each half. All sums are fp32.
+As `persistent`; programs wait for each other after each half. All sums are fp32.
 
 T steps, B rows, H units; gates: candidate, update, relevance.
 """
@@ -9,15 +9,30 @@ import triton
 import triton.language as tl
 
 from lmtrain.kernels.triton.memory import (
+    all_units,
+    arrive,
     load,
+    load_all,
     load_gate,
-    load_rows,
-    meet,
     store,
     store_gate,
+    time_of,
+    total,
+    wait,
     weights_from,
     weights_to,
 )
+
+
+@triton.jit
+def _gates(gates, t, line, own, mask, rows, H):
+    """What stands at the gates at a time."""
+    here = gates + t * rows * 3 * H
+    return (
+        load_gate(here, line, own, mask, H, 0, 3),
+        load_gate(here, line, own, mask, H, 1, 3),
+        load_gate(here, line, own, mask, H, 2, 3),
+    )
 
 
 @triton.jit
@@ -25,7 +40,7 @@ def forward(
     gates, recurrent, bias, history, hidden, operand, operand_gated, counters,
     begin, end, steps, rows, H,
     PREPARE: tl.constexpr, CELL: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Half steps `begin` to `end` in the order of time; the state before them is in the history.
 
@@ -35,9 +50,9 @@ def forward(
         bias: (3H).
         history: the state, (T + 1, B, H).
         hidden: (T, B, H): receives the hidden states.
-        operand: (B, H): the state that products take.
-        operand_gated: (B, H): receives s, which the candidate's product takes.
-        counters: a number for each group of rows, 0.
+        operand: (R, K): the state that products take.
+        operand_gated: (R, K): receives s, which the candidate's product takes.
+        counters: a number for each group of rows, 0, with 31 others between.
         begin: the first half step.
         end: the half step after the last.
         steps: T.
@@ -50,14 +65,16 @@ def forward(
         ROWS: rows of a program.
         UNITS: units of a program.
         K: H, or the power of two above it.
+        SPLIT: parts of the units that warps multiply on their own.
     """
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    k = tl.arange(0, K)
+    k = all_units(K, SPLIT)
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
     size = rows * H
+    counter = counters + tl.program_id(1) * 32
     # Columns: update and relevance of a unit side by side, so that halving tells them apart.
     column = tl.arange(0, 2 * UNITS)
     owner = tl.program_id(0) * UNITS + column // 2
@@ -66,43 +83,71 @@ def forward(
     b0 = load(bias, unit, unit < H)[None, :]
     b1 = load(bias, H + unit, unit < H)[None, :]
     b2 = load(bias, 2 * H + unit, unit < H)[None, :]
-    start = tl.cast(steps - begin // 2 if REVERSE else begin // 2, tl.int64) * size
-    first = load(history + start, at, mask)
+    t = time_of(begin // 2, steps, not REVERSE)
+    # At the second half of a step, Γu stands where z1 stood.
+    z0, z1, z2 = _gates(gates, t, line, own, mask, rows, H)
+    first = load(history + (t + 1 if REVERSE else t) * size, at, mask)
     for half in range(begin, end):
-        step = half // 2
-        # Places in tensors of T steps take more than 32 bits.
-        t = tl.cast(steps - 1 - step if REVERSE else step, tl.int64)
+        t = time_of(half // 2, steps, not REVERSE)
         here = gates + t * size * 3
         if half % 2 == 0:
-            state = load_rows(operand, row, k, rows, H, H)
-            product = tl.dot(state, w_gates, input_precision=PRECISION)
-            s1, s2 = tl.split(tl.reshape(product, (ROWS, UNITS, 2)))
-            z1 = load_gate(here, line, own, mask, H, 1, 3) + b1
-            z2 = load_gate(here, line, own, mask, H, 2, 3) + b2
-            g1, g2, gated = PREPARE(z1 + s1, z2 + s2, first)
-            store_gate(here, g1, line, own, mask, H, 1, 3, 3)
+            product = tl.dot(load_all(operand, row, k, K), w_gates, input_precision=PRECISION)
+            pairs = tl.reshape(total(product, ROWS, 2 * UNITS, SPLIT), (ROWS, UNITS, 2))
+            s1, s2 = tl.split(pairs)
+            z1, g2, gated = PREPARE(z1 + b1 + s1, z2 + b2 + s2, first)
+            store(operand_gated, line * K + own, gated, mask)
+            if half + 1 < end:
+                arrive(counter)
+            store_gate(here, z1, line, own, mask, H, 1, 3, 3)
             store_gate(here, g2, line, own, mask, H, 2, 3, 3)
-            store(operand_gated, at, gated, mask)
         else:
-            state = load_rows(operand_gated, row, k, rows, H, H)
-            z0 = load_gate(here, line, own, mask, H, 0, 3) + b0
-            z0 += tl.dot(state, w_candidate, input_precision=PRECISION)
-            g1 = load_gate(here, line, own, mask, H, 1, 3)
+            state = load_all(operand_gated, row, k, K)
+            sums = tl.dot(state, w_candidate, input_precision=PRECISION)
+            z0 += b0 + total(sums, ROWS, UNITS, SPLIT)
             # The cell's page has room for four gates and two parts of a state.
-            g0, g1, _g, _g, first, _s = CELL(z0, g1, g1, g1, first, first, False)
+            g0, _g, _g, _g, first, _s = CELL(z0, z1, z1, z1, first, first, False)
+            store(operand, line * K + own, first, mask)
+            if half + 1 < end:
+                arrive(counter)
             store_gate(here, g0, line, own, mask, H, 0, 3, 3)
             store(history + (t if REVERSE else t + 1) * size, at, first, mask)
             store(hidden + t * size, at, first, mask)
-            store(operand, at, first, mask)
+            if half + 1 < end:
+                t = time_of(half // 2 + 1, steps, not REVERSE)
+                z0, z1, z2 = _gates(gates, t, line, own, mask, rows, H)
         if half + 1 < end:
-            meet(counters + tl.program_id(1), (half + 1 - begin) * tl.num_programs(0))
+            wait(counter, (half + 1 - begin) * tl.num_programs(0))
+
+
+@triton.jit
+def _known(gates, grad_hidden, history, t, line, own, mask, rows, H, REVERSE: tl.constexpr):
+    """What a backward step takes besides dz: activations, dL/dh, and the state before it."""
+    g0, g1, g2 = _gates(gates, t, line, own, mask, rows, H)
+    at = line * H + own
+    upstream = load(grad_hidden + t * rows * H, at, mask)
+    first = load(history + (t + 1 if REVERSE else t) * rows * H, at, mask)
+    return g0, g1, g2, upstream, first
+
+
+@triton.jit
+def _through(operands, w1, w2, row, k, K, PRECISION: tl.constexpr, AHEAD: tl.constexpr):
+    """dz_u W_ua + dz_r W_ra, as sums of the warps."""
+    d1 = load_all(operands + K, row, k, 3 * K)
+    if AHEAD:
+        d2 = load_all(operands + 2 * K, row, k, 3 * K)
+    sums = tl.dot(d1, w1, input_precision=PRECISION)
+    if not AHEAD:
+        d2 = load_all(operands + 2 * K, row, k, 3 * K)
+    return tl.dot(d2, w2, sums, input_precision=PRECISION)
 
 
 @triton.jit
 def backward(
-    gates, recurrent, history, grad_hidden, dz, delta, counters, begin, end, steps, rows, H,
+    gates, recurrent, history, grad_hidden, dz, delta, operands, counters, begin, end, steps, rows,
+    H,
     CELL: tl.constexpr, FINISH: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Half steps `begin` to `end` against the order of time; 2T makes the first state's gradient.
 
@@ -113,7 +158,8 @@ def backward(
         grad_hidden: (T, B, H): the gradients of the hidden states.
         dz: (T, B, 3H): receives the gradients at the pre-activations.
         delta: (B, H): the gradient of the last state; receives that of the first.
-        counters: a number for each group of rows, 0.
+        operands: (2, R, 3K): dz as products take it, of the steps with even and odd number.
+        counters: a number for each group of rows, 0, with 31 others between.
         begin: the first half step, counted from the end of time.
         end: the half step after the last, 2T + 1 at most.
         steps: T.
@@ -126,49 +172,60 @@ def backward(
         ROWS: rows of a program.
         UNITS: units of a program.
         K: H, or the power of two above it.
+        SPLIT: parts of the units that warps multiply on their own.
+        AHEAD: whether two operands are read at once.
     """
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    k = tl.arange(0, K)
+    k = all_units(K, SPLIT)
     mask = (row < rows)[:, None] & (unit < H)[None, :]
     line, own = row[:, None], unit[None, :]
     at = line * H + own
     size = rows * H
+    counter = counters + tl.program_id(1) * 32
     w0 = weights_to(recurrent, k, unit, H, 0, 3)
     w1 = weights_to(recurrent, k, unit, H, 1, 3)
     w2 = weights_to(recurrent, k, unit, H, 2, 3)
+    padded = tl.num_programs(1) * ROWS * 3 * K
+    across = line * 3 * K + own
     past = load(delta, at, mask)
+    t = time_of(begin // 2, steps, REVERSE)
+    g0, g1, g2, upstream, first = _known(
+        gates, grad_hidden, history, t, line, own, mask, rows, H, REVERSE
+    )
     for half in range(begin, end):
         step = half // 2
-        # Places in tensors of T steps take more than 32 bits.
-        t = tl.cast(step if REVERSE else steps - 1 - step, tl.int64)
-        here = gates + t * size * 3
+        t = time_of(step, steps, REVERSE)
         target = dz + t * size * 3
-        before = (t + 1 if REVERSE else t) * size
+        here = operands + (step % 2) * padded
         if half % 2 == 0:
             if step > 0:
-                later = dz + (t - 1 if REVERSE else t + 1) * size * 3
-                d1 = load_rows(later + H, row, k, rows, H, 3 * H)
-                past = tl.dot(d1, w1, past, input_precision=PRECISION)
-                d2 = load_rows(later + 2 * H, row, k, rows, H, 3 * H)
-                past = tl.dot(d2, w2, past, input_precision=PRECISION)
+                later = operands + padded - (step % 2) * padded
+                sums = _through(later, w1, w2, row, k, K, PRECISION, AHEAD)
+                past += total(sums, ROWS, UNITS, SPLIT)
             if step < steps:
-                past += load(grad_hidden + t * size, at, mask)
-                first = load(history + before, at, mask)
-                g0 = load_gate(here, line, own, mask, H, 0, 3)
-                g1 = load_gate(here, line, own, mask, H, 1, 3)
                 dz0, dz1, _g, _g, past, _s = CELL(
-                    g0, g1, g1, g1, first, first, first, past, past, False
+                    g0, g1, g1, g1, first, first, first, past + upstream, past, False
                 )
+                store(here, across, dz0, mask)
+                store(here + K, across, dz1, mask)
+                if half + 1 < end:
+                    arrive(counter)
                 store_gate(target, dz0, line, own, mask, H, 0, 3, 3)
                 store_gate(target, dz1, line, own, mask, H, 1, 3, 3)
         else:
-            d0 = load_rows(target, row, k, rows, H, 3 * H)
-            ds = tl.dot(d0, w0, input_precision=PRECISION)
-            g2 = load_gate(here, line, own, mask, H, 2, 3)
-            dz2, through = FINISH(ds, g2, load(history + before, at, mask))
+            sums = tl.dot(load_all(here, row, k, 3 * K), w0, input_precision=PRECISION)
+            dz2, through = FINISH(total(sums, ROWS, UNITS, SPLIT), g2, first)
+            store(here + 2 * K, across, dz2, mask)
+            if half + 1 < end:
+                arrive(counter)
             store_gate(target, dz2, line, own, mask, H, 2, 3, 3)
             past += through
+            if half + 1 < end:
+                t = time_of(step + 1, steps, REVERSE)
+                g0, g1, g2, upstream, first = _known(
+                    gates, grad_hidden, history, t, line, own, mask, rows, H, REVERSE
+                )
         if half + 1 < end:
-            meet(counters + tl.program_id(1), (half + 1 - begin) * tl.num_programs(0))
+            wait(counter, (half + 1 - begin) * tl.num_programs(0))
     store(delta, at, past, mask)

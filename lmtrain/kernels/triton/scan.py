@@ -26,12 +26,13 @@ from lmtrain.kernels.triton import engine
 
 # Numbers of a program of the alternating schedule.
 _BLOCK = 256
-# Of the persistent one: units and rows of a program, warps, bytes of shared memory that its weights
-# may take and as many the states of its rows, and those that sums take.
-_UNITS, _ROWS = (8, 16), (16, 32)
+# Of the persistent one: rows and units of a program, warps, bytes of a product's operand up to
+# which two are read at once, and bytes up to which the compiler brings the sums of all warps
+# together at once. Few rows come first: in every step a program reads the states of all its rows.
+_ROWS, _UNITS = (16, 32), (8, 16, 32)
 _WARPS = 8
-_MOST_BYTES = 128 << 10
-_SUM_BYTES = 1 << 10
+_MOST_BYTES_AHEAD = 32 << 10
+_MOST_BYTES_OF_SUMS = 64 << 10
 # Chooses a schedule in place of the sizes, for tests and measurements.
 _SWITCH = "LMTRAIN_SCHEDULE"
 
@@ -123,21 +124,34 @@ def _layout(form: _Form, gates: Tensor, units: int) -> tuple[int, int] | None:
         return (_ROWS[0], _UNITS[0]) if chosen == "persistent" else None
     cores = torch.cuda.get_device_properties(gates.device).multi_processor_count
     shared = engine.shared_bytes(gates.device)
-    for own_units, own_rows in itertools.product(_UNITS, _ROWS):
+    for own_rows, own_units in itertools.product(_ROWS, _UNITS):
         # All programs must run at once, or they would wait for ever.
         programs = -(-units // own_units) * -(-gates.shape[1] // own_rows)
-        sizes = _bytes(form, own_rows, own_units, units, gates.element_size())
-        if programs <= cores and max(sizes) <= _MOST_BYTES and sum(sizes) <= shared:
+        size = _bytes(form, own_rows, own_units, units, gates.element_size())
+        if programs <= cores and size <= shared:
             return own_rows, own_units
     return None
 
 
-def _bytes(form: _Form, rows: int, own_units: int, units: int, size: int) -> tuple[int, int, int]:
-    """What a program keeps in shared memory: its weights, the states of its rows, and sums."""
-    row = _power(units) * size
+def _bytes(form: _Form, rows: int, own_units: int, units: int, size: int) -> int:
+    """What a program keeps in shared memory: weights, and operands or the sums of its warps."""
+    width = _power(units)
     # Gates that a cell lacks are multiplied, too; full peepholes take as many matrices again.
     matrices = 3 if form.is_two_phased else 8 if form.peephole == "full" else 4
-    return matrices * own_units * row, rows * row, _SUM_BYTES
+    operand = rows * width * size
+    operands = 2 * operand if _reads_ahead(rows, width, size) else operand
+    sums = _split(width) * rows * 4 * own_units * 4
+    return matrices * own_units * width * size + max(operands, min(sums, _MOST_BYTES_OF_SUMS))
+
+
+def _reads_ahead(rows: int, width: int, size: int) -> bool:
+    """Whether two operands of products are read at once."""
+    return rows * width * size <= _MOST_BYTES_AHEAD
+
+
+def _split(width: int) -> int:
+    """Parts of the units that the warps of a program multiply on their own."""
+    return min(_WARPS, width // 16)
 
 
 def _power(number: int) -> int:
@@ -268,62 +282,83 @@ class _Persistent(_Scan):
         """Runs so many steps, or halves of them, of a kernel."""
         rows, units = self.layout
         grid = (-(-self.units // units), -(-self.rows // rows))
-        options: dict[str, Any] = {"num_warps": _WARPS, "launch_cooperative_grid": True}
-        options |= engine.OPTIONS
+        # What others write must not be read ahead of the step that takes it: a single stage.
+        options: dict[str, Any] = {
+            "num_warps": _WARPS, "num_stages": 1, "launch_cooperative_grid": True, **engine.OPTIONS
+        }  # fmt: skip
         spans = [(0, ticks)]
         if engine.is_interpreted():
             options, spans = {}, [(tick, tick + 1) for tick in range(ticks)]
         name = "persistent_gru" if self.form.is_two_phased else "persistent"
         for begin, end in spans:
-            counters = torch.zeros(grid[1], dtype=torch.int32, device=self.gates.device)
+            # A line of the cache each.
+            counters = torch.zeros(32 * grid[1], dtype=torch.int32, device=self.gates.device)
             getattr(engine.module(name), kernel)[grid](
                 *tensors, counters, begin, end, self.steps, self.rows, self.units,
                 CELL=getattr(self.page, kernel), REVERSE=self.reverse, PRECISION="ieee",
-                ROWS=rows, UNITS=units, K=_power(self.units), **constants, **options,
+                ROWS=rows, UNITS=units, K=self.width, SPLIT=_split(self.width),
+                **constants, **options,
             )  # fmt: skip
+
+    @property
+    def width(self) -> int:
+        """Units, with padding, of what programs write for each other."""
+        return _power(self.units)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether two operands of products are read at once."""
+        return _reads_ahead(self.layout[0], self.width, self.gates.element_size())
+
+    def _operands(self, *shape: int) -> Tensor:
+        """What programs write for each other, (..., rows, width), both padded with zeros."""
+        rows = -(-self.rows // self.layout[0]) * self.layout[0]
+        return self.gates.new_zeros(*shape[:-1], rows, shape[-1] * self.width)
 
     def _constants(self) -> dict[str, Any]:
         form = self.form
         return {
             "GATES": form.gates, "PARTS": form.parts, "PEEPHOLE": form.peephole,
-            "OTHER": form.is_other,
+            "OTHER": form.is_other, "AHEAD": self.reads_ahead,
         }  # fmt: skip
 
     def forward(self, bias: Tensor, hidden: Tensor) -> None:
         """Activations into the gates, states into the history, hidden states."""
         first, last = self.history[0], self.history[-1]
-        operand, operand_second = (
-            states[self.steps if self.reverse else 0].to(self.gates.dtype, copy=True)
-            for states in (first, last)
-        )
+        begin = self.steps if self.reverse else 0
+        operands, operands_second = self._operands(2, 1), self._operands(2, 1)
+        operands[0, : self.rows, : self.units] = first[begin]
         if self.form.is_two_phased:
             self._launch(
                 *("forward", 2 * self.steps),
-                *(self.gates, self.recurrent, bias, first, hidden, operand, operand_second),
+                *(self.gates, self.recurrent, bias, first, hidden, *operands),
                 PREPARE=self.page.prepare,
             )
         else:
+            operands_second[0, : self.rows, : self.units] = last[begin]
             self._launch(
                 *("forward", self.steps),
                 *(self.gates, self.recurrent, bias, self.peephole, first, last, hidden),
-                *(operand.repeat(2, 1, 1), operand_second.repeat(2, 1, 1)),
+                *(operands, operands_second),
                 **self._constants(),
             )
 
     def backward(self, grad_hidden: Tensor, dz: Tensor, delta: list[Tensor]) -> None:
         """Gradients at the pre-activations; `delta` becomes the gradients of the first state."""
         first, last = self.history[0], self.history[-1]
+        operands = self._operands(2, self.form.gates)
         if self.form.is_two_phased:
             self._launch(
                 *("backward", 2 * self.steps + 1),
-                *(self.gates, self.recurrent, first, grad_hidden, dz, delta[0]),
+                *(self.gates, self.recurrent, first, grad_hidden, dz, delta[0], operands),
                 FINISH=self.page.finish,
+                AHEAD=self.reads_ahead,
             )
         else:
             self._launch(
                 *("backward", self.steps + 1),
                 *(self.gates, self.recurrent, self.peephole, first, last),
-                *(grad_hidden, dz, delta[0], delta[-1]),
+                *(grad_hidden, dz, delta[0], delta[-1], operands),
                 **self._constants(),
             )
 
