@@ -2,7 +2,7 @@
 
 text → vocabulary → tokens → batches → cells over time → loss → update → checkpoint → samples
 
-text/        where text comes from, how it becomes ids, which ids a step sees
+data/        where text comes from, how it becomes ids, which ids a step sees
 cells/       the recurrent cells: one equation a file
 kernels/     how a cell runs over time; softmax cross-entropy
 model/       layers, directions, dropout; embedding, softmax, loss

@@ -13,13 +13,13 @@ from torch import Tensor
 from lmtrain import assembly, checkpoint, device, evaluation, generation, tuning
 from lmtrain import config as configuration
 from lmtrain.adaptation import Adaptation, Cache, Dynamic, gradient_scales
+from lmtrain.data import corpus
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.data.tokens import Tokens, tokenize
 from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.schema import Config
-from lmtrain.text import corpus
-from lmtrain.text.tokenizer import Tokenizer
-from lmtrain.text.tokens import Tokens, tokenize
 from lmtrain.tuning import Trial
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lmtrain.data import corpus
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.data.tokens import Tokens, cached_tokenizer, load_tokens, token_key, tokenize
 from lmtrain.errors import CheckpointError
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel, Regularization
 from lmtrain.schema import Config
-from lmtrain.text import corpus
-from lmtrain.text.tokenizer import Tokenizer
-from lmtrain.text.tokens import Tokens, cached_tokenizer, load_tokens, token_key, tokenize
 
 
 def prepare(config: Config) -> tuple[Tokenizer, dict[str, Tokens]]:
@@ -146,15 +146,12 @@ def build_model(config: Config, vocab_size: int, *, is_shared: bool = False) -> 
         tied_embeddings=network.tied_embeddings,
         softmax=network.softmax,
         num_samples=network.samples,
-        num_mixtures=network.mixtures,
         init_scale=network.init_scale,
         forget_bias=network.forget_bias,
         cell_options={
             "cell_output": network.cell_output,
             "peephole": network.peephole,
             "activation": network.activation,
-            "layer_norm": network.layer_norm,
-            "mogrifier": network.mogrifier,
         },
         is_mixed=is_mixed(config),
         # Rules that remember or decay need every row in every step.

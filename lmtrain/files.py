@@ -282,16 +282,6 @@ def spool(pieces: Iterable[bytes]) -> Path:
     return path
 
 
-def temporary_folder(name: str) -> Path:
-    """A new folder among temporary files, which only this user can enter.
-
-    Raises:
-        MachineError: the system refused.
-    """
-    with explained(Path(tempfile.gettempdir()), "make a folder in"):
-        return Path(tempfile.mkdtemp(prefix=f"lmtrain-{name}-"))
-
-
 @contextlib.contextmanager
 def locked(
     path: Path, holder: str, advice: str = "wait for it to end, or train elsewhere: --out DIR"

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.model.language_model import LanguageModel
-from lmtrain.text.tokenizer import Tokenizer
 
 # So many draws of <UNK> in a row are given up; the other tokens then share its probability.
 _MOST_REJECTIONS = 100
@@ -191,10 +191,10 @@ def stream(
     """
     _check(prompt, num, max_tokens, temperature, top_k, top_p, seed)
     ids = tokenizer.encode(prompt).tolist() if prompt else []
-    joiners = [tokenizer.joiner() for _ in range(num)]
-    for row, joiner in enumerate(joiners):
+    detokenizers = [tokenizer.detokenizer() for _ in range(num)]
+    for row, detokenizer in enumerate(detokenizers):
         if ids:
-            yield row, "".join(joiner.add(index) for index in ids)
+            yield row, "".join(detokenizer.add(index) for index in ids)
     drawn = generate(
         model,
         ids,
@@ -211,9 +211,9 @@ def stream(
     for indices in drawn:
         for row, index in enumerate(indices):
             if index is not None and index != tokenizer.eos_id:
-                yield row, joiners[row].add(index)
-    for row, joiner in enumerate(joiners):
-        yield row, joiner.end()
+                yield row, detokenizers[row].add(index)
+    for row, detokenizer in enumerate(detokenizers):
+        yield row, detokenizer.end()
 
 
 def _check(

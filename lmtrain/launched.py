@@ -20,28 +20,6 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_worker() else 1
 
 
-def name() -> str | None:
-    """What tells this launch of processes from others; None for a process alone.
-
-    It is torchrun's own name for it, which is new each time unless --rdzv-id gives it.
-    """
-    if not is_worker():
-        return None
-    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    # torchrun's word for a launch that has no name; its own process has a number then.
-    return f"launcher {os.getppid()}" if given == "none" else given
-
-
-def is_restarted() -> bool:
-    """Whether the launcher started the processes anew because one of them had failed."""
-    return is_worker() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-
-
-def may_restart() -> bool:
-    """Whether the launcher would start the processes anew if one of them failed."""
-    return is_worker() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-
-
 def number(name: str) -> int:
     """A variable that holds a number, such as RANK.
 

@@ -90,22 +90,16 @@ class ModelConfig(Section):
     """Whether layers after the first add their input to their output, where sizes agree."""
     tied_embeddings: bool = False
     """Whether the output weights are the embeddings; the last layer has their size then."""
-    softmax: Literal["full", "sampled", "adaptive", "mixture"] = "full"
-    """Over all words; in training over a sample; cheaper for rare words; or several mixed."""
+    softmax: Literal["full", "sampled", "adaptive"] = "full"
+    """Over all words; over a sample of them in training; or with cheaper rare words."""
     samples: PositiveInt = 1000
     """Softmax sampled: words drawn for a step, 1 or more; all, if there are no more in the text."""
-    mixtures: Few = 5
-    """Softmax mixture: how many softmaxes are mixed; time and memory grow with it."""
     cell_output: Literal["tanh", "linear"] = "tanh"
     """LSTM cells: a = Γo ∘ tanh(c), or a = Γo ∘ c, which has no bound and diverges more easily."""
     peephole: Literal["full", "diagonal"] = "full"
     """Peephole LSTM: gates see c⟨t−1⟩ through a whole matrix, or each unit its own alone."""
     activation: Literal["tanh", "relu"] = "tanh"
     """The rnn cell's g."""
-    layer_norm: bool = False
-    """Whether gates get their sums from input and state normalized; no fast kernels then."""
-    mogrifier: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
-    """Rounds, 0 to 100, in which input and state gate each other first; no fast kernels then."""
     init_scale: PositiveFloat | None = None
     """All weights start uniform in ± this; without it, orthogonal recurrent matrices and more."""
     forget_bias: float = 1.0
@@ -129,8 +123,8 @@ class OptimizerConfig(Section):
     """The update rule."""
     learning_rate: PositiveFloat = 0.002
     """Learning rate at its highest, above 0."""
-    schedule: Literal["constant", "step", "cosine", "one-cycle"] = "cosine"
-    """Learning rate over time: constant, falling by epochs, half a cosine to 0, or up and down."""
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """Learning rate over time: constant, falling by epochs, or half a cosine to 0."""
     warmup_steps: NonNegativeInt = 0
     """Updates over which the learning rate rises from 0 first."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -139,8 +133,8 @@ class OptimizerConfig(Section):
     """Schedule step: epochs at the full learning rate."""
     weight_decay: NonNegativeFloat = 0.0
     """Decay of the weights per update over the learning rate (adamw), or L2 penalty (others)."""
-    clip: Literal["l2", "l1", "value"] = "l2"
-    """What is limited: the L2 or L1 norm over all gradients together, or each single value."""
+    clip: Literal["l2", "l1"] = "l2"
+    """Norm over all gradients together that is limited."""
     max_grad_norm: PositiveFloat | None = 5.0
     """The limit of optimizer.clip, above 0; none for no limit."""
     average: Literal["ema", "triggered"] | None = None
@@ -162,8 +156,6 @@ class TrainConfig(Section):
     """Whether each update draws its steps around train.seq_len, so that no epoch is cut alike."""
     state_reset: Fraction = 0.0
     """Chance, 0 to 1, that a stream begins a window with zeros, as new text does, not its state."""
-    accumulate: PositiveInt = 1
-    """Groups a batch is computed in, one after the other: less memory, the same update."""
     max_epochs: PositiveInt = 10
     """Passes over the training text, 1 or more."""
     max_steps: PositiveInt | None = None
@@ -192,15 +184,6 @@ class TrainConfig(Section):
     """Validations without a new best after which training stops early; never without it."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept beside the best, 1 or more."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        if self.accumulate > self.batch_size:
-            raise ValueError(
-                f"train.accumulate {self.accumulate} groups of train.batch_size "
-                f"{self.batch_size} streams: there are not so many"
-            )
-        return self
 
 
 class Config(Section):

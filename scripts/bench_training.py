@@ -148,9 +148,7 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu") -> 
         max_grad_norm=LIMIT,
         schedule=lambda _: RATE,
     )
-    stepper = Stepper(
-        model, rule, Ranks(), groups=1, tell=lambda text: print(text, file=sys.stderr)
-    )
+    stepper = Stepper(model, rule, Ranks(), tell=lambda text: print(text, file=sys.stderr))
     inputs, targets = tokens(shape).to(place)
     state = model.recurrent.zero_state(shape.batch_size)
 

@@ -38,9 +38,9 @@ SIZES = [
 ]  # fmt: skip
 # Beside those of every cell: several graphs in one memory, other updates, other softmaxes.
 TRAININGS = [
-    {"train.random_seq_len": True, "train.accumulate": 2},
+    {"train.random_seq_len": True},
     {"optimizer.name": "adamw", "optimizer.learning_rate": 0.002},
-    {"model.softmax": "full"}, {"model.softmax": "mixture"},
+    {"model.softmax": "full"},
     {"model.softmax": "adaptive", "model.tied_embeddings": False},
 ]  # fmt: skip
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

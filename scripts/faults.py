@@ -4,7 +4,7 @@
     python scripts/faults.py --short    the same in about a minute
     python scripts/faults.py --fuzz 3600
 
-Trainings are tiny and full-featured: dropouts, averaged weights, accumulated groups, windows of
+Trainings are tiny and full-featured: dropouts, averaged weights, windows of
 random length, a schedule, early stopping. They run in forks of one process that has imported
 everything, so that a thousand of them fit into minutes; `kill -9` among whole processes, started as
 a user starts them, is tried as well. The exit code is 1 if anything did not hold.
@@ -38,9 +38,9 @@ import lmtrain
 from lmtrain import api, checkpoint, files
 from lmtrain import config as configuration
 from lmtrain.cli import main as door
+from lmtrain.data import corpus
+from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import LmtrainError
-from lmtrain.text import corpus
-from lmtrain.text.tokenizer import Tokenizer
 from lmtrain.training import run as training
 
 # Short enough for 40 updates to go over its end.
@@ -60,12 +60,11 @@ tied_embeddings = true
 residual = true
 [optimizer]
 average = "ema"
-schedule = "one-cycle"
+warmup_steps = 5
 [train]
 batch_size = 4
 seq_len = 8
 random_seq_len = true
-accumulate = 3
 max_steps = 40
 eval_every = 10
 save_every = 3
@@ -254,7 +253,7 @@ def kills(ground: Ground, number: int, *, whole: bool = False) -> list[Row]:
 
 PHASES = {
     "reading text": (corpus.FileSource, "chunks"),
-    "counting words": ("lmtrain.text.tokens", "_write_array"),
+    "counting words": ("lmtrain.data.tokens", "_write_array"),
     "building the model": ("lmtrain.assembly", "build_model"),
     "opening the record": ("lmtrain.training.run", "Monitor"),
     "a step": ("lmtrain.training.optimizer:Optimizer", "make"),

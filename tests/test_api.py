@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from corpora import SENTENCES
 
 import lmtrain
+from corpora import SENTENCES
 from lmtrain import assembly
 from lmtrain.cells import Cell, base, register
 from lmtrain.errors import CheckpointError, ConfigError, TextError

@@ -13,8 +13,8 @@ import torch
 from faulty_disk import DiedError, Faults, PowerLoss
 
 from lmtrain import checkpoint, disk, files
+from lmtrain.data import corpus, tokens
 from lmtrain.errors import CheckpointError, MachineError
-from lmtrain.text import corpus, tokens
 
 FAILURES = [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EROFS]
 

@@ -12,8 +12,8 @@ import time
 import pytest
 import safetensors.torch
 import torch
-from corpora import TINY
 
+from corpora import TINY
 from lmtrain import api, checkpoint, config, files
 from lmtrain.errors import CheckpointError
 from lmtrain.training.run import run_training

@@ -4,10 +4,10 @@ import re
 import shlex
 
 import pytest
-from corpora import SENTENCES
 from test_house import ROOT
 
 import lmtrain
+from corpora import SENTENCES
 from lmtrain import cells, config, schema
 from lmtrain.cells import base
 from lmtrain.cli.main import app

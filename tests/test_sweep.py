@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from corpora import TINY
 
+from corpora import TINY
 from lmtrain import checkpoint, sweep
 from lmtrain.errors import ConfigError
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmtrain.errors import ConfigError
@@ -64,50 +63,10 @@ class Cell(nn.Module, abc.ABC):
         self.weight_input = nn.Parameter(torch.empty(rows, input_size))
         self.weight_recurrent = nn.Parameter(torch.empty(rows, hidden_size))
         self.bias = nn.Parameter(torch.empty(rows))
-        self.has_layer_norm = False
-        self.mogrifier = nn.ParameterList()
-
-    @property
-    def is_extended(self) -> bool:
-        """Whether more is computed than the cell's own equation, so that autograd must run it."""
-        return self.has_layer_norm or len(self.mogrifier) > 0
-
-    def add_layer_norm(self) -> None:
-        """Makes `affine` normalize what a gate gets from the input and from the state.
-
-        γ_x ∘ LN(W_gx x) + γ_a ∘ LN(W_ga a) + b_g, LN(z) = (z − mean) / √(variance + 10⁻⁵) over H.
-
-        Source: Ba, Kiros & Hinton 2016 (arXiv 1607.06450), the cell state left as it is.
-        """
-        rows = len(self.bias)
-        self.gain_input = nn.Parameter(torch.ones(rows))
-        self.gain_recurrent = nn.Parameter(torch.ones(rows))
-        self.has_layer_norm = True
-
-    def add_mogrifier(self, rounds: int) -> None:
-        """Lets input and hidden state gate each other before each step.
-
-        x ← 2σ(Q_r a) ∘ x in the odd rounds r, a ← 2σ(R_r x) ∘ a in the even ones.
-
-        Args:
-            rounds: how many, 1 or more.
-
-        Source: Melis, Kočiský & Blunsom 2020 (arXiv 1909.01792).
-        """
-        sizes = (self.input_size, self.hidden_size)
-        for number in range(rounds):
-            rows, columns = sizes if number % 2 == 0 else sizes[::-1]
-            self.mogrifier.append(nn.Parameter(torch.empty(rows, columns)))
 
     def forward(self, x: Tensor, state: CellState) -> CellState:
-        """As `step`, after the rounds of the mogrifier."""
-        hidden, *others = state
-        for number, weight in enumerate(self.mogrifier):
-            if number % 2 == 0:
-                x = 2 * torch.sigmoid(hidden @ weight.T) * x
-            else:
-                hidden = 2 * torch.sigmoid(x @ weight.T) * hidden
-        return self.step(x, (hidden, *others))
+        """As `step`."""
+        return self.step(x, state)
 
     @abc.abstractmethod
     def step(self, x: Tensor, state: CellState) -> CellState:
@@ -118,10 +77,6 @@ class Cell(nn.Module, abc.ABC):
         rows = self.rows(gate)
         from_input = x @ self.weight_input[rows].T
         from_state = recurrent @ self.weight_recurrent[rows].T
-        if self.has_layer_norm:
-            size = (self.hidden_size,)
-            from_input = F.layer_norm(from_input, size) * self.gain_input[rows]
-            from_state = F.layer_norm(from_state, size) * self.gain_recurrent[rows]
         return from_input + from_state + self.bias[rows]
 
     def rows(self, gate: str) -> slice:
@@ -131,8 +86,7 @@ class Cell(nn.Module, abc.ABC):
 
     def meets_state(self, name: str) -> bool:
         """Whether the parameter of that name is a matrix that the state is multiplied with."""
-        is_recurrent = name != "weight_input" and not name.startswith("mogrifier")
-        return is_recurrent and self.get_parameter(name).dim() == 2
+        return name != "weight_input" and self.get_parameter(name).dim() == 2
 
     def zero_state(self, batch_size: int) -> CellState:
         """The state before the first step, zeros, each part (B, H)."""
@@ -154,9 +108,7 @@ class Cell(nn.Module, abc.ABC):
         """
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if name.startswith("gain"):
-                    parameter.fill_(1)
-                elif init_scale is not None:
+                if init_scale is not None:
                     parameter.uniform_(-init_scale, init_scale, generator=generator)
                 elif parameter.dim() < 2:
                     parameter.zero_()
@@ -169,7 +121,7 @@ class Cell(nn.Module, abc.ABC):
 def _initialize_blocks(
     name: str, parameter: Tensor, hidden_size: int, generator: torch.Generator
 ) -> None:
-    for block in parameter.split(len(parameter) if "mogrifier" in name else hidden_size):
+    for block in parameter.split(hidden_size):
         if block.shape == (hidden_size, hidden_size) and name != "weight_input":
             nn.init.orthogonal_(block, generator=generator)
         else:
@@ -272,15 +224,9 @@ def create(name: str, input_size: int, hidden_size: int, options: Mapping[str, A
         input_size: I.
         hidden_size: H.
         options: further arguments by name; those that the class does not have are left aside.
-            Every cell has `layer_norm`, whether to normalize, and `mogrifier`, rounds of gating.
 
     Raises:
         ConfigError: no such cell, or a size below 1.
     """
     kind = cell_class(name)
-    cell = kind(input_size, hidden_size, **{k: options[k] for k in kind.options if k in options})
-    if options.get("layer_norm"):
-        cell.add_layer_norm()
-    if rounds := options.get("mogrifier", 0):
-        cell.add_mogrifier(rounds)
-    return cell
+    return kind(input_size, hidden_size, **{k: options[k] for k in kind.options if k in options})

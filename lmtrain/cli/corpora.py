@@ -20,7 +20,7 @@ def _list(context: typer.Context, json: JsonOption = False) -> None:
     """
     if context.invoked_subcommand:
         return
-    from lmtrain.text import download
+    from lmtrain.data import download
 
     entries = download.listing()
     if json:
@@ -54,7 +54,7 @@ def fetch(
     \b
     lmtrain corpora fetch tiny-shakespeare
     """
-    from lmtrain.text import download
+    from lmtrain.data import download
 
     for path in download.fetch(name, mirror=url):
         print(path)

@@ -45,7 +45,7 @@ def command(
     lmtrain score runs/recipes candidates.txt --per-token --base 10
     """
     from lmtrain import api
-    from lmtrain.text import corpus
+    from lmtrain.data import corpus
 
     model = api.load(run, device_name=device)
     for scored in model.score(corpus.open_text([file]).lines()):

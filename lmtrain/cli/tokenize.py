@@ -12,8 +12,8 @@ from lmtrain.cli.settings import SetOption, given, setting
 from lmtrain.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from lmtrain.text.corpus import Text
-    from lmtrain.text.tokenizer import Tokenizer
+    from lmtrain.data.corpus import Text
+    from lmtrain.data.tokenizer import Tokenizer
 
 
 def command(
@@ -46,8 +46,8 @@ def command(
 
 
 def _tokenizer(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, Text | None]":
-    from lmtrain.text import corpus, tokens
-    from lmtrain.text.tokenizer import Tokenizer
+    from lmtrain.data import corpus, tokens
+    from lmtrain.data.tokenizer import Tokenizer
 
     folder = Path(source)
     # Not a Path's own: that a name is too long for a folder is said of the text.
@@ -83,7 +83,7 @@ def _show_ids(tokenizer: "Tokenizer", text: str, *, json: bool) -> None:
 
 
 def _show_coverage(tokenizer: "Tokenizer", text: "Text", source: str, *, json: bool) -> None:
-    from lmtrain.text.tokens import tokenize
+    from lmtrain.data.tokens import tokenize
 
     tokens = tokenize(text, tokenizer)
     unknown = 0

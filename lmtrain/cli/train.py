@@ -51,9 +51,6 @@ def command(
         int,
         typer.Option(help="Processes that share the batch, each GPU with one of them.", min=1),
     ] = 1,
-    max_restarts: Annotated[
-        int, typer.Option(help="With --devices, how often a failed training goes on.", min=0)
-    ] = 0,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -82,7 +79,7 @@ def command(
     if devices > 1 and not launched.is_worker():
         place = [] if out or resume else ["--out", str(new_run(chosen))]
         end_in_silence()
-        launcher.launch([*sys.argv[1:], *place], devices, max_restarts)
+        launcher.launch([*sys.argv[1:], *place], devices)
         return
     if devices > 1:
         launcher.require_size(devices)

@@ -18,7 +18,7 @@ def engine(cell: Cell) -> str:
 
 def _by_hand(cell: Cell) -> DifferentiatedCell | None:
     """The cell if its backward is given by hand for all that it computes."""
-    return cell if isinstance(cell, DifferentiatedCell) and not cell.is_extended else None
+    return cell if isinstance(cell, DifferentiatedCell) else None
 
 
 def scan(

@@ -18,7 +18,6 @@ from lmtrain.kernels.cross_entropy import cross_entropy, log_likelihood
 from lmtrain.model.adaptive_softmax import AdaptiveSoftmax
 from lmtrain.model.chance import Chance
 from lmtrain.model.dropout import Dropout, keep_mask
-from lmtrain.model.mixture_softmax import MixtureSoftmax
 from lmtrain.model.recurrent import Recurrent, State
 from lmtrain.model.sampled_softmax import SampledSoftmax
 
@@ -74,12 +73,10 @@ class LanguageModel(nn.Module):
         regularization: dropout and penalties; none without it.
         is_residual: whether layers add their input to their hidden states; see Recurrent.
         tied_embeddings: whether W_y is the embedding; the last layer then has E hidden units.
-        softmax: full; sampled, which training steps estimate (see SampledSoftmax); adaptive, where
-            rare words are cheaper (see AdaptiveSoftmax); or mixture, of several softmaxes (see
-            MixtureSoftmax).
+        softmax: full; sampled, which training steps estimate (see SampledSoftmax); or adaptive,
+            where rare words are cheaper (see AdaptiveSoftmax).
         num_samples: words that a sampled softmax draws for a training step; where there are no
             more, it is the full one.
-        num_mixtures: how many softmaxes a mixture has.
         init_scale: every weight uniform in ± this at first; None for each part's own way.
         forget_bias: what forget gates' biases start at.
         cell_options: further arguments of the cell by name.
@@ -114,7 +111,6 @@ class LanguageModel(nn.Module):
         tied_embeddings: bool = False,
         softmax: str = "full",
         num_samples: int = 1000,
-        num_mixtures: int = 5,
         init_scale: float | None = None,
         forget_bias: float = 1.0,
         cell_options: Mapping[str, Any] | None = None,
@@ -146,13 +142,9 @@ class LanguageModel(nn.Module):
         )
         self.output_dropout = self._dropout(self.regularization.output_dropout)
         self.adaptive_softmax: AdaptiveSoftmax | None = None
-        self.mixture_softmax: MixtureSoftmax | None = None
         self.sampled_softmax: SampledSoftmax | None = None
         if softmax == "sampled" and num_samples < vocab_size:
             self.sampled_softmax = SampledSoftmax(vocab_size, num_samples)
-        if softmax == "mixture":
-            size = self.output_size
-            self.mixture_softmax = MixtureSoftmax(size, size, num_mixtures)
         if softmax == "adaptive":
             self.adaptive_softmax = AdaptiveSoftmax(hidden_size, vocab_size)
         else:
@@ -182,13 +174,12 @@ class LanguageModel(nn.Module):
         for layer in self.recurrent.cells:
             if isinstance(layer, cells.Cell):
                 layer.initialize(self.chance.generator, init_scale, forget_bias)
-        for head in (self.adaptive_softmax, self.mixture_softmax):
-            if head is not None:
-                head.initialize(self.chance.generator, init_scale)
+        if self.adaptive_softmax is not None:
+            self.adaptive_softmax.initialize(self.chance.generator, init_scale)
 
     @property
     def decoder(self) -> Tensor:
-        """W_y of a full softmax or a mixture of them, (V, H)."""
+        """W_y of a full softmax, (V, H)."""
         return self.embedding if self._tied else self.output_weight
 
     @property
@@ -226,8 +217,6 @@ class LanguageModel(nn.Module):
         """Numbers (T, B, V) whose softmax is ŷ, from hidden states (T, B, H)."""
         if self.adaptive_softmax is not None:
             logits: Tensor = self.adaptive_softmax(hidden)
-        elif self.mixture_softmax is not None:
-            logits = self.mixture_softmax(hidden, self.decoder, self.output_bias)
         else:
             logits = F.linear(hidden, self.decoder, self.output_bias)
         return logits
@@ -237,7 +226,7 @@ class LanguageModel(nn.Module):
         hidden, state = self.hidden(inputs, state)
         dropped = self.output_dropout(hidden)
         scale = 1 / inputs.shape[1]
-        if self.adaptive_softmax or self.mixture_softmax:
+        if self.adaptive_softmax:
             nats = -scale * self.log_likelihood(dropped, targets).sum()
         elif self.sampled_softmax and self.training:
             head, weights = self.sampled_softmax, (self.decoder, self.output_bias)
@@ -273,10 +262,6 @@ class LanguageModel(nn.Module):
         """Log P of each of `targets` (T, B) after hidden states (T, B, H), in nats."""
         if self.adaptive_softmax is not None:
             return self.adaptive_softmax.log_likelihood(hidden, targets)
-        if self.mixture_softmax is not None:
-            return self.mixture_softmax.log_likelihood(
-                hidden, targets, self.decoder, self.output_bias
-            )
         if torch.is_grad_enabled():
             log_probs = self.logits(hidden).log_softmax(-1)  # (T, B, V)
             return log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

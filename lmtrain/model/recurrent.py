@@ -31,22 +31,6 @@ class State(tuple[CellState, ...]):
             for parts in zip(self, other, strict=True)
         )
 
-    def chunk(self, groups: int) -> list["State"]:
-        """The states of so many groups of rows, or fewer, as `Tensor.chunk` divides them."""
-        pieces = [[part.chunk(groups) for part in parts] for parts in self]
-        return [
-            State(tuple(part[i] for part in parts) for parts in pieces)
-            for i in range(len(pieces[0][0]))
-        ]
-
-    @staticmethod
-    def cat(states: Sequence["State"]) -> "State":
-        """The state of all rows from those of groups of them."""
-        if len(states) == 1:
-            return states[0]
-        layers = zip(*states, strict=True)
-        return State(tuple(map(torch.cat, zip(*parts, strict=True))) for parts in layers)
-
     def named(self) -> dict[str, Tensor]:
         """Every part by the name `carried/LAYER/PART`."""
         return {

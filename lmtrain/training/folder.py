@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 import lmtrain
-from lmtrain import checkpoint, files, launched, screen, untrusted
+from lmtrain import checkpoint, files, screen, untrusted
+from lmtrain.data import corpus
 from lmtrain.errors import CheckpointError, RunBusyError, UnreadableError
-from lmtrain.text import corpus
 
 SETTINGS, TOKENIZER = "config.toml", "tokenizer.json"
 _STARTS = "run.json"
@@ -65,12 +65,6 @@ def is_begun(run: Path) -> bool:
     return bool(checkpoint.steps(run)) or untrusted.is_there(run / SETTINGS)
 
 
-def is_of_this_launch(run: Path) -> bool:
-    """Whether the processes that were started last in the run had the same launcher as this one."""
-    starts = _starts(run)
-    return bool(starts) and starts[-1].get("launch") == launched.name()
-
-
 def record_start(run: Path, from_step: int | None, **surroundings: Any) -> None:
     """Adds this start to run.json; says so where it cannot go on bit for bit as before.
 
@@ -90,7 +84,6 @@ def record_start(run: Path, from_step: int | None, **surroundings: Any) -> None:
         "python": platform.python_version(),
         "argv": sys.argv,
         **surroundings,
-        "launch": launched.name(),
         "from_step": from_step or 0,
         "time": round(time.time(), 3),
     }

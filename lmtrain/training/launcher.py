@@ -14,13 +14,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from lmtrain.errors import ConfigError, LmtrainError, MachineError, RunInterruptedError
 
 
-def launch(arguments: Sequence[str], devices: int, max_restarts: int) -> None:
+def launch(arguments: Sequence[str], devices: int) -> None:
     """Runs `lmtrain` with these arguments in so many processes, until all have ended.
 
     Args:
         arguments: the command line of each.
         devices: processes, each with a GPU of its own where they train on CUDA.
-        max_restarts: how often all are started anew when one of them failed.
 
     Raises:
         MachineError: a process was killed.
@@ -36,7 +35,7 @@ def launch(arguments: Sequence[str], devices: int, max_restarts: int) -> None:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=max_restarts,
+        max_restarts=0,
     )
     try:
         elastic_launch(config, sys.executable)("-m", "lmtrain", *arguments)

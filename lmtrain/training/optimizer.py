@@ -12,10 +12,6 @@ from lmtrain.errors import CheckpointError
 
 Schedule = Callable[[int], float]
 
-# One-cycle: the share of the steps that rise, and of the peak that they start at.
-_RISING_SHARE = 0.3
-_FIRST_SHARE = 1 / 25
-
 _RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -36,11 +32,10 @@ def schedule(
     """The learning rate of each step, counted from 0.
 
     constant is `peak`; step is peak · decay^max(0, epoch + 1 − decay_after_epochs), epochs counted
-    from 0; cosine falls from `peak` to 0 at the end; one-cycle rises from peak / 25 by half a
-    cosine over the first 0.3 of all steps, then falls as cosine. Any of them rises linearly first.
+    from 0; cosine falls from `peak` to 0 at the end. Any of them rises linearly first.
 
     Args:
-        kind: constant, step, cosine or one-cycle.
+        kind: constant, step or cosine.
         peak: the highest learning rate.
         total_steps: updates of the whole training.
         steps_per_epoch: updates of one epoch.
@@ -48,20 +43,15 @@ def schedule(
         decay: factor of step for each epoch.
         decay_after_epochs: epochs before step decays.
 
-    Source: step: Zaremba, Sutskever & Vinyals 2014; cosine: Loshchilov & Hutter 2017; one-cycle:
-    Smith & Topin 2018, the momentum left as it is.
+    Source: step: Zaremba, Sutskever & Vinyals 2014; cosine: Loshchilov & Hutter 2017.
     """
-    first = warmup_steps + _RISING_SHARE * (total_steps - warmup_steps) * (kind == "one-cycle")
 
     def learning_rate(step: int) -> float:
         rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
         if kind == "step":
             return rise * peak * decay ** max(0, step // steps_per_epoch + 1 - decay_after_epochs)
-        if kind == "one-cycle" and step < first:
-            done = max(0, step - warmup_steps) / max(1, first - warmup_steps)
-            return rise * peak * (1 - (1 - _FIRST_SHARE) * (1 + math.cos(math.pi * done)) / 2)
-        if kind in ("cosine", "one-cycle"):
-            done = max(0, step - first) / max(1, total_steps - first)
+        if kind == "cosine":
+            done = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
             return rise * peak * (1 + math.cos(math.pi * min(1.0, done))) / 2
         return rise * peak
 
@@ -101,7 +91,7 @@ class Optimizer:
         model: whose parameters.
         name: sgd, adam or adamw.
         weight_decay: as in torch.
-        clip: l2, l1 or value: what is limited.
+        clip: l2 or l1, the norm that is limited.
         max_grad_norm: the limit; None for none.
         schedule: the learning rate of each step.
     """
@@ -162,9 +152,8 @@ class Optimizer:
     ) -> Update:
         """Differentiates a loss, clips, and makes one step if all numbers are finite.
 
-        g ← g · θ/‖g‖ where ‖g‖ > θ, ‖g‖ the L2 or L1 norm over all parameters together; or each
-        value of g is limited to ± θ, and the norm returned is L2. Where the device runs ahead,
-        nothing here waits for it.
+        g ← g · θ/‖g‖ where ‖g‖ > θ, ‖g‖ the L2 or L1 norm over all parameters together. Where the
+        device runs ahead, nothing here waits for it.
 
         Args:
             losses: the parts of the loss, computed as they are asked for, one after the other.
@@ -182,7 +171,7 @@ class Optimizer:
         is_made = loss.isfinite() & grad_norm.isfinite()
         if is_sound is not None:
             is_made = is_made & is_sound()
-        was_clipped, divisor = self._clipped(gradients, grad_norm)
+        was_clipped, divisor = self._clipped(grad_norm)
         if self._runs_ahead:
             # The rule itself divides the gradients, or leaves all as it is.
             vars(self._rule).update(grad_scale=divisor.float(), found_inf=(~is_made).float())
@@ -210,16 +199,11 @@ class Optimizer:
                 gradients.append(gradient)
         return gradients
 
-    def _clipped(self, gradients: list[Tensor], grad_norm: Tensor) -> tuple[Tensor, Tensor]:
+    def _clipped(self, grad_norm: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the limit was passed, and what the gradients are still to be divided by."""
         one = torch.ones_like(grad_norm, dtype=torch.float64)
         if self._limit is None:
             return one > 1, one
-        if self._clip == "value":
-            largest = torch.stack([gradient.abs().max() for gradient in gradients]).max()
-            torch._foreach_clamp_min_(gradients, -self._limit)
-            torch._foreach_clamp_max_(gradients, self._limit)
-            return largest > self._limit, one
         return grad_norm > self._limit, (grad_norm.double() / self._limit).clamp(min=1)
 
     def _divided(self, gradients: list[Tensor], divisor: float) -> float:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from lmtrain import assembly, device, launched
+from lmtrain.data.streams import Streams
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.data.tokens import Tokens
 from lmtrain.errors import ConfigError
 from lmtrain.evaluation import Evaluation, evaluate
 from lmtrain.generation import stream
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
-from lmtrain.text.batches import Batches
-from lmtrain.text.tokenizer import Tokenizer
-from lmtrain.text.tokens import Tokens
 from lmtrain.training.optimizer import Optimizer, Schedule, schedule
 from lmtrain.training.ranks import Ranks
 
@@ -30,7 +30,7 @@ class Ready:
     config: Config
     tokenizer: Tokenizer
     texts: Mapping[str, Tokens]
-    batches: Batches
+    batches: Streams
     model: LanguageModel
     threads: int
 
@@ -63,7 +63,7 @@ def get_ready(
     return Ready(config, tokenizer, texts, batches(config, texts["train"]), model, threads)
 
 
-def batches(config: Config, text: Tokens) -> Batches:
+def batches(config: Config, text: Tokens) -> Streams:
     """The tokens of each step.
 
     Raises:
@@ -71,7 +71,7 @@ def batches(config: Config, text: Tokens) -> Batches:
     """
     train = config.train
     seed = train.seed if train.random_seq_len else None
-    return Batches(text.ids, train.batch_size, train.seq_len, seed)
+    return Streams(text.ids, train.batch_size, train.seq_len, seed)
 
 
 def validation(
@@ -122,7 +122,7 @@ def writing(ready: Ready) -> Callable[[int], str]:
     return write
 
 
-def build_schedule(config: Config, batches: Batches, steps: int) -> Schedule:
+def build_schedule(config: Config, batches: Streams, steps: int) -> Schedule:
     """The learning rate of each step of a training of so many."""
     rule = config.optimizer
     return schedule(

@@ -265,14 +265,12 @@ def joined() -> Iterator[Ranks]:
 def _store() -> dist.Store:
     """Where the processes find one another: at the launcher's or at rank 0's."""
     is_launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    return dist.TCPStore(
         os.environ.get("MASTER_ADDR", "localhost"),
         launched.number("MASTER_PORT"),
         is_master=not is_launched and launched.number("RANK") == 0,
         timeout=_TIMEOUT,
     )
-    # The launcher's still holds the addresses of processes that it has started anew since.
-    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lmtrain.data.streams import Streams
 from lmtrain.errors import DivergedError
 from lmtrain.model.language_model import LanguageModel
-from lmtrain.text.batches import Batches
 from lmtrain.training.optimizer import Optimizer, Schedule
 
 # The curve ends where its loss is so many times the lowest.
@@ -49,7 +49,7 @@ def rising(first: float, last: float, steps: int) -> Schedule:
 
 
 def range_test(
-    model: LanguageModel, batches: Batches, optimizer: Optimizer, steps: int
+    model: LanguageModel, batches: Streams, optimizer: Optimizer, steps: int
 ) -> RateCurve:
     """Trains while the rate rises, until the loss has doubled or the steps are over.
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain import assembly, checkpoint, device, files, launched, screen, untrusted
+from lmtrain import assembly, checkpoint, device, files, screen, untrusted
 from lmtrain import config as configuration
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.data.tokens import Tokens
 from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, out_of_memory_explained
 from lmtrain.evaluation import unigram_loss
 from lmtrain.kernels.native import library
 from lmtrain.schema import Config
-from lmtrain.text.tokenizer import Tokenizer
-from lmtrain.text.tokens import Tokens
 from lmtrain.training import folder, parts
 from lmtrain.training.average import Average
 from lmtrain.training.monitor import Monitor, Silent
@@ -85,21 +85,14 @@ def run_training(
     began = time.monotonic()
     if resume and out is None:
         raise ConfigError("resume: which run?", "try: lmtrain train --resume RUN")
-    if out is None and launched.may_restart():
-        raise ConfigError("a training that may be restarted needs a run folder", "try: --out DIR")
     config = None if resume else config or configuration.load("python-docs")
     with out_of_memory_explained(_SMALLER), joined() as ranks:
         run = Path(ranks.agreed(lambda: str(out or new_run(config))))
         # Only the first process shows what training does.
         is_quiet = is_quiet or not ranks.is_first
-        if config is None or (launched.is_restarted() and ranks.agreed(lambda: _is_ours(run))):
+        if config is None:
             return _resume(run, overrides or {}, ranks, began=began, is_quiet=is_quiet)
         return _start(run, config, ranks, began=began, is_quiet=is_quiet)
-
-
-def _is_ours(run: Path) -> bool:
-    """Whether the processes that are started anew began this run: it may be an older one."""
-    return folder.is_begun(run) and folder.is_of_this_launch(run)
 
 
 def new_run(config: Config | None) -> Path:

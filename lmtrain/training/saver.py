@@ -9,8 +9,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from lmtrain import checkpoint, files
-from lmtrain.errors import CheckpointError, DivergedError, MachineError
+from lmtrain import checkpoint
+from lmtrain.errors import CheckpointError, DivergedError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.training.average import Average
@@ -66,8 +66,7 @@ class Saver:
 
         Raises:
             DivergedError: a weight is not finite; nothing was written.
-            MachineError: the disk or the permissions refused; if there is room for temporary
-                files, the checkpoint is there.
+            MachineError: the disk or the permissions refused.
         """
         tensors = self._gathered(state)
         self._ranks.agreed(lambda: self._save(progress, tensors))
@@ -85,27 +84,9 @@ class Saver:
             return
         began = time.monotonic()
         self._monitor.sync()
-        try:
-            self._write(self._run, progress, tensors)
-        except MachineError as error:
-            raise self._rescued(error, progress, tensors) from error
+        self._write(self._run, progress, tensors)
         checkpoint.rotate(self._run, self._keep)
         self._monitor.save_seconds += time.monotonic() - began
-
-    def _rescued(
-        self, error: MachineError, progress: Progress, tensors: Mapping[str, Tensor]
-    ) -> MachineError:
-        """The error, with the place of a checkpoint that was saved elsewhere."""
-        try:
-            place = files.temporary_folder(f"rescue-{self._run.resolve().name[:60]}")
-            self._write(place, progress, tensors)
-        except MachineError:
-            return error
-        return MachineError(
-            str(error).splitlines()[0],
-            f"this step's checkpoint is in {place} instead",
-            f"go on: lmtrain train --resume {place}",
-        )
 
     def _write(self, run: Path, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         with self._average.in_place():

@@ -1,7 +1,6 @@
 """One step of truncated backpropagation through time, and the numbers that come of it."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,7 +61,6 @@ class Stepper:
         model: the model.
         optimizer: the update.
         ranks: the processes that train together.
-        groups: groups of streams that are differentiated one after the other.
         tell: is told what a user should know of it.
     """
 
@@ -72,13 +70,11 @@ class Stepper:
         optimizer: Optimizer,
         ranks: Ranks,
         *,
-        groups: int,
         tell: Callable[[str], None],
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._ranks = ranks
-        self._groups = groups
         self._loss = ranks.averaging(model)
         self._do: Work = self._work
         # An adaptive softmax asks the device how many words are rare.
@@ -104,28 +100,15 @@ class Stepper:
 
     def _work(self, inputs: Tensor, targets: Tensor, before: State) -> tuple[State, Tensor]:
         """All that the device does of a step: the state after it, and its `Numbers`, (4,)."""
-        after: list[State] = []
-        nats: list[Tensor] = []
-
-        def losses() -> Iterator[Tensor]:
-            parts = inputs.chunk(self._groups, dim=1), targets.chunk(self._groups, dim=1)
-            for x, y, begin in zip(*parts, before.chunk(self._groups), strict=True):
-                is_last = len(after) == len(parts[0]) - 1
-                # Until the last group, no process waits for another's gradients.
-                with contextlib.nullcontext() if is_last else self._loss.apart():
-                    part = self._loss(x, y, begin)
-                    # Backpropagation is truncated here: the next step gets numbers without history.
-                    after.append(part.state.detach())
-                    weight = y.shape[1] / targets.shape[1]
-                    nats.append(part.nats * weight)
-                    yield part.objective * weight
+        loss = self._loss(inputs, targets, before)
 
         def is_sound() -> Tensor:
-            nats[:] = [self._ranks.averaged(torch.stack(nats).sum()) / len(inputs)]
-            return nats[0] <= _ABSURD_NATS
+            return nats <= _ABSURD_NATS
 
-        update = self._optimizer.make(losses(), is_sound)
-        numbers = (nats[0], update.grad_norm, update.was_clipped, update.is_made)
+        nats = self._ranks.averaged(loss.nats) / len(inputs)
+        update = self._optimizer.make([loss.objective], is_sound)
+        numbers = (nats, update.grad_norm, update.was_clipped, update.is_made)
         # Where nothing was updated, the next step goes on as if this one had not been.
-        state = State.cat(after).where(update.is_made, before)
+        # Backpropagation is truncated here: the next step gets numbers without history.
+        state = loss.state.detach().where(update.is_made, before)
         return state, torch.stack([each.double() for each in numbers])

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lmtrain import checkpoint, device, launched
+from lmtrain.data.streams import Streams
 from lmtrain.errors import DivergedError, RunInterruptedError
 from lmtrain.evaluation import Evaluation
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.schema import TrainConfig
-from lmtrain.text.batches import Batches
 from lmtrain.training.average import Average
 from lmtrain.training.monitor import Silent
 from lmtrain.training.optimizer import Optimizer, Schedule
@@ -58,7 +58,7 @@ class Trainer:
         config: TrainConfig,
         *,
         model: LanguageModel,
-        batches: Batches,
+        batches: Streams,
         optimizer: Optimizer,
         schedule: Callable[[int], Schedule],
         average: Average,
@@ -90,7 +90,7 @@ class Trainer:
         self._most_unread = int(device.runs_ahead(model.embedding.device))
         self._signals = Signals(is_launched=launched.is_worker())
         self._rows = ranks.share(batches.batch_size)
-        self._stepper = Stepper(model, optimizer, ranks, groups=config.accumulate, tell=monitor.say)
+        self._stepper = Stepper(model, optimizer, ranks, tell=monitor.say)
         self._saver = Saver(
             run,
             config.keep_checkpoints,
@@ -384,7 +384,7 @@ class Trainer:
         self.progress, self.state = self._saver.restore(saved, self.batches.batch_size)
 
 
-def total_steps(config: TrainConfig, batches: Batches) -> int:
+def total_steps(config: TrainConfig, batches: Streams) -> int:
     """Updates from the first to the end that epochs or steps set."""
     steps = config.max_epochs * batches.steps_per_epoch
     return steps if config.max_steps is None else min(steps, config.max_steps)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from corpora import TINY
 
 TIMEOUT_SECONDS = 90

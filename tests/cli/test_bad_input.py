@@ -7,8 +7,8 @@ import os
 import shutil
 
 import pytest
-from corpora import TINY
 
+from corpora import TINY
 from lmtrain import checkpoint
 
 BROKEN = {

@@ -4,8 +4,8 @@ import math
 import re
 
 import pytest
-from corpora import TINY
 
+from corpora import TINY
 from lmtrain import api
 from lmtrain.cli import evaluate
 from lmtrain.errors import TextError

@@ -1,6 +1,7 @@
 """`lmtrain find-lr`: the range test as a table, as JSON and as a picture."""
 
 import pytest
+
 from corpora import TINY
 
 

@@ -17,7 +17,7 @@ COMMANDS = [
     "train", "find-lr", "sweep", "sample", "evaluate", "tune", "score", "tokenize", "corpora",
     "corpora fetch", "info", "verify",
 ]  # fmt: skip
-NO_SETTINGS = {"corpus", "config", "out", "resume", "set_", "json", "devices", "max_restarts"}
+NO_SETTINGS = {"corpus", "config", "out", "resume", "set_", "json", "devices"}
 
 
 def command(name):

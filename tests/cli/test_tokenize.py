@@ -3,6 +3,7 @@
 import gzip
 
 import pytest
+
 from corpora import TINY, UNICODE
 
 
@@ -96,7 +97,7 @@ def test_torch_is_not_waited_for(lmtrain, tmp_path):
     outcome = lmtrain("tokenize", "corpus.txt", python=("-X", "importtime"))
 
     imported = {line.rpartition("|")[2].strip() for line in outcome.stderr.splitlines()}
-    assert "lmtrain.text.tokenizer" in imported
+    assert "lmtrain.data.tokenizer" in imported
     assert "torch" not in imported
 
 

@@ -9,6 +9,7 @@ import tomllib
 from hashlib import sha256
 
 import pytest
+
 from corpora import TINY
 
 TIMES = {"time", "tokens_per_second", "save_seconds"}

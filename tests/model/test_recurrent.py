@@ -150,13 +150,3 @@ def test_weight_dropout_is_that_of_a_cell_with_these_weights(cell):
     assert_same(hidden, expected)
     assert_same(gradient, 2 * exact * kept[0])
     assert 0.3 < kept[0].double().mean() < 0.7
-
-
-def test_groups_of_rows_put_together_are_the_state_again():
-    _, state = stack()(inputs().repeat(1, 3, 1)[:, :5])
-
-    groups = state.chunk(2)
-
-    assert [len(group[0][0]) for group in groups] == [3, 2]
-    for parts, again in zip(state, State.cat(groups), strict=True):
-        assert all(map(torch.equal, parts, again))

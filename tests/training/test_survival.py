@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpora import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from corpora import TINY
 from lmtrain import checkpoint, config, device, disk, files
 from lmtrain.errors import DivergedError, MachineError
 from lmtrain.model.language_model import LanguageModel
@@ -267,12 +267,10 @@ def test_events_that_cannot_be_written_come_back(text, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("trouble", ["gone", "full"])
-def test_a_checkpoint_that_cannot_be_saved_is_saved_elsewhere(
+def test_a_checkpoint_that_cannot_be_saved_ends_training_and_spoils_nothing(
     text, tmp_path, straight, monkeypatch, trouble
 ):
     run = tmp_path / "run"
-    (tmp_path / "rescues").mkdir()
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "rescues"))
     real_step, real_create = trainer.Trainer._step, disk.create
 
     def create(path):
@@ -294,14 +292,11 @@ def test_a_checkpoint_that_cannot_be_saved_is_saved_elsewhere(
 
     message = str(caught.value)
     assert {"gone": "the run folder is gone", "full": "No space left"}[trouble] in message
-    assert len(message.splitlines()) == 3
-    rescued = next((tmp_path / "rescues").iterdir())
-    assert f"lmtrain train --resume {rescued}" in message
-    run_training(out=rescued, resume=True, is_quiet=True)
-    assert weights(rescued) == weights(straight)
+    assert len(message.splitlines()) == 1
     if trouble == "full":
-        assert checkpoint.steps(run)[-1] == 12
         assert checkpoint.newest_intact(run)[0].state["step"] == 12
+        run_training(out=run, resume=True, is_quiet=True)
+        assert weights(run) == weights(straight)
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_written(text, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lmtrain.errors import TextError
 
 
-class Batches:
+class Streams:
     """The training steps of a text.
 
     Args:
@@ -28,7 +28,7 @@ class Batches:
     Source: random lengths: Merity, Keskar & Socher 2018.
 
     Example:
-        >>> inputs, targets = Batches(np.arange(9), batch_size=2, seq_len=3)[0]
+        >>> inputs, targets = Streams(np.arange(9), batch_size=2, seq_len=3)[0]
         >>> inputs.T.tolist(), targets.T.tolist()
         ([[0, 1, 2], [4, 5, 6]], [[1, 2, 3], [5, 6, 7]])
     """

@@ -9,12 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import tokenizers
-from corpora import SENTENCES, TINY, UNICODE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpora import SENTENCES, TINY, UNICODE
+from lmtrain.data.tokenizer import EOS, UNK, Tokenizer, build_tokenizer, split_words
 from lmtrain.errors import CheckpointError, TextError
-from lmtrain.text.tokenizer import EOS, UNK, Tokenizer, build_tokenizer, split_words
 
 UNHURRIED = settings(deadline=None)
 KINDS = {
@@ -370,26 +370,26 @@ def test_text_is_the_same_joined_at_once_or_as_it_comes():
     for kind in KINDS:
         tokenizer = built(SENTENCES, kind)
         ids = tokenizer.encode(SENTENCES).tolist()
-        joiner = tokenizer.joiner()
+        detokenizer = tokenizer.detokenizer()
 
-        assert "".join(map(joiner.add, ids)) + joiner.end() == tokenizer.decode(ids)
+        assert "".join(map(detokenizer.add, ids)) + detokenizer.end() == tokenizer.decode(ids)
 
 
 def test_bytes_are_held_back_until_a_character_is_whole():
-    joiner = build_tokenizer([], "byte").joiner()
+    detokenizer = build_tokenizer([], "byte").detokenizer()
 
-    written = [joiner.add(byte) for byte in "aé你🙂".encode()]
+    written = [detokenizer.add(byte) for byte in "aé你🙂".encode()]
 
     assert written == ["a", "", "é", "", "", "你", "", "", "", "🙂"]
-    assert joiner.end() == ""
+    assert detokenizer.end() == ""
 
 
 def test_a_character_broken_off_at_the_end_is_replaced():
-    joiner = build_tokenizer([], "byte").joiner()
+    detokenizer = build_tokenizer([], "byte").detokenizer()
 
-    assert [joiner.add(byte) for byte in "é".encode()[:1]] == [""]
-    assert joiner.end() == "\ufffd"
-    assert joiner.end() == ""
+    assert [detokenizer.add(byte) for byte in "é".encode()[:1]] == [""]
+    assert detokenizer.end() == "\ufffd"
+    assert detokenizer.end() == ""
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from lmtrain import files
+from lmtrain.data.corpus import catalogue, corpus_folder
 from lmtrain.errors import ConfigError, MachineError
-from lmtrain.text.corpus import catalogue, corpus_folder
 
 _TIMEOUT_SECONDS = 30
 _MOST_UNPACKED_BYTES = 2_000_000_000

@@ -3,8 +3,8 @@ import sysconfig
 import pytest
 
 from lmtrain import files
-from lmtrain.text import python_docs
-from lmtrain.text.corpus import open_text
+from lmtrain.data import python_docs
+from lmtrain.data.corpus import open_text
 
 PROSE = "This sentence is about {0} alone. It has a second one, of course!"
 

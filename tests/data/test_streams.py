@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmtrain.data.streams import Streams
 from lmtrain.errors import TextError
-from lmtrain.text.batches import Batches
 
 SIZES = {"batch_size": st.integers(1, 7), "seq_len": st.integers(1, 13)}
 
@@ -29,7 +29,7 @@ def test_steps_are_those_of_a_naive_writing(batch_size, seq_len, extra):
     ids = np.arange(batch_size * (seq_len + 1) + extra, dtype=np.uint16) * 3
     expected = naive(ids.tolist(), batch_size, seq_len)
 
-    batches = Batches(ids, batch_size, seq_len)
+    batches = Streams(ids, batch_size, seq_len)
 
     assert batches.steps_per_epoch == len(expected)
     for step, (inputs, targets) in enumerate(expected * 2):
@@ -42,7 +42,7 @@ def test_steps_are_those_of_a_naive_writing(batch_size, seq_len, extra):
 @given(**SIZES, extra=st.integers(0, 100))
 def test_streams_are_contiguous_from_step_to_step(batch_size, seq_len, extra):
     ids = np.arange(batch_size * (seq_len + 1) + extra)
-    batches = Batches(ids, batch_size, seq_len)
+    batches = Streams(ids, batch_size, seq_len)
 
     streams = np.concatenate([batches[step][0] for step in range(batches.steps_per_epoch)])
 
@@ -53,7 +53,7 @@ def test_streams_are_contiguous_from_step_to_step(batch_size, seq_len, extra):
 @settings(deadline=None)
 @given(**SIZES, extra=st.integers(0, 100))
 def test_a_state_is_carried_to_the_token_after_it(batch_size, seq_len, extra):
-    batches = Batches(np.arange(batch_size * (seq_len + 1) + extra), batch_size, seq_len)
+    batches = Streams(np.arange(batch_size * (seq_len + 1) + extra), batch_size, seq_len)
 
     for step in range(2 * batches.steps_per_epoch):
         last_targets = batches[step][1][-1].tolist()
@@ -66,7 +66,7 @@ def test_a_state_is_carried_to_the_token_after_it(batch_size, seq_len, extra):
 @given(**SIZES, extra=st.integers(0, 100))
 def test_all_but_less_than_a_window_of_each_stream_is_trained_on(batch_size, seq_len, extra):
     ids = np.arange(batch_size * (seq_len + 1) + extra)
-    batches = Batches(ids, batch_size, seq_len)
+    batches = Streams(ids, batch_size, seq_len)
 
     trained = batches.steps_per_epoch * seq_len * batch_size
 
@@ -74,7 +74,7 @@ def test_all_but_less_than_a_window_of_each_stream_is_trained_on(batch_size, seq
 
 
 def test_a_step_is_the_same_whenever_it_is_asked_for():
-    batches = Batches(np.arange(100), 3, 5)
+    batches = Streams(np.arange(100), 3, 5)
     first = [batches[step][0].tolist() for step in range(20)]
 
     assert [batches[step][0].tolist() for step in reversed(range(20))] == first[::-1]
@@ -85,7 +85,7 @@ def test_ids_are_64_bit_numbers_that_can_be_written_to(kind):
     ids = np.arange(40, dtype=kind)
     ids.flags.writeable = False
 
-    inputs, targets = Batches(ids, 3, 5)[0]
+    inputs, targets = Streams(ids, 3, 5)[0]
     inputs[:] = 0
 
     assert inputs.dtype == targets.dtype == np.int64
@@ -98,39 +98,39 @@ def test_ids_are_64_bit_numbers_that_can_be_written_to(kind):
 def test_one_window_a_stream_is_enough_and_one_token_less_is_not(batch_size, seq_len):
     least = batch_size * (seq_len + 1)
 
-    assert Batches(np.arange(least), batch_size, seq_len).steps_per_epoch == 1
+    assert Streams(np.arange(least), batch_size, seq_len).steps_per_epoch == 1
     with pytest.raises(TextError, match=f"needs at least {least:,}"):
-        Batches(np.arange(least - 1), batch_size, seq_len)
+        Streams(np.arange(least - 1), batch_size, seq_len)
 
 
 def test_a_text_too_short_is_told_the_numbers_that_were_checked():
     with pytest.raises(TextError) as caught:
-        Batches(np.arange(1417), 23, 70)
+        Streams(np.arange(1417), 23, 70)
 
     assert str(caught.value).splitlines() == [
         "training text too short: 1,417 tokens",
         "  batch_size 23 x (seq_len 70 + 1) needs at least 1,633",
         "  try: --batch-size 19",
     ]
-    assert Batches(np.arange(1417), 19, 70).steps_per_epoch == 1
+    assert Streams(np.arange(1417), 19, 70).steps_per_epoch == 1
     with pytest.raises(TextError):
-        Batches(np.arange(1417), 20, 70)
+        Streams(np.arange(1417), 20, 70)
 
 
 @pytest.mark.parametrize("length", [0, 1, 70])
 def test_a_text_shorter_than_a_window_is_told_to_shorten_it(length):
     with pytest.raises(TextError, match=rf"too short: {length} tokens\n.*\n.*a smaller --seq-len"):
-        Batches(np.arange(length), 20, 70)
+        Streams(np.arange(length), 20, 70)
 
 
 @settings(deadline=None)
 @given(**SIZES, extra=st.integers(0, 300), seed=st.integers(0, 2**64 - 1))
 def test_random_windows_are_contiguous_and_cover_each_epoch(batch_size, seq_len, extra, seed):
     ids = np.arange(batch_size * (seq_len + 1) + extra)
-    batches = Batches(ids, batch_size, seq_len, seed)
+    batches = Streams(ids, batch_size, seq_len, seed)
     steps = batches.steps_per_epoch
 
-    assert steps == Batches(ids, batch_size, seq_len).steps_per_epoch
+    assert steps == Streams(ids, batch_size, seq_len).steps_per_epoch
     for epoch in range(2):
         windows = [batches[epoch * steps + step] for step in range(steps)]
         assert min(len(inputs) for inputs, _ in windows) >= 1
@@ -142,7 +142,7 @@ def test_random_windows_are_contiguous_and_cover_each_epoch(batch_size, seq_len,
 
 
 def test_random_windows_are_a_function_of_seed_epoch_and_index():
-    batches, same, other = (Batches(np.arange(20_000), 2, 70, seed) for seed in (1, 1, 2))
+    batches, same, other = (Streams(np.arange(20_000), 2, 70, seed) for seed in (1, 1, 2))
     steps = range(3 * batches.steps_per_epoch)
     lengths = [len(batches[step][0]) for step in steps]
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmtrain import files
+from lmtrain.data.corpus import Text
+from lmtrain.data.detokenizer import Level, Splitter
+from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
 from lmtrain.errors import CheckpointError, TextError
-from lmtrain.text.corpus import Text
-from lmtrain.text.joining import Level, Splitter
-from lmtrain.text.tokenizer import Tokenizer, build_tokenizer
 
 FORMAT = 1
 _DAY = 86_400

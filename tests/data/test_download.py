@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from lmtrain import files
+from lmtrain.data import corpus, download
 from lmtrain.errors import ConfigError, MachineError, RunBusyError
-from lmtrain.text import corpus, download
 
 CONTENT = b"".join(f"line {n} of the corpus\n".encode() for n in range(20_000))
 HALF = 200_000

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from lmtrain import files, untrusted
+from lmtrain.data import pipes, python_docs
 from lmtrain.errors import ConfigError, TextError, UnreadableError
-from lmtrain.text import pipes, python_docs
 
 _CHUNK_BYTES = 1 << 18
 PYTHON_DOCS = "python-docs"
@@ -268,7 +268,7 @@ def _newlines(chunks: Iterable[str]) -> Iterator[str]:
 
 def catalogue() -> dict[str, dict[str, Any]]:
     """The public corpora that can be fetched, by name."""
-    text = (importlib.resources.files("lmtrain.data") / "corpora.toml").read_text("utf-8")
+    text = (importlib.resources.files("lmtrain.corpora") / "corpora.toml").read_text("utf-8")
     return tomllib.loads(text)
 
 

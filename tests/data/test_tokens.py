@@ -9,21 +9,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from corpora import TINY, UNICODE
 
+from corpora import TINY, UNICODE
+from lmtrain.data import tokens
+from lmtrain.data.corpus import open_text
+from lmtrain.data.tokenizer import EOS, UNK, Tokenizer, build_tokenizer
+from lmtrain.data.tokens import cached_tokenizer, load_tokens, tokenize
 from lmtrain.errors import LmtrainError, TextError
 from lmtrain.files import sha256
-from lmtrain.text import tokens
-from lmtrain.text.corpus import open_text
-from lmtrain.text.tokenizer import EOS, UNK, Tokenizer, build_tokenizer
-from lmtrain.text.tokens import cached_tokenizer, load_tokens, tokenize
 
 COMMON = ["the", "sat", "cat", "on", "dog", "a"]
 # Peak memory of counting and tokenizing a file, over that before; in KiB on Linux, bytes on macOS.
 MEASURE = """
 import json, resource, sys
-from lmtrain.text import tokens
-from lmtrain.text.corpus import open_text
+from lmtrain.data import tokens
+from lmtrain.data.corpus import open_text
 
 def peak():
     unit = 1024 if sys.platform == "darwin" else 1

@@ -11,7 +11,7 @@ Level = Literal["word", "char", "byte"]
 Splitter = Literal["whitespace", "words"]
 
 
-class Joiner:
+class Detokenizer:
     """Turns ids into text as they come, words spaced as prose is written.
 
     Args:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain import files
+from lmtrain.data import corpus
+from lmtrain.data.corpus import Text, open_parts, open_text
 from lmtrain.errors import ConfigError, LmtrainError, TextError
-from lmtrain.text import corpus
-from lmtrain.text.corpus import Text, open_parts, open_text
 
 CHUNK = 1 << 18
 CATALOGUE = {
@@ -222,7 +222,7 @@ def test_a_signal_that_interrupts_no_read_is_obeyed_while_a_pipe_is_silent(tmp_p
 
 
 def test_standard_input_leaves_nothing_behind_when_the_process_ends(tmp_path):
-    code = "from lmtrain.text.corpus import open_text; print(list(open_text(['-']).chunks()))"
+    code = "from lmtrain.data.corpus import open_text; print(list(open_text(['-']).chunks()))"
     ended = subprocess.run(
         [sys.executable, "-c", code],
         input=b"a\n",

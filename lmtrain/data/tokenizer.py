@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmtrain.data.detokenizer import Detokenizer, Level, Splitter
 from lmtrain.errors import CheckpointError, TextError
-from lmtrain.text.joining import Joiner, Level, Splitter
 
 UNK = "<UNK>"
 EOS = "<EOS>"
@@ -155,12 +155,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for; words are joined as prose is written."""
-        joiner = self.joiner()
-        return "".join(joiner.add(index) for index in ids) + joiner.end()
+        detokenizer = self.detokenizer()
+        return "".join(detokenizer.add(index) for index in ids) + detokenizer.end()
 
-    def joiner(self) -> Joiner:
+    def detokenizer(self) -> Detokenizer:
         """What turns ids into text one after the other."""
-        return Joiner(self.vocabulary, self.level, self.splitter, self.eos_id)
+        return Detokenizer(self.vocabulary, self.level, self.splitter, self.eos_id)
 
     def to_json(self) -> str:
         """The content of `tokenizer.json`, in the format of the `tokenizers` library."""
