@@ -1,24 +1,25 @@
-"""lmtrain trains recurrent language models and writes novel text with them.
+"""lmtrain trains recurrent networks for text and sequences, language models first.
 
-text → vocabulary → tokens → batches → cells over time → loss → update → checkpoint → samples
+text → examples → batches → model → loss → update → checkpoint → samples, predictions, scores
 
-data/        where text comes from, how it becomes ids, which ids a step sees
+data/        readers, vocabularies, token files; which examples a step sees
 cells/       the recurrent cells: one equation a file
 kernels/     how a cell runs over time; softmax cross-entropy
-model/       layers, directions, dropout; embedding, softmax, loss
-training/    the update, the record, the loop
-evaluation, generation, checkpoint, assembly
-api          what a user holds: train, load, sample, score, evaluate
-cli/         one small file a command
+model/       layers, directions, dropout; embedding, heads; the networks
+checkpoint   one folder holds a complete model and its training state
+tasks/       one module a task: its loss, metrics, preview, and what its trained model does
+training/    the loop, the update, the record; knows the interface of a task only
+api          train, load
+cli/         one module a command
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "TrainedModel", "load", "load_config", "train"]
+__all__ = ["Config", "load", "load_config", "train"]
 
 if TYPE_CHECKING:
-    from lmtrain.api import TrainedModel, load, train
+    from lmtrain.api import load, train
     from lmtrain.config import load as load_config
     from lmtrain.schema import Config
 

@@ -1,7 +1,8 @@
 """Run folders and the checkpoints in them: each checkpoint is one complete, self-contained model.
 
     RUN/checkpoints/step-00012000/
-      model.safetensors  state.safetensors  state.json  config.toml  tokenizer.json  MANIFEST.json
+      model.safetensors  state.safetensors  state.json  config.toml  MANIFEST.json
+      tokenizer.json and other vocabularies of its task
 
 A checkpoint appears by one rename and never changes. Its manifest, written last, holds the size and
 SHA-256 of every file; nothing is used before it agrees with it, and nothing is ever unpickled. A
@@ -11,7 +12,6 @@ folder may come from anyone: what is read is small, or as large as its settings 
 import contextlib
 import functools
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -29,33 +29,32 @@ from lmtrain import files, untrusted
 from lmtrain.errors import CheckpointError, LmtrainError, MachineError, UnreadableError
 
 FORMAT = 1
-_NAMES = ("model.safetensors", "state.safetensors", "state.json", "config.toml", "tokenizer.json")
+_NAMES = ("model.safetensors", "state.safetensors", "state.json", "config.toml")
+_VOCABULARY = re.compile(r"[a-z]{1,40}\.json")
 _MANIFEST = "MANIFEST.json"
 _FOLDER = re.compile(r"step-([0-9]{8,18})")
 _ATTEMPTS = 20
 _Result = TypeVar("_Result")
 
 
-class _Text(BaseModel):
+class _Reference(BaseModel):
     name: str
     key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _State(BaseModel, allow_inf_nan=False):
-    """What every state.json holds; the trainer looks at the rest."""
+class _State(BaseModel, allow_inf_nan=False, extra="allow"):
+    """What every state.json holds; each part of a training looks at its own."""
 
     step: Annotated[int, Field(ge=0, strict=True)]
-    progress: dict[str, int | float | None]
-    average: dict[str, Any]
-    window: dict[str, int | float]
-    texts: dict[Literal["train", "valid", "test"], _Text]
+    data: dict[Literal["train", "valid", "test"], _Reference]
+    __pydantic_extra__: dict[str, dict[str, Any] | int]
 
-    @field_validator("texts")
+    @field_validator("data")
     @classmethod
-    def _was_trained(cls, texts: dict[str, _Text]) -> dict[str, _Text]:
-        if "train" not in texts:
+    def _was_trained(cls, data: dict[str, _Reference]) -> dict[str, _Reference]:
+        if "train" not in data:
             raise ValueError
-        return texts
+        return data
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,9 @@ class Checkpoint:
         Raises:
             CheckpointError: missing, damaged, or larger than any such file.
         """
-        entry = self.manifest[name]
+        entry = self.manifest.get(name)
+        if entry is None:
+            raise CheckpointError(f"{self.path} has no {name}")
         content = untrusted.read(self.path / name, entry["bytes"])
         if files.sha256([content]) != entry["sha256"]:
             raise CheckpointError(f"{self.path / name} is damaged: it is not what was saved")
@@ -146,7 +147,7 @@ class Checkpoint:
         Raises:
             CheckpointError: something is missing or damaged.
         """
-        for name in _NAMES:
+        for name in self.manifest:
             self.content(name)
         return self
 
@@ -156,7 +157,7 @@ class Checkpoint:
         Raises:
             CheckpointError: names, shapes or types differ, or a weight is not finite.
         """
-        expected = model.state_dict()
+        expected = weights(model)
         self.require_shapes({name: tuple(ours.shape) for name, ours in expected.items()})
         tensors = self.tensors("model.safetensors")
         for name, ours in expected.items():
@@ -165,15 +166,15 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.path}: {name} is {theirs.dtype} or not finite; {ours.dtype} is needed"
                 )
-        model.load_state_dict(tensors)
+        # A weight that stands in two places is stored once.
+        model.load_state_dict(tensors, strict=False)
 
 
 def save(
     run: Path,
     step: int,
     *,
-    config: str,
-    tokenizer: str,
+    texts: Mapping[str, str],
     weights: Mapping[str, Tensor],
     state_tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
@@ -183,8 +184,7 @@ def save(
     Args:
         run: the run folder.
         step: updates done.
-        config: the content of config.toml.
-        tokenizer: the content of tokenizer.json.
+        texts: the content of config.toml and of each vocabulary, by the name of the file.
         weights: the model's tensors by name.
         state_tensors: the other tensors that training goes on from.
         state: the rest of what training goes on from, as JSON.
@@ -201,8 +201,7 @@ def save(
         "model.safetensors": _tensor_bytes(weights),
         "state.safetensors": _tensor_bytes(state_tensors),
         "state.json": _json_bytes({"format": FORMAT, **state}),
-        "config.toml": config.encode(),
-        "tokenizer.json": tokenizer.encode(),
+        **{name: text.encode() for name, text in texts.items()},
     }
     manifest = {
         name: {"bytes": len(content), "sha256": files.sha256([content])}
@@ -211,6 +210,15 @@ def save(
     contents[_MANIFEST] = _json_bytes({"format": FORMAT, "step": step, "files": manifest})
     files.publish_folder(path, contents)
     return path
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model as a checkpoint stores them: what stands in two places, once."""
+    found: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, weight in state.items():
+        found.setdefault(id(weight), name)
+    return {name: state[name].detach() for name in found.values()}
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -240,9 +248,10 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: its manifest is that of another step")
     with untrusted.explained(path):
         present = {entry.name for entry in path.iterdir()}
-    if extra := present - {*_NAMES, _MANIFEST}:
+    unknown = [name for name in listed if name not in _NAMES and not _VOCABULARY.fullmatch(name)]
+    if extra := {*unknown, *present} - {*(listed.keys() - unknown), _MANIFEST}:
         raise CheckpointError(f"{path} is damaged: {sorted(extra)[0]!a} does not belong there")
-    for name in _NAMES:
+    for name in {**dict.fromkeys(_NAMES), **listed}:
         entry = listed.get(name)
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise CheckpointError(f"{path} is damaged: the manifest lacks {name}")
@@ -288,7 +297,7 @@ def find(path: Path) -> Path:
             f"no run or checkpoint {path}" if not path.exists() else f"{path} has no checkpoint"
         )
     named = best(path)
-    return folder(path, named[0] if named and named[0] in known else known[-1])
+    return folder(path, named if named in known else known[-1])
 
 
 def newest_intact(run: Path) -> tuple[Checkpoint, list[str]]:
@@ -327,23 +336,22 @@ def use(path: Path, action: Callable[[Checkpoint], _Result]) -> _Result:
     raise CheckpointError(f"{path} changes faster than it can be read")
 
 
-def best(run: Path) -> tuple[int, float] | None:
-    """The best step and its value that best.json names; None if there is none.
+def best(run: Path) -> int | None:
+    """The step of the best checkpoint, as best.json names it; None if there is none.
 
     Raises:
         UnreadableError: it is there and cannot be read.
     """
     try:
-        tree = json.loads(untrusted.read(run / "best.json"))
-        step, value = tree["step"], float(tree["value"])
-        return (step, value) if type(step) is int and math.isfinite(value) else None
+        step = json.loads(untrusted.read(run / "best.json"))["step"]
+        return step if type(step) is int else None
     except UnreadableError:
         raise
-    except (CheckpointError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def write_best(run: Path, step: int, metric: str, value: float) -> None:
+def write_best(run: Path, step: int, metric: str, value: float | None) -> None:
     """Notes which checkpoint is the best so far.
 
     Raises:
@@ -363,7 +371,7 @@ def rotate(run: Path, keep: int) -> None:
     with contextlib.suppress(UnreadableError):
         named = best(run)
         for step in steps(run)[:-keep]:
-            if not named or step != named[0]:
+            if step != named:
                 files.remove_folder(folder(run, step))
 
 

@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from lmtrain.errors import ConfigError
-from lmtrain.schema import Config, default, settings
+from lmtrain.schema import UNKNOWN, Config, default, settings
 
 FORMAT = 1
 _MAX_BYTES = 1_000_000
@@ -74,7 +74,7 @@ def parse(text: str, origin: str, overrides: Mapping[str, object] | None = None)
         section, dot, name = path.partition(".")
         part = tree.setdefault(section, {})
         if not dot or not isinstance(part, dict):
-            raise ConfigError(f"unknown setting {path!r}{_nearest(path)}")
+            raise ConfigError(_unknown(path))
         part[name] = value
     try:
         return Config.model_validate(_with_none(tree))
@@ -153,9 +153,11 @@ def _explain(error: ValidationError, origin: str) -> list[str]:
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
         if problem["type"] == "extra_forbidden":
-            problems.append(f"unknown setting {path!r}{_nearest(path)}")
+            problems.append(_unknown(path))
         elif problem["type"] == "value_error":
-            problems.append(str(problem["ctx"]["error"]))
+            for text in str(problem["ctx"]["error"]).split("; "):
+                is_unknown = text.startswith(UNKNOWN)
+                problems.append(_unknown(text.removeprefix(UNKNOWN)) if is_unknown else text)
         else:
             problems.append(f"{path} = {_shown(problem['input'])}: {problem['msg'].lower()}")
     if len(problems) == 1:
@@ -166,6 +168,10 @@ def _explain(error: ValidationError, origin: str) -> list[str]:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unknown(path: str) -> str:
+    return f"{UNKNOWN}{path!r}{_nearest(path)}"
 
 
 def _nearest(path: str) -> str:

@@ -1,15 +1,16 @@
-"""Where and how wide torch computes, in what memory, and where its chance comes from."""
+"""Where and how wide torch computes, in what memory, and what random numbers it draws."""
 
 import ctypes
 import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from lmtrain import launched
 from lmtrain.errors import ConfigError, MachineError
@@ -42,6 +43,29 @@ def choose(name: str) -> torch.device:
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
+def of(model: nn.Module) -> torch.device:
+    """Where a model's weights are."""
+    return next(model.parameters()).device
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Trained numbers of a model, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def threads() -> int:
+    """Processor threads that torch takes in this process."""
+    return torch.get_num_threads()
+
+
+def place(array: NDArray[Any], where: torch.device) -> Tensor:
+    """The numbers of an array on a device; a GPU takes them while this process goes on."""
+    tensor = torch.from_numpy(array)
+    if where.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(where, non_blocking=True)
+
+
 def runs_ahead(place: torch.device) -> bool:
     """Whether the device computes on its own, so that to read a number is to wait for it."""
     return place.type == "cuda"
@@ -49,14 +73,14 @@ def runs_ahead(place: torch.device) -> bool:
 
 def record(
     work: Callable[[], _Result],
-    chance: torch.Generator,
+    generator: torch.Generator,
     beside: torch.cuda.CUDAGraph | None = None,
 ) -> tuple[torch.cuda.CUDAGraph, _Result]:
     """Records what a piece of work gives the GPU to do, as a CUDA graph, and does nothing of it.
 
     Args:
         work: reads and writes tensors that stay where they are.
-        chance: what it draws from.
+        generator: what it draws from.
         beside: another graph that is never run at the same time: they share memory, so that each
             spoils the results of the other.
 
@@ -67,7 +91,7 @@ def record(
         RuntimeError: it asks the GPU for a number.
     """
     graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(chance)
+    graph.register_generator_state(generator)
     pool = None if beside is None else beside.pool()
     recording = torch.cuda.graph(
         graph, pool=pool, stream=_recording_stream(torch.cuda.current_device())
@@ -151,10 +175,8 @@ def keep_memory() -> None:
 
 
 def generator(seed: int, rank: int = 0) -> torch.Generator:
-    """A source of chance on the processor, free of any global state; each rank has its own."""
+    """A random generator on the processor, free of global state; each rank has its own."""
     if rank or seed >> 32:
         # Torch's own heeds the lower 32 bits of a seed alone.
         seed = int(np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1)[0])
-    chance = torch.Generator()
-    chance.manual_seed(seed)
-    return chance
+    return torch.Generator().manual_seed(seed)

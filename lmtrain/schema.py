@@ -1,5 +1,7 @@
 """The tree of settings: a sentence, a unit and a range for each, which is also its help text."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
@@ -15,6 +17,27 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+@dataclass(frozen=True)
+class For:
+    """Says that a setting means something with certain values of another one only.
+
+    Args:
+        path: the other setting.
+        values: its values.
+    """
+
+    path: str
+    values: tuple[Any, ...]
+
+
+_TEXT_TASK = For("data.task", ("language-model",))
+_LABELS = For("data.task", ("classify",))
+
+
+def _with_cell(*names: str) -> For:
+    return For("model.cell", names)
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
 
@@ -26,6 +49,8 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which text, and how it is cut into tokens."""
 
+    task: Literal["language-model", "classify"] = "language-model"
+    """What is learned from the data: to predict the next token, or one label for each text."""
     train: Annotated[tuple[str, ...], Field(min_length=1)] = ("python-docs",)
     """Training text: files, globs, .gz files, - for standard input, or names of corpora."""
     valid: tuple[str, ...] = ()
@@ -33,9 +58,9 @@ class DataConfig(Section):
     test: tuple[str, ...] = ()
     """Test text, predicted by `evaluate` alone; without it, see data.test_fraction."""
     valid_fraction: Fraction | None = None
-    """Share of the text, 0 to 1, cut off its tail for validation; else customary or 0.1."""
+    """Fraction of the data, 0 to 1, for validation: the tail of a text, or examples at random."""
     test_fraction: Fraction | None = None
-    """Share of the text, 0 to 1, cut off its very end for testing; else customary or none."""
+    """Fraction of the data, 0 to 1, for testing: the very end of a text, or examples at random."""
     level: Literal["word", "char", "byte"] = "word"
     """What a token is: a word, a character or a byte of UTF-8."""
     splitter: Literal["whitespace", "words"] = "words"
@@ -59,11 +84,15 @@ class DataConfig(Section):
         return self
 
 
-class ModelConfig(Section):
-    """The network."""
+CELLS = ("rnn", "simple-gru", "gru", "lstm", "peephole-lstm")
+"""The cells of lmtrain; any other name is a cell of the user's own."""
+
+
+class ModelConfig(Section, extra="allow"):
+    """The network. Settings with other names are options of a cell of the user's own."""
 
     cell: str = "lstm"
-    """The recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm; from Python one of yours."""
+    """The recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or FILE.py:NAME, your own."""
     embedding_size: Size | None = None
     """Numbers a token is embedded in, 1 or more; without it, as many as model.hidden_size."""
     hidden_size: Size = 200
@@ -82,27 +111,31 @@ class ModelConfig(Section):
     """Chance, 0 to 1, that a word is dropped wherever it stands in the input."""
     weight_dropout: Fraction = 0.0
     """Chance, 0 to 1, that a weight from one time step's state to the next is dropped."""
-    activation_regularization: NonNegativeFloat = 0.0
+    activation_regularization: Annotated[NonNegativeFloat, _TEXT_TASK] = 0.0
     """Factor of the mean square of the last layer's dropped numbers, added to the loss."""
-    temporal_regularization: NonNegativeFloat = 0.0
+    temporal_regularization: Annotated[NonNegativeFloat, _TEXT_TASK] = 0.0
     """Factor of the mean square of the last layer's change from step to step, added too."""
     residual: bool = False
     """Whether layers after the first add their input to their output, where sizes agree."""
-    tied_embeddings: bool = False
+    bidirectional: Annotated[bool, _LABELS] = False
+    """Whether each layer also runs from the last token to the first, with weights of its own."""
+    pooling: Annotated[Literal["last", "mean", "max"], _LABELS] = "last"
+    """Hidden states that the label is predicted from: the last, or their mean or maximum."""
+    tied_embeddings: Annotated[bool, _TEXT_TASK] = False
     """Whether the output weights are the embeddings; the last layer has their size then."""
-    softmax: Literal["full", "sampled", "adaptive"] = "full"
+    softmax: Annotated[Literal["full", "sampled", "adaptive"], _TEXT_TASK] = "full"
     """Over all words; over a sample of them in training; or with cheaper rare words."""
-    samples: PositiveInt = 1000
+    samples: Annotated[PositiveInt, For("model.softmax", ("sampled",))] = 1000
     """Softmax sampled: words drawn for a step, 1 or more; all, if there are no more in the text."""
-    cell_output: Literal["tanh", "linear"] = "tanh"
+    cell_output: Annotated[Literal["tanh", "linear"], _with_cell("lstm", "peephole-lstm")] = "tanh"
     """LSTM cells: a = Γo ∘ tanh(c), or a = Γo ∘ c, which has no bound and diverges more easily."""
-    peephole: Literal["full", "diagonal"] = "full"
+    peephole: Annotated[Literal["full", "diagonal"], _with_cell("peephole-lstm")] = "full"
     """Peephole LSTM: gates see c⟨t−1⟩ through a whole matrix, or each unit its own alone."""
-    activation: Literal["tanh", "relu"] = "tanh"
+    activation: Annotated[Literal["tanh", "relu"], _with_cell("rnn")] = "tanh"
     """The rnn cell's g."""
     init_scale: PositiveFloat | None = None
     """All weights start uniform in ± this; without it, orthogonal recurrent matrices and more."""
-    forget_bias: float = 1.0
+    forget_bias: Annotated[float, _with_cell("lstm", "peephole-lstm")] = 1.0
     """What the forget gate's bias starts at; 1 lets the state live from the first step."""
 
     @model_validator(mode="after")
@@ -116,6 +149,9 @@ class ModelConfig(Section):
         return self
 
 
+_BY_EPOCH = For("optimizer.schedule", ("step",))
+
+
 class OptimizerConfig(Section):
     """How the gradient becomes an update."""
 
@@ -127,9 +163,9 @@ class OptimizerConfig(Section):
     """Learning rate over time: constant, falling by epochs, or half a cosine to 0."""
     warmup_steps: NonNegativeInt = 0
     """Updates over which the learning rate rises from 0 first."""
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.5
+    decay: Annotated[float, Field(gt=0, le=1), _BY_EPOCH] = 0.5
     """Schedule step: factor, above 0 to 1, for each epoch past optimizer.decay_after_epochs."""
-    decay_after_epochs: NonNegativeInt = 4
+    decay_after_epochs: Annotated[NonNegativeInt, _BY_EPOCH] = 4
     """Schedule step: epochs at the full learning rate."""
     weight_decay: NonNegativeFloat = 0.0
     """Decay of the weights per update over the learning rate (adamw), or L2 penalty (others)."""
@@ -137,24 +173,24 @@ class OptimizerConfig(Section):
     """Norm over all gradients together that is limited."""
     max_grad_norm: PositiveFloat | None = 5.0
     """The limit of optimizer.clip, above 0; none for no limit."""
-    average: Literal["ema", "triggered"] | None = None
-    """Average of the weights to keep: exponential, or since validation got worse; else none."""
-    average_decay: Fraction = 0.999
+    average: Literal["ema", "nt-asgd"] | None = None
+    """Average of the weights that is kept: exponential, or since validation got worse."""
+    average_decay: Annotated[Fraction, For("optimizer.average", ("ema",))] = 0.999
     """Average ema: what is kept of it at each update, 0 to 1."""
-    average_patience: PositiveInt = 5
-    """Average triggered: validations that may be worse than one before them."""
+    average_patience: Annotated[PositiveInt, For("optimizer.average", ("nt-asgd",))] = 5
+    """Average nt-asgd: validations that may be worse than one before them."""
 
 
 class TrainConfig(Section):
     """How long, how wide, how often, and where."""
 
     batch_size: PositiveInt = 20
-    """Streams of text trained on side by side, 1 or more."""
-    seq_len: PositiveInt = 35
+    """Streams of text, or examples, trained on side by side, 1 or more."""
+    seq_len: Annotated[PositiveInt, _TEXT_TASK] = 35
     """Steps of truncated backpropagation through time, 1 or more."""
-    random_seq_len: bool = False
+    random_seq_len: Annotated[bool, _TEXT_TASK] = False
     """Whether each update draws its steps around train.seq_len, so that no epoch is cut alike."""
-    state_reset: Fraction = 0.0
+    state_reset: Annotated[Fraction, _TEXT_TASK] = 0.0
     """Chance, 0 to 1, that a stream begins a window with zeros, as new text does, not its state."""
     max_epochs: PositiveInt = 10
     """Passes over the training text, 1 or more."""
@@ -198,26 +234,57 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     """How long, how wide, how often, and where."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        problems = list(self._meaningless())
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _meaningless(self) -> Iterator[str]:
+        """What is wrong with settings that mean nothing with the values of others."""
+        if self.model.cell in CELLS:
+            for name in self.model.model_extra or ():
+                yield f"{UNKNOWN}model.{name}"
+        for path, field in _fields():
+            section, name = path.split(".")
+            value = getattr(getattr(self, section), name)
+            for needed in (each for each in field.metadata if isinstance(each, For)):
+                other = self._at(needed.path)
+                is_own_cell = needed.path == "model.cell" and other not in CELLS
+                if value != field.default and other not in needed.values and not is_own_cell:
+                    means = " or ".join(map(str, needed.values))
+                    yield (
+                        f"{path} = {value} means nothing with {needed.path} = {other}: "
+                        f"it is for {means}"
+                    )
+
+    def _at(self, path: str) -> Any:
+        section, name = path.split(".")
+        return getattr(getattr(self, section), name)
+
     @property
     def embedding_size(self) -> int:
         """Numbers a token is embedded in."""
         return self.model.embedding_size or self.model.hidden_size
 
 
+UNKNOWN = "unknown setting "
+"""What a message about a setting that does not exist begins with; its path follows."""
+
+
+def _fields() -> Iterator[tuple[str, Any]]:
+    """Every setting's path with its field."""
+    for section, part in Config.model_fields.items():
+        for name, field in dict(part.annotation.model_fields).items():  # type: ignore[union-attr]
+            yield f"{section}.{name}", field
+
+
 def settings() -> dict[str, str]:
     """Every setting's path with its sentence."""
-    return {
-        f"{section}.{name}": field.description or ""
-        for section, part in Config.model_fields.items()
-        for name, field in _section(part.annotation).items()
-    }
+    return {path: field.description or "" for path, field in _fields()}
 
 
 def default(path: str) -> Any:
     """The default of the setting at `path`."""
-    section, name = path.split(".")
-    return getattr(getattr(Config(), section), name)
-
-
-def _section(annotation: Any) -> dict[str, Any]:
-    return dict(annotation.model_fields)
+    return Config()._at(path)

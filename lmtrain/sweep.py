@@ -13,13 +13,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
 
-from lmtrain import assembly, checkpoint, files
+from lmtrain import checkpoint, files
 from lmtrain import config as configuration
 from lmtrain.errors import ConfigError, DivergedError
 from lmtrain.schema import Config, PositiveInt, Section, Seed
-from lmtrain.training import parts
-from lmtrain.training.run import run_training
-from lmtrain.training.trainer import total_steps
+from lmtrain.tasks.base import Shard
+from lmtrain.tasks.registry import task_of
+from lmtrain.training.limits import Limits
+from lmtrain.training.ranks import Ranks
+from lmtrain.training.run import prepared, run_training
 
 _RECORD = "trials.jsonl"
 
@@ -28,13 +30,13 @@ class Range(Section):
     """Values of a setting: some listed ones, or all between two bounds."""
 
     values: tuple[Any, ...] = ()
-    """The values, chosen from with equal chance."""
+    """The values, chosen from with equal probability."""
     low: float | None = None
     """The least value."""
     high: float | None = None
     """The greatest value."""
     scale: Literal["linear", "log"] = "linear"
-    """Whether values or their logarithms have equal chance between low and high."""
+    """Whether values or their logarithms are equally likely between low and high."""
     integer: bool = False
     """Whether values between low and high are rounded to whole numbers."""
 
@@ -49,14 +51,14 @@ class Range(Section):
                 raise ValueError(f"low {self.low:g} has no logarithm")
         return self
 
-    def draw(self, chance: np.random.Generator) -> Any:
+    def draw(self, generator: np.random.Generator) -> Any:
         """One of the values."""
         if self.low is None or self.high is None:
-            return self.values[int(chance.integers(len(self.values)))]
+            return self.values[int(generator.integers(len(self.values)))]
         if self.scale == "log":
-            drawn = math.exp(chance.uniform(math.log(self.low), math.log(self.high)))
+            drawn = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
         else:
-            drawn = float(chance.uniform(self.low, self.high))
+            drawn = float(generator.uniform(self.low, self.high))
         return round(drawn) if self.integer else float(f"{drawn:.3g}")
 
 
@@ -98,7 +100,9 @@ class Trial:
         name: its folder's name.
         settings: what was drawn, by path.
         share: it was trained for one of so many parts of its length.
-        loss: nats a token of its best validation; None if it diverged.
+        metric: the name of the headline figure.
+        value: that figure of its best validation; None if it diverged.
+        cost: orders trials: smaller is better; None if it diverged.
         seconds: time it took.
         is_cut: the search's time ended it before its own length.
     """
@@ -106,18 +110,20 @@ class Trial:
     name: str
     settings: dict[str, Any]
     share: int
-    loss: float | None
+    metric: str
+    value: float | None
+    cost: float | None
     seconds: float
     is_cut: bool = False
 
     @property
     def rank(self) -> tuple[bool, bool, int, float]:
-        """Smaller for better: those that diverged last, before them those cut short, then by loss.
+        """Smaller for better: those that diverged last, before them those cut short, then by cost.
 
         Of the others, the longer first.
         """
-        is_diverged, loss = self.loss is None, math.inf if self.loss is None else self.loss
-        return is_diverged, self.is_cut, self.share, loss
+        cost = math.inf if self.cost is None else self.cost
+        return self.cost is None, self.is_cut, self.share, cost
 
 
 _TRIAL = TypeAdapter(Trial)
@@ -199,17 +205,17 @@ def _ranked(trials: Mapping[str, Trial]) -> list[Trial]:
 
 def described(trial: Trial) -> str:
     """A trial in one line."""
-    loss = "diverged" if trial.loss is None else f"loss {trial.loss:.4f}"
+    result = "diverged" if trial.cost is None else f"{trial.metric} {trial.value:.4f}"
     if trial.is_cut:
-        loss += ", cut short"
+        result += ", cut short"
     settings = ", ".join(f"{path} {value}" for path, value in trial.settings.items())
-    return f"{trial.name}: {loss} in {trial.seconds:.0f} s; {settings}"
+    return f"{trial.name}: {result} in {trial.seconds:.0f} s; {settings}"
 
 
 def _drawn(space: Space, index: int) -> dict[str, Any]:
     """The settings of the trial of that number."""
-    chance = np.random.default_rng([space.search.seed, index])
-    return {**space.fixed, **{path: each.draw(chance) for path, each in space.space.items()}}
+    generator = np.random.default_rng([space.search.seed, index])
+    return {**space.fixed, **{path: each.draw(generator) for path, each in space.space.items()}}
 
 
 def _keep_space(space: Space, out: Path) -> None:
@@ -259,14 +265,17 @@ def _train(
             config = configuration.load(space.config, {**overrides, **limit, **steps})
             summary = run_training(config, run, is_quiet=True)
     except DivergedError:
-        return Trial(run.name, settings, share, None, time.monotonic() - began)
-    if summary.valid_loss is None:
-        raise ConfigError("a search needs validation text", "try: data.valid_fraction = 0.1")
+        metric = task_of(whole).metrics.headline
+        return Trial(run.name, settings, share, metric, None, None, time.monotonic() - began)
+    if summary.best is None:
+        raise ConfigError("a search needs validation data", "try: data.valid_fraction = 0.1")
     is_cut = summary.is_cut_short and seconds < own_seconds
-    return Trial(run.name, settings, share, summary.valid_loss, summary.seconds, is_cut)
+    metrics, best = summary.task.metrics, summary.best
+    value, cost = best[metrics.headline], metrics.cost(best)
+    return Trial(run.name, settings, share, metrics.headline, value, cost, summary.seconds, is_cut)
 
 
 def _steps(config: Config) -> int:
     """Updates of a whole training. Epochs alone would not do: a third of two is one, as of five."""
-    _, texts = assembly.prepare(config)
-    return total_steps(config.train, parts.batches(config, texts["train"]))
+    task = prepared(config, task_of(config).read(config), Shard())
+    return Limits(config.train, task.steps_per_epoch, Ranks(), 0.0).total_steps

@@ -15,6 +15,7 @@ _MOST_BYTES = {
     "config.toml": 1 << 20,
     "run.json": 1 << 24,
     "state.json": 1 << 24,
+    "labels.json": 1 << 24,
     "tokenizer.json": 1 << 30,
 }
 

@@ -27,13 +27,13 @@ import torch
 import triton
 import triton.language as tl
 from bench_training import SHAPES, own_step, torch_step
+from lmtrain.model.chance import Chance
 from torch import Tensor, nn
 
 from lmtrain import device
 from lmtrain.cells import create
 from lmtrain.kernels.cross_entropy import cross_entropy
 from lmtrain.kernels.triton.memory import arrive, wait
-from lmtrain.model.chance import Chance
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent
 

@@ -1,31 +1,34 @@
-"""`lmtrain evaluate`: how well a model predicts text."""
+"""`lmtrain evaluate`: how good a model is on data."""
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmtrain.cli.loading import DeviceOption, RunArgument, load, load_for
 from lmtrain.cli.output import JsonOption, print_json, print_table, shown
 from lmtrain.errors import ConfigError, TextError
 
 if TYPE_CHECKING:
-    from lmtrain.evaluation import Evaluation
+    from lmtrain.tasks.base import Metrics
 
 
 def command(
-    run: Annotated[
-        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
-    ],
+    run: RunArgument,
     file: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Text files, globs, - or corpora (of these the test part, if they have one); "
-            "without any, the run's own validation and test text.",
+            help="Data files, globs, - or corpora (of these the test part, if they have one); "
+            "without any, the run's own validation and test data.",
             show_default=False,
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Streams a text is cut into: more is faster, a little worse.")
+        int,
+        typer.Option(
+            min=1, help="Streams a text is cut into, or examples at once: more is faster."
+        ),
     ] = 1,
     cache: Annotated[
         str | None,
@@ -43,10 +46,10 @@ def command(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Print perplexity and bits per character of text under a model, every token counted once.
+    """Print the metrics of a model on data: perplexity of text, accuracy of labels.
 
     \b
     lmtrain evaluate runs/python-docs-lstm-1
@@ -55,34 +58,49 @@ def command(
     """
     of_cache = _numbers("--cache", cache, (int, float, float)) if cache else None
     of_dynamic = _numbers("--dynamic", dynamic, (float, float, int)) if dynamic else None
-    # torch is imported only now, so that wrong options are answered at once.
-    from lmtrain import api
-    from lmtrain.adaptation import Cache, Dynamic
+    adapts = of_cache is not None or of_dynamic is not None
+    # Only a language model adapts to the text it predicts.
+    model = load_for("tune_cache", run, device) if adapts else load(run, device)
+    options: dict[str, Any] = {"batch_size": batch_size}
+    if adapts:
+        from lmtrain.tasks.adaptation import Cache, Dynamic
 
-    pointer = Cache(*of_cache) if of_cache else None
-    learning = Dynamic(*of_dynamic) if of_dynamic else None
-    model = api.load(run, device_name=device)
+        options["cache"] = Cache(*of_cache) if of_cache else None
+        options["dynamic"] = Dynamic(*of_dynamic) if of_dynamic else None
     if file:
         # All are read before the first is predicted: what cannot be read is said at once.
-        texts = {place: model.tokens([place]) for place in file}
+        texts = {place: model.read([place]) for place in file}
     else:
-        texts = {f"{part}: {tokens.name}": tokens for part, tokens in model.own_texts().items()}
+        texts = {f"{split}: {data.name}": data for split, data in model.own().items()}
     if not texts:
         raise TextError(
-            f"{run} was trained without validation or test text",
+            f"{run} was trained without validation or test data",
             f"try: lmtrain evaluate {run} FILE",
         )
-    results = {
-        name: model.evaluate_tokens(tokens, batch_size, cache=pointer, dynamic=learning)
-        for name, tokens in texts.items()
-    }
+    entries = []
+    for name, data in texts.items():
+        began = time.monotonic()
+        metrics = model.measure(data, **options)
+        entries.append((name, metrics, time.monotonic() - began))
     if json:
-        entries = [_entry(name, result) for name, result in results.items()]
-        print_json("lmtrain.evaluate/1", {"results": entries})
+        results = [_entry(*entry) for entry in entries]
+        print_json("lmtrain.evaluate/1", {"results": results})
         return
-    for name, result in results.items():
+    for name, metrics, seconds in entries:
         print(shown(name))
-        print_table(_rows(result))
+        rows = [*metrics.table(), ("seconds", f"{seconds:.1f}")]
+        print_table([(f"  {title}", figure) for title, figure in rows])
+
+
+def _entry(name: str, metrics: "Metrics", seconds: float) -> dict[str, Any]:
+    return {
+        "file": name,
+        "metric": metrics.headline,
+        "value": metrics.value,
+        "count": round(metrics.count),
+        **metrics.figures,
+        "seconds": seconds,
+    }
 
 
 def _numbers(option: str, text: str, kinds: Sequence[type]) -> list[Any]:
@@ -94,34 +112,3 @@ def _numbers(option: str, text: str, kinds: Sequence[type]) -> list[Any]:
             f"{option} {text}: {len(kinds)} numbers with commas between them are needed",
             "lmtrain tune RUN finds them",
         ) from None
-
-
-def _entry(name: str, result: "Evaluation") -> dict[str, Any]:
-    return {
-        "file": name,
-        "tokens": result.num_tokens,
-        "characters": result.characters,
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "bits_per_token": result.bits_per_token,
-        "bits_per_char": result.bits_per_char,
-        "oov": result.oov,
-        "oov_rate": result.oov_rate,
-        "perplexity_without_oov": result.perplexity_without_oov,
-        "seconds": result.seconds,
-    }
-
-
-def _rows(result: "Evaluation") -> list[tuple[str, str]]:
-    known = result.perplexity_without_oov
-    return [
-        ("  perplexity", f"{result.perplexity:.3f}"),
-        ("  perplexity without <UNK>", "none" if known is None else f"{known:.3f}"),
-        ("  loss (nats per token)", f"{result.loss:.5f}"),
-        ("  bits per token", f"{result.bits_per_token:.5f}"),
-        ("  bits per character", f"{result.bits_per_char:.5f}"),
-        ("  tokens", f"{result.num_tokens:,}"),
-        ("  characters", f"{result.characters:,}"),
-        ("  out of vocabulary", f"{result.oov:,} ({100 * result.oov_rate:.2f} %)"),
-        ("  seconds", f"{result.seconds:.1f}"),
-    ]

@@ -85,7 +85,7 @@ def _drawn(learning_rates: list[float], losses: list[float], kind: str) -> bytes
         ) from None
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(
-        xscale="log", xlabel="learning rate", ylabel="loss, nats a token", title="Range test"
+        xscale="log", xlabel="learning rate", ylabel="loss, nats a prediction", title="Range test"
     )
     axes.plot(learning_rates, losses)
     axes.grid(visible=True, alpha=0.3)

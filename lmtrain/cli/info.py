@@ -1,17 +1,14 @@
 """`lmtrain info`: what a run or checkpoint is."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from lmtrain.cli.loading import RunArgument, load
 from lmtrain.cli.output import JsonOption, print_json, print_table
 
 
 def command(
-    path: Annotated[
-        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
-    ],
+    path: RunArgument,
     json: JsonOption = False,
 ) -> None:
     """Show a checkpoint's settings, size, progress and engines.
@@ -19,25 +16,25 @@ def command(
     \b
     lmtrain info runs/python-docs-lstm-1
     """
-    from lmtrain import api, checkpoint
-    from lmtrain.evaluation import perplexity
+    model = load(path, "cpu")
+    from lmtrain import checkpoint, device
+    from lmtrain.cells import Cell
     from lmtrain.kernels.scan import engine
 
-    model = api.load(path, device_name="cpu")
     progress = model.state["progress"]
-    best = checkpoint.best(model.path.parent.parent)
+    layers = [layer for layer in model.model.modules() if isinstance(layer, Cell)]
     settings = model.config.model_dump(mode="json")
     facts: dict[str, Any] = {
         "checkpoint": str(model.path),
         "checkpoints": checkpoint.steps(Path(path)),
         "step": model.step,
-        "tokens": progress.get("tokens"),
-        "seconds": progress.get("seconds"),
-        "best_valid_loss": best and best[1],
-        "best_valid_perplexity": best and perplexity(best[1]),
-        "parameters": model.model.num_parameters,
-        "vocab_size": model.tokenizer.vocab_size,
-        "engines": [engine(cell) for cell in model.model.recurrent.cells],  # type: ignore[arg-type]
+        "task": model.config.data.task,
+        "trained_on": progress.get("count"),
+        "seconds": model.state["limits"].get("seconds"),
+        **{f"best_{name}": value for name, value in (progress.get("best") or {}).items()},
+        "parameters": device.num_parameters(model.model),
+        **model.data.sizes(),
+        "engines": [engine(layer) for layer in layers],
     }
     if json:
         print_json("lmtrain.info/1", {**facts, "settings": settings})

@@ -19,6 +19,7 @@ from lmtrain.cli import (
     evaluate,
     find_lr,
     info,
+    predict,
     sample,
     score,
     sweep,
@@ -47,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for module in (
-    train, find_lr, sweep, sample, evaluate, tune, score, tokenize, corpora, info, verify,
+    train, find_lr, sweep, sample, predict, evaluate, tune, score, tokenize, corpora, info, verify,
 ):  # fmt: skip
     name = module.__name__.rpartition(".")[2].replace("_", "-")
     if isinstance(module.command, typer.Typer):

@@ -5,25 +5,27 @@ from typing import Annotated
 
 import typer
 
+from lmtrain.cli.loading import DeviceOption, RunArgument, load_for
 from lmtrain.cli.output import JsonOption, print_json, shown
 
 
 def command(
-    run: Annotated[
-        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
-    ],
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Texts to write.")] = 1,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens drawn for a text.")] = 200,
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples.")] = 1,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens of a sample.")
+    ] = 200,
     temperature: Annotated[
-        float, typer.Option(help="Above 0; below 1 the likely becomes likelier.")
+        float, typer.Option(help="Above 0; lower values make likely tokens more likely.")
     ] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest that sum to this, 0 to 1.")
+        float | None,
+        typer.Option(help="Sample from the most likely tokens that sum to this, 0 to 1."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Write novel text with a trained model.
@@ -34,10 +36,7 @@ def command(
     lmtrain sample runs/python-docs-lstm-1 --num 5
     lmtrain sample runs/plays --prompt "ROMEO:" --temperature 0.8 --max-tokens 500
     """
-    from lmtrain import api
-
-    model = api.load(run, device_name=device)
-    pieces = model.stream(
+    pieces = load_for("sample", run, device).stream(
         prompt,
         num=num,
         max_tokens=max_tokens,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lmtrain import screen
+from lmtrain.cli.loading import DeviceOption, RunArgument, load_for
 from lmtrain.cli.output import JsonOption, print_json
 
 
@@ -25,9 +26,7 @@ class Base(StrEnum):
 
 
 def command(
-    run: Annotated[
-        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
-    ],
+    run: RunArgument,
     file: Annotated[
         str, typer.Argument(help="A text file, one sentence a line; - for standard input.")
     ] = "-",
@@ -35,7 +34,7 @@ def command(
         bool, typer.Option("--per-token", help="Print every token with its log P.")
     ] = False,
     base: Annotated[Base, typer.Option(help="Base of the logarithms.")] = Base.e,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Print log P of each line of a text, its end included: the higher, the likelier.
@@ -44,10 +43,9 @@ def command(
     echo "the apple and pear salad" | lmtrain score runs/recipes
     lmtrain score runs/recipes candidates.txt --per-token --base 10
     """
-    from lmtrain import api
     from lmtrain.data import corpus
 
-    model = api.load(run, device_name=device)
+    model = load_for("score", run, device)
     for scored in model.score(corpus.open_text([file]).lines()):
         unit = base.nats
         log_probs = [each / unit for each in scored.log_probs]

@@ -11,6 +11,7 @@ _TEXTS = schema.settings()
 
 # The frequent settings. Everything else is reached by --set or a configuration file.
 OPTIONS: dict[str, str] = {
+    "task": "data.task",
     "valid": "data.valid",
     "test": "data.test",
     "level": "data.level",

@@ -37,23 +37,17 @@ def command(
     lmtrain sweep space.toml --out runs/search --json
     """
     from lmtrain import sweep
-    from lmtrain.evaluation import perplexity
 
     search = sweep.load_space(space)
     trials = sweep.run_sweep(search, out or Path("runs") / f"sweep-{space.stem}", say=screen.note)
     if json:
-        entries = [
-            {**vars(trial), "perplexity": None if trial.loss is None else perplexity(trial.loss)}
-            for trial in trials
-        ]
-        print_json("lmtrain.sweep/1", {"trials": entries})
+        print_json("lmtrain.sweep/1", {"trials": [vars(trial) for trial in trials]})
         return
     names = list(search.space)
-    rows = [("trial", "loss", "perplexity", "seconds", *names)]
+    rows = [("trial", trials[0].metric if trials else "", "seconds", *names)]
     for trial in trials:
-        loss = "diverged" if trial.loss is None else f"{trial.loss:.4f}"
-        loss += " (cut short)" if trial.is_cut else ""
-        shown = "" if trial.loss is None else f"{perplexity(trial.loss):.2f}"
+        result = "diverged" if trial.cost is None else f"{trial.value:.4f}"
+        result += " (cut short)" if trial.is_cut else ""
         values = [str(trial.settings[name]) for name in names]
-        rows.append((trial.name, loss, shown, f"{trial.seconds:.0f}", *values))
+        rows.append((trial.name, result, f"{trial.seconds:.0f}", *values))
     print_table(rows)

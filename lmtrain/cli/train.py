@@ -1,4 +1,4 @@
-"""`lmtrain train`: text in, a trained model out."""
+"""`lmtrain train`: data in, a trained model out."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ def command(
     corpus: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Text files, globs, .gz files, - for standard input, or names of corpora; "
+            help="Data files, globs, .gz files, - for standard input, or names of corpora; "
             "with --resume, the run.",
             show_default=False,
         ),
@@ -32,6 +32,7 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run as if it had never stopped.")
     ] = False,
+    task: Annotated[str | None, setting("task")] = None,
     valid: Annotated[list[str] | None, setting("valid")] = None,
     test: Annotated[list[str] | None, setting("test")] = None,
     level: Annotated[str | None, setting("level")] = None,
@@ -62,6 +63,7 @@ def command(
     lmtrain train
     lmtrain train novel.txt --level char --hidden-size 512
     lmtrain train --config shakespeare-char-3min --epochs 5 --out runs/short
+    lmtrain train reviews.tsv --task classify
     lmtrain train --resume runs/short
     lmtrain train --devices 2
     """
@@ -103,53 +105,46 @@ def _run_to_resume(places: list[str], out: Path | None, config: str | None) -> P
 
 
 def _print_json(summary: "Summary") -> None:
-    from lmtrain.evaluation import perplexity
+    from lmtrain import device
 
-    loss, unigram = summary.valid_loss, summary.unigram_loss
+    unit, metrics = summary.task.unit, summary.task.metrics
+    best = summary.best or {}
+    baseline = summary.baseline.figures if summary.baseline else {}
     print_json(
         "lmtrain.train/1",
         {
             "run": str(summary.run),
             "steps": summary.steps,
-            "tokens": summary.tokens,
+            unit: summary.progress.count,
             "seconds": summary.seconds,
-            "tokens_per_second": summary.tokens_per_second,
-            "valid_loss": loss,
-            "valid_perplexity": None if loss is None else perplexity(loss),
-            "best_step": summary.best_step,
-            "unigram_perplexity": None if unigram is None else perplexity(unigram),
-            "parameters": summary.parameters,
-            "vocab_size": summary.vocab_size,
+            f"{unit}_per_second": summary.count_per_second,
+            "metric": metrics.headline,
+            "value": best.get(metrics.headline),
+            "best_step": summary.progress.best_step,
+            "valid": best,
+            "baseline": baseline,
+            "parameters": device.num_parameters(summary.task.model),
         },
     )
 
 
 def _print_text(summary: "Summary") -> None:
-    import math
-
-    from lmtrain.evaluation import perplexity
-
+    task, progress = summary.task, summary.progress
     rows = [
         (
             "trained",
-            f"{summary.steps:,} steps, {summary.tokens:,} tokens in {summary.seconds:,.0f} s, "
-            f"{summary.tokens_per_second:,.0f} tokens/s",
+            f"{summary.steps:,} steps, {progress.count:,} {task.unit} in "
+            f"{summary.seconds:,.0f} s, {summary.count_per_second:,.0f} {task.unit}/s",
         )
     ]
-    loss, unigram = summary.valid_loss, summary.unigram_loss
-    if loss is not None and unigram is not None:
+    if summary.best is not None and summary.baseline is not None:
         rows += [
-            (
-                "validation",
-                f"perplexity {perplexity(loss):.2f} (loss {loss:.4f} nats, "
-                f"{loss / math.log(2) / summary.chars_per_token:.3f} bits per character) "
-                f"at step {summary.best_step:,}",
-            ),
-            ("unigram", f"perplexity {perplexity(unigram):.2f}, from word frequencies alone"),
+            ("validation", f"{task.metrics.line(summary.best)} at step {progress.best_step:,}"),
+            ("baseline", f"{task.metrics.line(summary.baseline.figures)}, from frequencies alone"),
         ]
     rows += [
         ("run", str(summary.run)),
-        ("next", f"lmtrain sample {summary.run}"),
+        ("next", f"lmtrain {task.command} {summary.run}"),
         ("", f"lmtrain evaluate {summary.run}"),
         ("", f"tensorboard --logdir {summary.run}/events"),
     ]

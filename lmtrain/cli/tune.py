@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmtrain import screen
+from lmtrain.cli.loading import DeviceOption, RunArgument, load_for
 from lmtrain.cli.output import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
-    from lmtrain.adaptation import Cache, Dynamic
-    from lmtrain.tuning import Trial
+    from lmtrain.tasks.adaptation import Cache, Dynamic
+    from lmtrain.tasks.tuning import Trial
 
 
 def command(
-    run: Annotated[
-        str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
-    ],
+    run: RunArgument,
     cache: Annotated[bool, typer.Option(help="Whether to tune the cache.")] = True,
     dynamic: Annotated[bool, typer.Option(help="Whether to tune dynamic evaluation.")] = True,
     seq_len: Annotated[
@@ -23,7 +23,7 @@ def command(
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Dynamic: tokens of the text used, from its beginning.")
     ] = 20_000,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Find the numbers of evaluate --cache and --dynamic that predict the validation text best.
@@ -32,10 +32,9 @@ def command(
     lmtrain tune runs/ptb
     lmtrain tune runs/ptb --no-dynamic
     """
-    from lmtrain import api, screen
-    from lmtrain.evaluation import perplexity
+    model = load_for("tune_cache", run, device)
+    from lmtrain.tasks.perplexity import perplexity
 
-    model = api.load(run, device_name=device)
     best: dict[str, Trial] = {}
     entries = []
     wanted = {"cache": cache, "dynamic": dynamic}

@@ -1,11 +1,11 @@
-"""Dropout whose chance a checkpoint can hold."""
+"""Dropout that draws from a generator which a checkpoint holds."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from lmtrain.model.chance import Chance
+from lmtrain.model.generator import ModelGenerator
 
 
 def keep_mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -14,7 +14,7 @@ def keep_mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like
     Args:
         shape: how many.
         p: probability, 0 to 1.
-        generator: the source of chance, on the device of `like`.
+        generator: what is drawn from, on the device of `like`.
         like: gives the type and the device.
     """
     count = math.prod(shape)
@@ -31,17 +31,17 @@ class Dropout(nn.Module):
 
     Args:
         p: probability, 0 to 1.
-        chance: where it comes from.
+        generator: what is drawn from.
         is_locked: whether what is dropped is dropped at all time steps, the first dimension.
 
     Source: Srivastava et al. 2014; on the connections between layers alone: Zaremba et al. 2014;
     locked, or variational: Gal & Ghahramani 2016.
     """
 
-    def __init__(self, p: float, chance: Chance, *, is_locked: bool = False) -> None:
+    def __init__(self, p: float, generator: ModelGenerator, *, is_locked: bool = False) -> None:
         super().__init__()
         self.p = p
-        self.chance = chance
+        self.generator = generator
         self.is_locked = is_locked
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -49,4 +49,4 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return inputs
         shape = (1, *inputs.shape[1:]) if self.is_locked else tuple(inputs.shape)
-        return inputs * keep_mask(shape, self.p, self.chance.on(inputs.device), inputs)
+        return inputs * keep_mask(shape, self.p, self.generator.on(inputs.device), inputs)

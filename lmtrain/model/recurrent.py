@@ -32,9 +32,9 @@ class State(tuple[CellState, ...]):
         )
 
     def named(self) -> dict[str, Tensor]:
-        """Every part by the name `carried/LAYER/PART`."""
+        """Every part by the name `LAYER/PART`."""
         return {
-            f"carried/{layer}/{part}": tensor
+            f"{layer}/{part}": tensor
             for layer, parts in enumerate(self)
             for part, tensor in enumerate(parts)
         }
@@ -45,14 +45,14 @@ class State(tuple[CellState, ...]):
         Raises:
             CheckpointError: a part is missing, or of another shape.
         """
-        if not any(name.startswith("carried/") for name in tensors):
+        if not tensors:
             return None
         for name, ours in self.named().items():
             theirs = tensors.get(name)
             if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
-                raise CheckpointError(f"{name} does not fit the model")
+                raise CheckpointError(f"the carried state {name} does not fit the model")
         return State(
-            tuple(tensors[f"carried/{i}/{j}"].to(part.device) for j, part in enumerate(parts))
+            tuple(tensors[f"{i}/{j}"].to(part.device) for j, part in enumerate(parts))
             for i, parts in enumerate(self)
         )
 
@@ -83,8 +83,8 @@ class Recurrent(nn.Module):
 
     Example:
         >>> from lmtrain.cells import GRU
-        >>> from lmtrain.model.chance import Chance
-        >>> layers = Recurrent(GRU, 4, [8, 8], Dropout(0.5, Chance(1)))
+        >>> from lmtrain.model.generator import ModelGenerator
+        >>> layers = Recurrent(GRU, 4, [8, 8], Dropout(0.5, ModelGenerator(1)))
         >>> hidden, state = layers(torch.zeros(5, 3, 4))
         >>> hidden.shape, len(state)
         (torch.Size([5, 3, 8]), 2)
@@ -156,7 +156,7 @@ class Recurrent(nn.Module):
         """A cell's parameters with some weights that meet the state set to 0; None for its own."""
         if not self.training or self.weight_dropout == 0:
             return None
-        generator = self.dropout.chance.on(cell.bias.device)
+        generator = self.dropout.generator.on(cell.bias.device)
         return {
             name: weight * keep_mask(tuple(weight.shape), self.weight_dropout, generator, weight)
             if cell.meets_state(name)

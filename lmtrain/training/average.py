@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmtrain import checkpoint
 from lmtrain.errors import CheckpointError
 
 
@@ -15,16 +16,16 @@ class Average:
     """The average of a model's weights; the last weights while there is none.
 
     ema: m ← d m + (1 − d) w after each update, d = min(decay, (1 + n) / (10 + n))
-    after n updates before. triggered: the mean of the weights after every update since a
+    after n updates before. nt-asgd: the mean of the weights after every update since a
     validation was worse than the best one more than `patience` validations before it.
 
     Args:
         model: whose weights.
-        kind: ema, triggered, or None for the last weights.
+        kind: ema, nt-asgd, or None for the last weights.
         decay: of ema.
-        patience: of triggered.
+        patience: of nt-asgd.
 
-    Source: averaged SGD: Polyak & Juditsky 1992; triggered: Merity, Keskar & Socher 2018.
+    Source: averaged SGD: Polyak & Juditsky 1992; NT-ASGD: Merity, Keskar & Socher 2018.
     """
 
     def __init__(self, model: nn.Module, *, kind: str | None, decay: float, patience: int) -> None:
@@ -34,7 +35,7 @@ class Average:
         self._patience = patience
         self._average: dict[str, Tensor] = {}
         self._count = 0
-        self._losses: list[float] = []
+        self._costs: list[float] = []
         if kind == "ema":
             self._begin()
 
@@ -58,14 +59,14 @@ class Average:
         self._count += 1
         torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - kept)
 
-    def validated(self, loss: float) -> None:
-        """Takes note of a validation; begins a triggered average when it is due."""
-        if self._kind != "triggered" or self._average:
+    def validated(self, cost: float) -> None:
+        """Takes note of a validation, smaller being better; begins NT-ASGD when it is due."""
+        if self._kind != "nt-asgd" or self._average:
             return
-        before = self._losses[: -self._patience]
-        if loss > min(before, default=math.inf):
+        before = self._costs[: -self._patience]
+        if cost > min(before, default=math.inf):
             self._begin()
-        self._losses.append(loss)
+        self._costs.append(cost)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -82,27 +83,25 @@ class Average:
             weight = self._weights[name]
             weight.data, self._average[name] = average, weight.data
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """The model's weights beside an average, named `last/PARAMETER`; none without one.
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The weights of the model that a checkpoint stores: the average, where there is one."""
+        return {**checkpoint.weights(model), **self._average}
 
-        To be called inside `in_place`.
-        """
-        return {f"last/{name}": weight for name, weight in self._average.items()}
-
-    def state(self) -> dict[str, Any]:
-        """What else a resumed average goes on from."""
-        return {"count": self._count, "losses": self._losses}
+    def state_dict(self) -> dict[str, Any]:
+        """What is averaged over, and the last weights beside an average, named `last/PARAMETER`."""
+        last = {f"last/{name}": self._weights[name] for name in self._average}
+        return {"count": self._count, "costs": self._costs, **last}
 
     @torch.no_grad()
-    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from what `state` and `state_tensors` gave; the model has the average's weights.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave; the model has the averaged weights.
 
         Raises:
             CheckpointError: a weight of another shape, or missing.
         """
         last = {
             name.removeprefix("last/"): tensor
-            for name, tensor in tensors.items()
+            for name, tensor in state.items()
             if name.startswith("last/")
         }
         if last and any(
@@ -115,4 +114,4 @@ class Average:
         for name, tensor in last.items():
             self._weights[name].copy_(tensor)
         self._count = int(state["count"])
-        self._losses = [float(loss) for loss in state["losses"]]
+        self._costs = [float(cost) for cost in state["costs"]]

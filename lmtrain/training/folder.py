@@ -15,7 +15,7 @@ from lmtrain import checkpoint, files, screen, untrusted
 from lmtrain.data import corpus
 from lmtrain.errors import CheckpointError, RunBusyError, UnreadableError
 
-SETTINGS, TOKENIZER = "config.toml", "tokenizer.json"
+SETTINGS = "config.toml"
 _STARTS = "run.json"
 
 # What must be the same for a resumed run to go on bit for bit.

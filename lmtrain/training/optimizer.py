@@ -1,8 +1,9 @@
-"""From a loss to an update: backward, clip, step, schedule."""
+"""From an objective to an update: backward, clip, apply, schedule."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,13 +73,11 @@ class Update:
     """What came of an update, () each, where the model is.
 
     Args:
-        loss: the loss, all parts together.
         grad_norm: before clipping.
         was_clipped: whether the gradient was limited.
-        is_made: whether the update was made: loss and gradient were finite.
+        is_made: whether the update was made: the gradient was finite, and the loss sound.
     """
 
-    loss: Tensor
     grad_norm: Tensor
     was_clipped: Tensor
     is_made: Tensor
@@ -93,7 +92,8 @@ class Optimizer:
         weight_decay: as in torch.
         clip: l2 or l1, the norm that is limited.
         max_grad_norm: the limit; None for none.
-        schedule: the learning rate of each step.
+        schedule: the learning rates of a training of so many steps.
+        total_steps: updates of the training.
     """
 
     def __init__(
@@ -104,10 +104,12 @@ class Optimizer:
         weight_decay: float,
         clip: str,
         max_grad_norm: float | None,
-        schedule: Schedule,
+        schedule: Callable[[int], Schedule],
+        total_steps: int,
     ) -> None:
         self._parameters = dict(model.named_parameters())
-        self.schedule = schedule
+        self._schedules = schedule
+        self.expect(total_steps)
         self._clip = clip
         self._limit = max_grad_norm
         self.step = 0
@@ -122,63 +124,57 @@ class Optimizer:
         takes_sparse = name == "sgd" and not self._runs_ahead
         self._rule = _RULES[name](
             self._parameters.values(),
-            lr=schedule(0),
+            lr=self._schedule(0),
             weight_decay=weight_decay,
             **({"foreach": True} if takes_sparse else {"fused": True}),
         )
 
+    def expect(self, total_steps: int) -> None:
+        """Sets how many updates there will be: the learning rate falls to its end with them."""
+        self._schedule = self._schedules(total_steps)
+
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next update."""
-        return self.schedule(self.step)
+        return self._schedule(self.step)
 
-    def update(self, losses: Iterable[Tensor], share: float = 1.0) -> Update:
-        """One update: `begin`, then `make`."""
-        self.begin(share)
-        return self.make(losses)
-
-    def begin(self, share: float = 1.0) -> None:
-        """Counts the update that `make` will make next, and sets its learning rate.
+    def begin(self, length: float = 1.0) -> None:
+        """Counts the next update and sets its learning rate.
 
         Args:
-            share: time steps of its loss over those of most. The learning rate follows it; with
-                sgd the gradient of a loss summed over time does already.
+            length: time steps of its batch over those of a usual one. The learning rate follows
+                it; with sgd the gradient of a loss summed over time does already.
         """
-        self._rate.fill_(self.learning_rate * (share if self._is_adaptive else 1.0))
+        self._rate.fill_(self.learning_rate * (length if self._is_adaptive else 1.0))
         self.step += 1
 
-    def make(
-        self, losses: Iterable[Tensor], is_sound: Callable[[], Tensor] | None = None
-    ) -> Update:
-        """Differentiates a loss, clips, and makes one step if all numbers are finite.
+    def backward(self, objective: Tensor) -> None:
+        """Differentiates what is minimized, ()."""
+        self._rule.zero_grad(set_to_none=True)
+        objective.backward()
+
+    def apply(self, is_sound: Tensor) -> Update:
+        """Clips the gradient and updates the weights, if all numbers are finite.
 
         g ← g · θ/‖g‖ where ‖g‖ > θ, ‖g‖ the L2 or L1 norm over all parameters together. Where the
         device runs ahead, nothing here waits for it.
 
         Args:
-            losses: the parts of the loss, computed as they are asked for, one after the other.
-            is_sound: asked after the last part: whether the step may be made at all, ().
+            is_sound: whether the update may be made as far as the loss is concerned, ().
 
         Source: Pascanu, Mikolov & Bengio 2013.
         """
-        self._rule.zero_grad(set_to_none=True)
-        parts = []
-        for part in losses:
-            part.backward()
-            parts.append(part.detach())
         gradients = self._gradients()
-        loss, grad_norm = torch.stack(parts).sum(), _norm(gradients, self._clip)
-        is_made = loss.isfinite() & grad_norm.isfinite()
-        if is_sound is not None:
-            is_made = is_made & is_sound()
+        grad_norm = _norm(gradients, self._clip)
+        is_made = is_sound & grad_norm.isfinite()
         was_clipped, divisor = self._clipped(grad_norm)
         if self._runs_ahead:
-            # The rule itself divides the gradients, or leaves all as it is.
+            # The rule itself divides the gradients, or leaves everything as it is.
             vars(self._rule).update(grad_scale=divisor.float(), found_inf=(~is_made).float())
             self._apply(self._rate)
         elif is_made:
             self._apply(float(self._rate) * self._divided(gradients, float(divisor)))
-        return Update(loss, grad_norm, was_clipped, is_made)
+        return Update(grad_norm, was_clipped, is_made)
 
     def _apply(self, rate: float | Tensor) -> None:
         is_recorded = device.is_recording(self._rate.device)
@@ -215,29 +211,27 @@ class Optimizer:
             torch._foreach_mul_(gradients, 1 / divisor)
         return 1.0
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """What the update rule remembers, as tensors named `optimizer/PARAMETER/KEY`."""
-        return {
-            f"optimizer/{name}/{key}": value
+    def state_dict(self) -> dict[str, Any]:
+        """The updates done, and what the update rule remembers, named `PARAMETER/KEY`."""
+        return {"step": self.step} | {
+            f"{name}/{key}": value
             for name, parameter in self._parameters.items()
             for key, value in self._rule.state.get(parameter, {}).items()
         }
 
-    def restore(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on after `step` updates with what `state_tensors` gave then.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave.
 
         Raises:
             CheckpointError: a tensor of another shape, or of a parameter that is not there.
         """
-        self.step = step
-        for path, value in tensors.items():
-            kind, _, rest = path.partition("/")
-            if kind != "optimizer":
-                continue
-            name, _, key = rest.rpartition("/")
+        self.step = int(state["step"])
+        for path in state.keys() - {"step"}:
+            value, (name, _, key) = state[path], path.rpartition("/")
             parameter = self._parameters.get(name)
             if (
                 parameter is None
+                or not isinstance(value, Tensor)
                 or value.dtype not in (parameter.dtype, torch.float32)
                 or value.shape not in (parameter.shape, torch.Size([]))
             ):

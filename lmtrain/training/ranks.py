@@ -1,7 +1,7 @@
-"""The processes that train one model together, each with its share of the streams.
+"""The processes that train one model together, each with its shard of every batch.
 
-A rank is one of them, counted from 0; torchrun says which one this is. Rank 0 alone reads the text,
-shows and writes; what it does or fails to do, all learn. Gradients are averaged by torch's
+A rank is one of them, counted from 0; torchrun says which one this is. Rank 0 alone reads the data,
+shows and writes; its results and errors reach all. Gradients are averaged by torch's
 DistributedDataParallel; numbers that steer the loop are exchanged on the processor.
 
 Source: Li et al. 2020, PyTorch Distributed.
@@ -29,10 +29,11 @@ from lmtrain.errors import (
     RunInterruptedError,
     TextError,
 )
-from lmtrain.model.language_model import LanguageModel, Loss
 from lmtrain.model.recurrent import State
+from lmtrain.tasks.base import Batch, Loss, Shard, Task
 
 _Result = TypeVar("_Result")
+LossFunction = Callable[[Batch, State | None], Loss]
 
 # A process that neither answers nor dies is given up after this.
 _TIMEOUT = datetime.timedelta(seconds=120)
@@ -42,7 +43,7 @@ _LOST = ("gloo", "Connection", "connection", "Socket")
 
 
 class Ranks:
-    """One process alone, which has nobody to wait for.
+    """A single process, which exchanges nothing.
 
     Attributes:
         rank: which process this is, from 0.
@@ -57,9 +58,10 @@ class Ranks:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def share(self, rows: int) -> slice:
-        """Which of so many rows are this process's; the shares differ by one row at most."""
-        return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+    @property
+    def shard(self) -> Shard:
+        """This process's part of each batch."""
+        return Shard(self.rank, self.size)
 
     def agreed(self, action: Callable[[], _Result], *, is_long: bool = False) -> _Result:
         """What `action`, done by rank 0, returns or raises, in every process.
@@ -80,36 +82,17 @@ class Ranks:
         """The numbers of every process, in the order of the ranks."""
         return [list(numbers)]
 
-    def averaged(self, number: Tensor) -> Tensor:
-        """The mean of a number, (), over all processes, on its device."""
-        return number
+    def summed(self, numbers: Tensor) -> Tensor:
+        """The sums of numbers, (N,), over all processes, on their device."""
+        return numbers
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """The tensors of every process, shaped alike, in the order of the ranks."""
         return [dict(tensors)]
 
-    def averaging(self, model: LanguageModel) -> "Losses":
-        """What gives the model's loss so that its gradient is the mean over all processes."""
-        return Losses(model)
-
-
-class Losses:
-    """The loss of a model in one process.
-
-    Args:
-        model: the model.
-    """
-
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
-
-    def __call__(self, inputs: Tensor, targets: Tensor, state: State | None) -> Loss:
-        """`model.loss`."""
-        return self._model.loss(inputs, targets, state)
-
-    def apart(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, gradients are added up in this process and not yet averaged over all."""
-        return contextlib.nullcontext()
+    def loss_of(self, task: Task) -> LossFunction:
+        """The task's loss, whose backward averages gradients over all processes."""
+        return task.loss
 
 
 class _Together(Ranks):
@@ -165,10 +148,10 @@ class _Together(Ranks):
         dist.all_gather(theirs, mine, group=self._control)
         return [each.tolist() for each in theirs]
 
-    def averaged(self, number: Tensor) -> Tensor:
-        theirs = [torch.empty_like(number) for _ in range(self.size)]
-        dist.all_gather(theirs, number.contiguous())
-        return torch.stack(theirs).mean()
+    def summed(self, numbers: Tensor) -> Tensor:
+        theirs = [torch.empty_like(numbers) for _ in range(self.size)]
+        dist.all_gather(theirs, numbers.contiguous())
+        return torch.stack(theirs).sum(0)
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         everyone: list[dict[str, Tensor]] = [{} for _ in range(self.size)]
@@ -185,37 +168,23 @@ class _Together(Ranks):
                 each[name] = tensor
         return everyone
 
-    def averaging(self, model: LanguageModel) -> Losses:
-        return _AveragedLosses(model)
-
-
-class _LossModule(nn.Module):
-    """The loss of a model as a module's forward, where DistributedDataParallel hooks in."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor, targets: Tensor, state: State | None) -> Loss:
-        return self.model.loss(inputs, targets, state)
-
-
-class _AveragedLosses(Losses):
-    """The loss of a model whose gradient is averaged over all processes in its backward."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        super().__init__(model)
+    def loss_of(self, task: Task) -> LossFunction:
         with warnings.catch_warnings():
             # torch 2.13 says so of the only way there is to send no buffers at the start either.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self._averaged = DistributedDataParallel(_LossModule(model), broadcast_buffers=False)
+            return DistributedDataParallel(_LossModule(task), broadcast_buffers=False)
 
-    def __call__(self, inputs: Tensor, targets: Tensor, state: State | None) -> Loss:
-        loss: Loss = self._averaged(inputs, targets, state)
-        return loss
 
-    def apart(self) -> contextlib.AbstractContextManager[None]:
-        return self._averaged.no_sync()
+class _LossModule(nn.Module):
+    """A task's loss as a module's forward, where DistributedDataParallel hooks in."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self._task = task
+
+    def forward(self, batch: Batch, state: State | None) -> Loss:
+        return self._task.loss(batch, state)
 
 
 def _same_error(told: Mapping[str, Any]) -> LmtrainError:

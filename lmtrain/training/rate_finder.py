@@ -5,12 +5,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from lmtrain.data.streams import Streams
 from lmtrain.errors import DivergedError
-from lmtrain.model.language_model import LanguageModel
-from lmtrain.training.optimizer import Optimizer, Schedule
+from lmtrain.tasks.base import Task
+from lmtrain.training.optimizer import Schedule
+from lmtrain.training.step import Stepper
 
 # The curve ends where its loss is so many times the lowest.
 _DIVERGED = 2.0
@@ -24,7 +23,7 @@ class RateCurve:
 
     Args:
         learning_rates: of each step.
-        losses: exponentially smoothed nats a token of each step.
+        losses: exponentially smoothed nats a prediction of each step.
     """
 
     learning_rates: list[float]
@@ -48,15 +47,12 @@ def rising(first: float, last: float, steps: int) -> Schedule:
     return lambda step: first * (last / first) ** (step / max(1, steps - 1))
 
 
-def range_test(
-    model: LanguageModel, batches: Streams, optimizer: Optimizer, steps: int
-) -> RateCurve:
+def range_test(task: Task, stepper: Stepper, steps: int) -> RateCurve:
     """Trains while the rate rises, until the loss has doubled or the steps are over.
 
     Args:
-        model: a new model, which is spoilt.
-        batches: the tokens of each step.
-        optimizer: the update, with a schedule that rises.
+        task: whose model is new; its weights are of no use afterwards.
+        stepper: its steps, with a learning rate that rises.
         steps: updates at most.
 
     Raises:
@@ -64,22 +60,19 @@ def range_test(
 
     Source: Smith 2017 (arXiv 1506.01186).
     """
-    model.train()
+    task.model.train()
     rates: list[float] = []
     losses: list[float] = []
-    state, mean = None, 0.0
-    for step in range(steps):
-        inputs, targets = (
-            torch.from_numpy(tokens).to(model.embedding.device) for tokens in batches[step]
-        )
-        loss = model.loss(inputs, targets, None if batches.starts_epoch(step) else state)
-        state = loss.state.detach()
-        rates.append(optimizer.learning_rate)
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(loss.nats) / len(targets)
-        losses.append(mean / (1 - _SMOOTHING ** (step + 1)))
+    mean = 0.0
+    for number in range(steps):
+        step = stepper.enqueue(task.batch(number))
+        numbers = step.collect()
+        rates.append(step.learning_rate)
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * numbers.loss
+        losses.append(mean / (1 - _SMOOTHING ** (number + 1)))
         if not losses[-1] < _DIVERGED * min(itertools.chain([math.inf], losses)):
             break
-        if not optimizer.update([loss.objective], len(targets) / batches.seq_len).is_made:
+        if not numbers.is_made:
             break
     if len(losses) < 3 or not math.isfinite(losses[0]):
         raise DivergedError(

@@ -1,27 +1,30 @@
-"""A run from its settings: its folder, texts, model and loop; its start and its resuming."""
+"""A run from its settings: its folder, data, model and loop; its start and its resuming."""
 
 import contextlib
-import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain import assembly, checkpoint, device, files, screen, untrusted
+from lmtrain import checkpoint, device, files, launched, screen, untrusted
 from lmtrain import config as configuration
-from lmtrain.data.tokenizer import Tokenizer
-from lmtrain.data.tokens import Tokens
 from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, out_of_memory_explained
-from lmtrain.evaluation import unigram_loss
 from lmtrain.kernels.native import library
 from lmtrain.schema import Config
-from lmtrain.training import folder, parts
+from lmtrain.tasks.base import Data, Metrics, Shard, Task, uses_bf16, weight_shapes
+from lmtrain.tasks.registry import task_of
+from lmtrain.training import folder
 from lmtrain.training.average import Average
-from lmtrain.training.monitor import Monitor, Silent
+from lmtrain.training.checkpoints import Checkpoints, Documents
+from lmtrain.training.limits import Limits
+from lmtrain.training.logger import Logger, NullLogger
+from lmtrain.training.optimizer import Optimizer, Schedule, schedule
+from lmtrain.training.progress import Progress
 from lmtrain.training.ranks import Ranks, joined
 from lmtrain.training.rate_finder import RateCurve, range_test, rising
-from lmtrain.training.trainer import Trainer, total_steps
+from lmtrain.training.step import Stepper
+from lmtrain.training.trainer import Trainer
 
 _SMALLER = "try: a smaller --batch-size, --seq-len, --hidden-size or --vocab-size"
 
@@ -32,31 +35,36 @@ class Summary:
 
     Args:
         run: the run folder.
+        task: what was trained.
         steps: updates done.
-        tokens: tokens trained on.
         seconds: time from the start of preparation, over all processes of the run.
-        tokens_per_second: trained tokens over the time spent in training steps.
-        valid_loss: nats a token of the best validation; None without validation text.
-        best_step: the step of the best validation.
-        unigram_loss: nats a token of the validation text under word frequencies.
-        parameters: trained numbers.
-        vocab_size: tokens in the vocabulary.
-        chars_per_token: characters of the validation text over its tokens.
+        progress: how far it got.
+        baseline: the metrics of a trivial model on the validation data; None without any.
         is_cut_short: whether its time ended it before its steps or its patience did.
     """
 
     run: Path
+    task: Task
     steps: int
-    tokens: int
     seconds: float
-    tokens_per_second: float
-    valid_loss: float | None
-    best_step: int | None
-    unigram_loss: float | None
-    parameters: int
-    vocab_size: int
-    chars_per_token: float
+    progress: Progress
+    baseline: Metrics | None
     is_cut_short: bool
+
+    @property
+    def best(self) -> Mapping[str, float | None] | None:
+        """The figures of the best validation; None without validation data."""
+        return self.progress.best
+
+    @property
+    def valid_loss(self) -> float | None:
+        """Nats a prediction of the best validation; None without validation data."""
+        return None if self.best is None else self.best["loss"]
+
+    @property
+    def count_per_second(self) -> float:
+        """Predictions over the time spent in training steps."""
+        return self.progress.count / max(self.progress.train_seconds, 1e-9)
 
 
 def run_training(
@@ -107,37 +115,81 @@ def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: b
     ranks.agreed(lambda: folder.refuse_used(run))
     if not is_quiet and screen.STDERR.isatty():
         screen.note(f"reading {', '.join(config.data.train)}")
-    ready = parts.get_ready(config, *_prepared(config, ranks), ranks)
+    data = _read(config, ranks)
+    task = prepared(config, data, ranks.shard)
 
     def claim() -> None:
-        files.require_space(run, 2 * parts.checkpoint_bytes(config, ready.model))
+        files.require_space(run, 2 * _checkpoint_bytes(task))
         held.enter_context(files.locked(run / ".lock", f"the run {run}"))
         folder.refuse_used(run)
         files.remove_leftovers(run)
         files.write(run / folder.SETTINGS, configuration.to_toml(config).encode())
-        files.write(run / folder.TOKENIZER, ready.tokenizer.to_json().encode())
+        for name, text in data.files().items():
+            files.write(run / name, text.encode())
 
     with contextlib.ExitStack() as held:
         ranks.agreed(claim)
-        return _train(run, ready, None, ranks, began=began, is_quiet=is_quiet)
+        return _train(run, task, None, ranks, began=began, is_quiet=is_quiet)
 
 
-def _prepared(config: Config, ranks: Ranks) -> tuple[Tokenizer, dict[str, Tokens]]:
-    """The tokenizer and the texts, which the first process reads and the others find cached."""
-    found = []
+@dataclass(frozen=True)
+class _Told:
+    """Vocabularies that another process sent.
 
-    def prepare() -> list[Any]:
-        found.append(assembly.prepare(config))
-        tokenizer, texts = found[0]
-        return [tokenizer.to_json(), assembly.references(texts)] if ranks.size > 1 else []
+    Args:
+        files: their contents by the name of the file.
+    """
 
-    told = ranks.agreed(prepare, is_long=True)
+    files: Mapping[str, str]
+
+    def text(self, name: str) -> str:
+        return self.files[name]
+
+
+def _read(config: Config, ranks: Ranks) -> Data:
+    """The data, which the first process reads and the others find cached."""
+    task, found = task_of(config), []
+
+    def read() -> list[Any]:
+        data = task.read(config)
+        found.append(data)
+        return [data.files(), data.references()] if ranks.size > 1 else []
+
+    told = ranks.agreed(read, is_long=True)
     if not found:
-        tokenizer = Tokenizer.from_json(told[0])
-        found.append((tokenizer, assembly.find_texts(told[1], config, tokenizer)))
+        found.append(task.find(config, task.restore(_Told(told[0])), told[1]))
     # Another machine may have to read the text, too.
     ranks.wait_for_all()
     return found[0]
+
+
+def prepared(config: Config, data: Data, shard: Shard) -> Task:
+    """The task with its model on its device; sets threads and memory of this process.
+
+    Raises:
+        ConfigError: no such cell, or sizes that do not fit.
+        MachineError: the device is not there.
+        TextError: the data is too small for a batch.
+    """
+    place = device.choose(config.train.device)
+    device.set_threads(config.train.threads, launched.local_size())
+    device.keep_memory()
+    if config.train.deterministic:
+        device.make_deterministic()
+    kind = task_of(config)
+    model = kind.build(config, data, is_shared=shard.size > 1).to(place)
+    task = kind(config, data, model, shard)
+    # The weights are the same everywhere; what is dropped from them is not.
+    if shard.rank:
+        task.generator.generator = device.generator(config.train.seed, shard.rank)
+    return task
+
+
+def _checkpoint_bytes(task: Task) -> int:
+    """Roughly what a checkpoint takes: fp32 weights, what the update rule and an average keep."""
+    rule = task.config.optimizer
+    copies = 1 + (rule.average is not None) + 2 * (rule.name != "sgd")
+    return 4 * copies * device.num_parameters(task.model)
 
 
 def _resume(
@@ -173,37 +225,38 @@ def _resume(
     with contextlib.ExitStack() as held:
         step = ranks.agreed(claim)
         if step is None:
-            ready = _begun(run, overrides, ranks)
-            return _train(run, ready, None, ranks, began=began, is_quiet=is_quiet)
+            task = _begun(run, overrides, ranks)
+            return _train(run, task, None, ranks, began=began, is_quiet=is_quiet)
         saved = checkpoint.read(checkpoint.folder(run, step))
         config = _resumed_config(saved, overrides)
-        tokenizer = Tokenizer.from_json(saved.text("tokenizer.json"))
-        saved.require_shapes(assembly.weight_shapes(config, tokenizer.vocab_size))
-        texts = assembly.find_texts(saved.state["texts"], config, tokenizer)
+        kind = task_of(config)
+        data = kind.restore(saved)
+        saved.require_shapes(weight_shapes(kind, config, data))
+        data = kind.find(config, data, saved.state["data"])
         ranks.wait_for_all()
-        ready = parts.get_ready(config, tokenizer, texts, ranks)
-        return _train(run, ready, saved, ranks, began=began, is_quiet=is_quiet)
+        task = prepared(config, data, ranks.shard)
+        return _train(run, task, saved, ranks, began=began, is_quiet=is_quiet)
 
 
-def _begun(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> parts.Ready:
+def _begun(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> Task:
     """A run that ended before its first checkpoint, from its beginning.
 
     Raises:
-        CheckpointError: its text is not what it was.
+        CheckpointError: its data is not what it was.
     """
     path = run / folder.SETTINGS
     config = configuration.parse(untrusted.text(path), str(path), overrides)
-    tokenizer, texts = _prepared(config, ranks)
+    data = _read(config, ranks)
 
     def compare() -> None:
-        path = run / folder.TOKENIZER
-        if not path.exists():
-            files.write(path, tokenizer.to_json().encode())
-        if tokenizer.to_json() != untrusted.text(path):
-            raise CheckpointError(f"the text of {run} is not what it was")
+        for name, text in data.files().items():
+            if not (run / name).exists():
+                files.write(run / name, text.encode())
+            if text != untrusted.text(run / name):
+                raise CheckpointError(f"the text of {run} is not what it was")
 
     ranks.agreed(compare)
-    return parts.get_ready(config, tokenizer, texts, ranks)
+    return prepared(config, data, ranks.shard)
 
 
 def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object]) -> Config:
@@ -230,108 +283,102 @@ def _kept(config: Config) -> tuple[object, ...]:
 
 def _train(
     run: Path,
-    ready: parts.Ready,
+    task: Task,
     saved: checkpoint.Checkpoint | None,
     ranks: Ranks,
     *,
     began: float,
     is_quiet: bool,
 ) -> Summary:
-    config, model, batches = ready.config, ready.model, ready.batches
-    valid_text = ready.texts.get("valid")
-    ranks.agreed(
-        lambda: folder.record_start(
-            run,
-            saved.state["step"] if saved else None,
-            device=model.embedding.device.type,
-            processes=ranks.size,
-            threads=ready.threads,
-            precision=_precision(config),
-        )
-    )
-    schedule = functools.partial(parts.build_schedule, config, batches)
-    monitor = _monitor(run, ready, saved, is_quiet=is_quiet) if ranks.is_first else Silent()
-    with contextlib.closing(monitor):
-        _introduce(run, ready, monitor, ranks.size)
+    config = task.config
+    first_step = saved.state["step"] if saved else None
+    surroundings = {
+        "device": device.of(task.model).type,
+        "processes": ranks.size,
+        "threads": device.threads(),
+        "precision": "bf16" if uses_bf16(config.train) else "fp32",
+    }
+    ranks.agreed(lambda: folder.record_start(run, first_step, **surroundings))
+    limits = Limits(config.train, task.steps_per_epoch, ranks, began)
+    log = NullLogger()
+    if ranks.is_first:
+        steps = {"first_step": first_step or 0, "total_steps": limits.total_steps}
+        log = Logger(run, task, **steps, is_quiet=is_quiet)
+    with contextlib.closing(log):
+        _introduce(run, task, surroundings, log)
+        texts = {folder.SETTINGS: configuration.to_toml(config), **task.data.files()}
         trainer = Trainer(
-            run,
-            config.train,
-            model=model,
-            batches=batches,
-            optimizer=parts.build_optimizer(
-                config, model, schedule(total_steps(config.train, batches))
-            ),
-            schedule=schedule,
-            average=Average(
-                model,
+            task,
+            _optimizer(task, _schedules(task), limits.total_steps),
+            Average(
+                task.model,
                 kind=config.optimizer.average,
                 decay=config.optimizer.average_decay,
                 patience=config.optimizer.average_patience,
             ),
-            monitor=monitor,
-            ranks=ranks,
-            validate=parts.validation(ready, valid_text, ranks) if valid_text else None,
-            write=parts.writing(ready),
-            documents=(
-                configuration.to_toml(config),
-                ready.tokenizer.to_json(),
-                assembly.references(ready.texts),
+            limits,
+            Checkpoints(
+                run,
+                config.train.keep_checkpoints,
+                Documents(texts, task.data.references()),
+                ranks,
             ),
-            began=began,
+            log,
+            ranks,
         )
         if saved:
             trainer.restore(saved)
         trainer.train()
-    return _summary(run, ready, trainer, time.monotonic() - began)
+    return _summary(run, trainer)
 
 
-def _monitor(
-    run: Path, ready: parts.Ready, saved: checkpoint.Checkpoint | None, *, is_quiet: bool
-) -> Monitor:
-    text = ready.texts["train"]
-    return Monitor(
-        run,
-        first_step=saved.state["step"] if saved else 0,
-        total_steps=total_steps(ready.config.train, ready.batches),
-        log_every=ready.config.train.log_every,
-        chars_per_token=text.characters / len(text),
-        settings=_flat(ready.config),
-        is_quiet=is_quiet,
-    )
-
-
-def _introduce(run: Path, ready: parts.Ready, monitor: Silent, size: int) -> None:
-    model, place = ready.model, ready.model.embedding.device.type
+def _introduce(run: Path, task: Task, surroundings: Mapping[str, Any], log: NullLogger) -> None:
+    size = surroundings["processes"]
     together = f"{size} processes, " if size > 1 else ""
-    monitor.say(
-        f"{len(ready.texts['train']):,} tokens, vocabulary {ready.tokenizer.vocab_size:,}; "
-        f"{ready.config.model.cell}, {model.num_parameters:,} parameters, "
-        f"{place}, {together}{ready.threads} threads, {_precision(ready.config)}; run {run}"
+    log.say(
+        f"{task.described()}; {task.config.model.cell}, "
+        f"{device.num_parameters(task.model):,} parameters, {surroundings['device']}, {together}"
+        f"{surroundings['threads']} threads, {surroundings['precision']}; run {run}"
     )
-    if place == "cpu" and (reason := library.absence()):
-        monitor.say(f"recurrent layers run on torch alone: {reason}")
+    if surroundings["device"] == "cpu" and (reason := library.absence()):
+        log.say(f"recurrent layers run on torch alone: {reason}")
 
 
-def _summary(run: Path, ready: parts.Ready, trainer: Trainer, seconds: float) -> Summary:
-    progress, valid_text = trainer.progress, ready.texts.get("valid")
-    vocab_size = ready.tokenizer.vocab_size
-    unigram, chars_per_token = None, 0.0
-    if valid_text:
-        unigram = unigram_loss(ready.texts["train"].ids, valid_text.ids, vocab_size)
-        chars_per_token = valid_text.characters / len(valid_text)
+def _schedules(task: Task) -> Callable[[int], Schedule]:
+    rule = task.config.optimizer
+    return lambda steps: schedule(
+        rule.schedule,
+        peak=rule.learning_rate,
+        total_steps=steps,
+        steps_per_epoch=task.steps_per_epoch,
+        warmup_steps=rule.warmup_steps,
+        decay=rule.decay,
+        decay_after_epochs=rule.decay_after_epochs,
+    )
+
+
+def _optimizer(task: Task, schedules: Callable[[int], Schedule], total_steps: int) -> Optimizer:
+    rule = task.config.optimizer
+    return Optimizer(
+        task.model,
+        name=rule.name,
+        weight_decay=rule.weight_decay,
+        clip=rule.clip,
+        max_grad_norm=rule.max_grad_norm,
+        schedule=schedules,
+        total_steps=total_steps,
+    )
+
+
+def _summary(run: Path, trainer: Trainer) -> Summary:
     return Summary(
-        run=run,
-        steps=trainer.optimizer.step,
-        tokens=progress.tokens,
-        seconds=progress.seconds + seconds,
-        tokens_per_second=progress.tokens / max(progress.train_seconds, 1e-9),
-        valid_loss=progress.best_loss,
-        best_step=progress.best_step,
-        unigram_loss=unigram,
-        parameters=ready.model.num_parameters,
-        vocab_size=vocab_size,
-        chars_per_token=chars_per_token,
-        is_cut_short=trainer.is_cut_short,
+        run,
+        trainer.task,
+        trainer.optimizer.step,
+        trainer.limits.elapsed,
+        trainer.progress,
+        trainer.task.baseline("valid"),
+        trainer.is_cut_short,
     )
 
 
@@ -349,19 +396,7 @@ def find_learning_rate(config: Config, *, first: float, last: float, steps: int)
         LmtrainError: the others of `lmtrain.errors`, from what training calls.
     """
     with out_of_memory_explained(_SMALLER):
-        ready = parts.get_ready(config, *assembly.prepare(config), Ranks())
-        optimizer = parts.build_optimizer(config, ready.model, rising(first, last, steps))
-        return range_test(ready.model, ready.batches, optimizer, steps)
-
-
-def _precision(config: Config) -> str:
-    """The precision of training steps on this machine."""
-    return "bf16" if assembly.is_mixed(config) else "fp32"
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    return {
-        f"{section}.{name}": value
-        for section, part in config.model_dump(mode="json").items()
-        for name, value in part.items()
-    }
+        task = prepared(config, task_of(config).read(config), Shard())
+        rates = rising(first, last, steps)
+        optimizer = _optimizer(task, lambda _: rates, steps)
+        return range_test(task, Stepper(task, optimizer, Ranks(), screen.note), steps)

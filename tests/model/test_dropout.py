@@ -1,6 +1,6 @@
 import torch
-
 from lmtrain.model.chance import Chance
+
 from lmtrain.model.dropout import Dropout
 
 

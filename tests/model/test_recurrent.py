@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
+from lmtrain.model.chance import Chance
 from numerics import assert_same
 
 from lmtrain import device
 from lmtrain.cells import GRU, LSTM, RNN, PeepholeLSTM, SimpleGRU
-from lmtrain.model.chance import Chance
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.recurrent import Recurrent, State
 

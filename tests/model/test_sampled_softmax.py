@@ -1,10 +1,10 @@
 import pytest
 import torch
+from lmtrain.model.sampled_softmax import SampledSoftmax
 from numerics import assert_same
 
 from lmtrain import device
 from lmtrain.model.language_model import LanguageModel
-from lmtrain.model.sampled_softmax import SampledSoftmax
 
 V = 60
 

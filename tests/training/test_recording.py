@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from lmtrain.model.chance import Chance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from corpora import TINY
 from lmtrain import checkpoint, config, device
-from lmtrain.model.chance import Chance
 from lmtrain.model.recurrent import State
 from lmtrain.training.recording import Recorder
 from lmtrain.training.run import run_training

@@ -1,4 +1,4 @@
-"""What a run shows and keeps: progress bar, metrics.jsonl, TensorBoard events.
+"""What a run shows and records: progress bar, metrics.jsonl, TensorBoard events.
 
 metrics.jsonl is the record; the events are written from its lines, and written anew from them when
 a run is resumed, so that nothing stands in them twice.
@@ -11,19 +11,22 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from lmtrain import files, screen
 from lmtrain.errors import MachineError
-from lmtrain.evaluation import Evaluation, perplexity
+from lmtrain.tasks.base import Metrics, Task
+from lmtrain.training.step import Numbers
 
-_SCALARS = ("loss", "perplexity", "bits_per_char", "learning_rate", "grad_norm", "clipped_fraction",
-            "tokens_per_second")  # fmt: skip
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+# What stands in a line of metrics and is no figure of the model.
+_NO_SCALARS = {"step", "epoch", "time", "skipped", "save_seconds"}
+_Figures = Mapping[str, float | None]
 
 
 @dataclass
@@ -31,10 +34,10 @@ class Window:
     """Sums over the steps since the last line of metrics."""
 
     steps: int = 0
-    loss: float = 0.0
+    total_nats: float = 0.0
     grad_norm: float = 0.0
     clipped: int = 0
-    tokens: int = 0
+    count: int = 0
     seconds: float = 0.0
     skipped: int = 0
 
@@ -45,35 +48,42 @@ class _Line(BaseModel, extra="allow", strict=True):
     kind: Literal["train", "valid"]
     step: int
     time: float
-    loss: float | None
-    perplexity: float | None = None
-    bits_per_char: float | None = None
-    learning_rate: float | None = None
-    grad_norm: float | None = None
-    clipped_fraction: float | None = None
-    tokens_per_second: float | None = None
-    sample: str = ""
+    preview: str = ""
+    __pydantic_extra__: dict[str, int | float | None]
+
+    @property
+    def figures(self) -> _Figures:
+        return {k: v for k, v in self.__pydantic_extra__.items() if k not in _NO_SCALARS}
 
 
-class Silent:
-    """Shows and keeps nothing: of several processes of a training, only one does."""
+@dataclass(frozen=True)
+class Made:
+    """An update that was made.
+
+    Args:
+        step: updates done.
+        epoch: the epoch it belonged to, counted from 1.
+        numbers: what came of it.
+        learning_rate: of this update.
+        seconds: time it took.
+        seconds_left: time left until training ends.
+    """
+
+    step: int
+    epoch: int
+    numbers: Numbers
+    learning_rate: float
+    seconds: float
+    seconds_left: float
+
+
+class NullLogger:
+    """Shows and records nothing: of several processes of a training, only one does."""
 
     def __init__(self) -> None:
         self.save_seconds = 0.0
 
-    def record(
-        self,
-        step: int,
-        epoch: int,
-        *,
-        loss: float,
-        grad_norm: float,
-        was_clipped: bool,
-        learning_rate: float,
-        tokens: int,
-        seconds: float,
-        seconds_left: float,
-    ) -> None:
+    def record(self, made: Made) -> None:
         """Takes note of an update."""
 
     def record_skip(self, step: int, epoch: int, learning_rate: float, reason: str) -> None:
@@ -83,12 +93,12 @@ class Silent:
         """Takes note that no update follows."""
 
     def record_validation(
-        self, step: int, epoch: int, result: Evaluation, sample: str, *, is_best: bool
+        self, step: int, epoch: int, metrics: Metrics, preview: str, *, is_best: bool
     ) -> None:
         """Takes note of a validation."""
 
-    def validation_at(self, step: int) -> float | None:
-        """The loss of the validation of a step that is recorded already."""
+    def validation_at(self, step: int) -> _Figures | None:
+        """The figures of the validation of a step that is recorded already."""
 
     def expect(self, steps: int) -> None:
         """Takes note of how many updates fit into the time that is given."""
@@ -96,12 +106,12 @@ class Silent:
     def say(self, text: str) -> None:
         """Shows a line."""
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed monitor goes on from."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed logger goes on from."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
 
     def sync(self) -> None:
         """Makes the record so far durable."""
@@ -110,49 +120,34 @@ class Silent:
         """Ends the record."""
 
 
-class Monitor(Silent):
-    """Shows and keeps what training does.
+class Logger(NullLogger):
+    """Shows and records what training does.
 
     Args:
         run: the run folder.
+        task: names what is counted, and gives figures in its own units.
         first_step: updates done before; lines of later steps are dropped, they are done anew.
         total_steps: updates at the end.
-        log_every: updates a line of metrics covers.
-        chars_per_token: characters of the training text over its tokens.
-        settings: hyper-parameters by path, for the dashboard.
         is_quiet: whether no progress is shown.
     """
 
     def __init__(
-        self,
-        run: Path,
-        *,
-        first_step: int,
-        total_steps: int,
-        log_every: int,
-        chars_per_token: float,
-        settings: Mapping[str, Any],
-        is_quiet: bool,
+        self, run: Path, task: Task, *, first_step: int, total_steps: int, is_quiet: bool
     ) -> None:
         super().__init__()
         self.window = Window()
+        self._task = task
         self._metrics = run / "metrics.jsonl"
-        self._log_every = log_every
-        self._chars_per_token = chars_per_token
+        self._log_every = task.config.train.log_every
         self._total_steps = total_steps
         kept = list(_lines_until(self._metrics, first_step))
         if self._metrics.exists():
-            files.write(self._metrics, b"".join(line + b"\n" for line, _ in kept))
-        self._validated = {
-            line["step"]: line["loss"] for _, line in kept if line["kind"] == "valid"
-        }
-        self._is_written = ("train", first_step) in {
-            (line["kind"], line["step"]) for _, line in kept
-        }
+            files.write(self._metrics, b"".join(content + b"\n" for content, _ in kept))
+        self._validated = {line.step: line.figures for _, line in kept if line.kind == "valid"}
+        self._is_written = any((line.kind, line.step) == ("train", first_step) for _, line in kept)
         self._last: tuple[int, int, float] | None = None
         self._unwritten: list[str] = []
         self._warned: set[str] = set()
-        self._settings = settings
         self._events_folder = run / "events"
         self._writers: dict[str, SummaryWriter] = {}
         self._bar = tqdm(
@@ -167,47 +162,25 @@ class Monitor(Silent):
         with self._tolerated("events"):
             self._rebuild_events()
 
-    def record(
-        self,
-        step: int,
-        epoch: int,
-        *,
-        loss: float,
-        grad_norm: float,
-        was_clipped: bool,
-        learning_rate: float,
-        tokens: int,
-        seconds: float,
-        seconds_left: float,
-    ) -> None:
-        """Takes note of an update.
-
-        Args:
-            step: updates done.
-            epoch: the epoch it belonged to, counted from 1.
-            loss: mean nats a token.
-            grad_norm: before clipping.
-            was_clipped: whether the gradient was limited.
-            learning_rate: of this update.
-            tokens: tokens trained on.
-            seconds: time the update took.
-            seconds_left: time left until training ends.
-        """
-        window = self.window
+    def record(self, made: Made) -> None:
+        """Takes note of an update."""
+        window, numbers = self.window, made.numbers
         window.steps += 1
-        window.loss += loss
-        window.grad_norm += grad_norm
-        window.clipped += was_clipped
-        window.tokens += tokens
-        window.seconds += seconds
+        window.total_nats += numbers.total_nats
+        window.grad_norm += numbers.grad_norm
+        window.clipped += bool(numbers.was_clipped)
+        window.count += round(numbers.predictions)
+        window.seconds += made.seconds
+        loss = window.total_nats / window.count
+        figures = "".join(f", {k} {v:.4g}" for k, v in [*self._task.derived(loss).items()][:1])
         self._bar.set_postfix_str(
-            f"loss {window.loss / window.steps:.3f}, "
-            f"perplexity {perplexity(window.loss / window.steps):.1f}, lr {learning_rate:.2g}, "
-            f"{window.tokens / window.seconds:,.0f} tokens/s, {_clock(seconds_left)} left",
+            f"loss {loss:.3f}{figures}, lr {made.learning_rate:.2g}, "
+            f"{window.count / window.seconds:,.0f} {self._task.unit}/s, "
+            f"{_clock(made.seconds_left)} left",
             refresh=False,
         )
         self._bar.update()
-        self._end_window(step, epoch, learning_rate)
+        self._end_window(made.step, made.epoch, made.learning_rate)
 
     def record_skip(self, step: int, epoch: int, learning_rate: float, reason: str) -> None:
         """Takes note of an update that was left out, and why."""
@@ -230,19 +203,20 @@ class Monitor(Silent):
     def _write_window(self, step: int, epoch: int, learning_rate: float) -> None:
         window = self.window
         # Not a number where every update was left out.
-        mean = window.loss / window.steps if window.steps else math.nan
+        mean = window.total_nats / window.count if window.count else math.nan
         self._write(
             {
                 "kind": "train",
                 "step": step,
                 "epoch": epoch,
                 "loss": mean,
-                "perplexity": perplexity(mean),
-                "bits_per_char": mean / math.log(2) / self._chars_per_token,
+                **self._task.derived(mean),
                 "learning_rate": learning_rate,
                 "grad_norm": window.grad_norm / max(1, window.steps),
                 "clipped_fraction": window.clipped / max(1, window.steps),
-                "tokens_per_second": window.tokens / window.seconds if window.seconds else 0.0,
+                f"{self._task.unit}_per_second": (
+                    window.count / window.seconds if window.seconds else 0.0
+                ),
                 "skipped": window.skipped,
                 "save_seconds": self.save_seconds,
             }
@@ -251,29 +225,23 @@ class Monitor(Silent):
         self.save_seconds = 0.0
 
     def record_validation(
-        self, step: int, epoch: int, result: Evaluation, sample: str, *, is_best: bool
+        self, step: int, epoch: int, metrics: Metrics, preview: str, *, is_best: bool
     ) -> None:
-        """Takes note of a validation and shows it with a sample of the model's writing."""
+        """Takes note of a validation and shows it with a preview."""
         self._write(
             {
-                "kind": "valid",
-                "step": step,
-                "epoch": epoch,
-                "loss": result.loss,
-                "perplexity": result.perplexity,
-                "bits_per_char": result.bits_per_char,
-                "oov_rate": result.oov_rate,
-                "sample": sample,
+                "kind": "valid", "step": step, "epoch": epoch, **metrics.figures,
+                "preview": preview,
             }
-        )
+        )  # fmt: skip
         best = " (best)" if is_best else ""
         self.say(
-            f"step {step:,}, epoch {epoch}: validation loss {result.loss:.4f}, "
-            f"perplexity {result.perplexity:.2f}{best}\n  {screen.one_line(sample)}"
+            f"step {step:,}, epoch {epoch}: validation {metrics.line(metrics.figures)}{best}\n"
+            f"  {screen.one_line(preview)}"
         )
 
-    def validation_at(self, step: int) -> float | None:
-        """The loss of the validation of a step that is recorded already."""
+    def validation_at(self, step: int) -> _Figures | None:
+        """The figures of the validation of a step that is recorded already."""
         return self._validated.get(step)
 
     def expect(self, steps: int) -> None:
@@ -285,12 +253,12 @@ class Monitor(Silent):
         if not self._bar.disable:
             tqdm.write(text, file=screen.STDERR)
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed monitor goes on from; times are left out, they differ in every run."""
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of the steps since the last line."""
         return asdict(self.window)
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
         window = TypeAdapter(Window).validate_python(state)
         # A training that ended with its time has written its last window, but saved it before.
         self.window = Window() if self._is_written else window
@@ -344,12 +312,15 @@ class Monitor(Silent):
 
     def _rebuild_events(self) -> None:
         """Writes the events anew from the lines of metrics."""
+        # TensorBoard takes a second to import, which commands that do not train need not wait for.
+        from torch.utils.tensorboard import SummaryWriter
+
         if self._events_folder.exists():
             files.remove_folder(self._events_folder)
         self._writers = {
             part: SummaryWriter(str(self._events_folder / part)) for part in ("train", "valid")
         }
-        self._write_settings(self._settings)
+        self._write_settings()
         if self._metrics.exists():
             for line in self._metrics.read_bytes().splitlines():
                 self._write_events(json.loads(line))
@@ -362,36 +333,42 @@ class Monitor(Silent):
 
     def _write_events(self, line: Mapping[str, Any]) -> None:
         writer, step, when = self._writers[line["kind"]], line["step"], line["time"]
-        for name in _SCALARS:
-            if line.get(name) is not None:
-                writer.add_scalar(name, line[name], step, walltime=when)
-        if line.get("sample"):
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name not in _NO_SCALARS:
+                writer.add_scalar(name, value, step, walltime=when)
+        if line.get("preview"):
             # Indented by four, Markdown shows text as it is.
-            shown = "    " + screen.printable(line["sample"]).replace("\n", "\n    ")
-            writer.add_text("sample", shown, step, walltime=when)
+            shown = "    " + screen.printable(line["preview"]).replace("\n", "\n    ")
+            writer.add_text("preview", shown, step, walltime=when)
         writer.flush()
 
-    def _write_settings(self, settings: Mapping[str, Any]) -> None:
+    def _write_settings(self) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
         writer = self._writers["valid"]
-        values = {k: v if isinstance(v, (int, float)) else str(v) for k, v in settings.items()}
-        for summary in hparams(values, {"loss": 0.0, "perplexity": 0.0}):
+        settings = {
+            f"{section}.{name}": value if isinstance(value, (int, float)) else str(value)
+            for section, part in self._task.config.model_dump(mode="json").items()
+            for name, value in part.items()
+        }
+        for summary in hparams(settings, {"loss": 0.0, self._task.metrics.headline: 0.0}):
             writer._get_file_writer().add_summary(summary)
-        rows = "".join(f"| {key} | {value} |\n" for key, value in values.items())
+        rows = "".join(f"| {key} | {value} |\n" for key, value in settings.items())
         writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
 
 
-def _lines_until(path: Path, step: int) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def _lines_until(path: Path, step: int) -> Iterator[tuple[bytes, _Line]]:
     """The whole lines of metrics up to a step, and what they say."""
     if not path.exists():
         return
-    for line in path.read_bytes().split(b"\n"):
+    for content in path.read_bytes().split(b"\n"):
         try:
-            tree = _Line.model_validate_json(line)
+            line = _Line.model_validate_json(content)
         except ValidationError:
             # The end of a line that a full disk or a kill cut short.
             continue
-        if tree.step <= step:
-            yield line, tree.model_dump()
+        if line.step <= step:
+            yield content, line
 
 
 def _clock(seconds: float) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lmtrain.errors import ConfigError
+from lmtrain.model.head import Head
 
 # Shares of the vocabulary that the head and the head with the first tail hold.
 _SHARES = (0.05, 0.25)
@@ -14,7 +15,7 @@ _LEAST_VOCABULARY = 100
 _DIVISOR = 4
 
 
-class AdaptiveSoftmax(nn.Module):
+class AdaptiveSoftmax(Head):
     """P(word) = P(cluster) · P(word | cluster) for all but the frequent words.
 
     The most frequent twentieth of the words stands in the head, beside one entry for each of two
@@ -23,7 +24,7 @@ class AdaptiveSoftmax(nn.Module):
 
     Args:
         hidden_size: H, numbers in a hidden state, at least 16.
-        vocab_size: V, at least 100.
+        num_classes: V, at least 100.
 
     Raises:
         ConfigError: fewer hidden units, or a smaller vocabulary.
@@ -31,11 +32,11 @@ class AdaptiveSoftmax(nn.Module):
     Source: Grave et al. 2017 (arXiv 1609.04309); the module is torch's.
     """
 
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+    def __init__(self, hidden_size: int, num_classes: int) -> None:
         super().__init__()
-        if vocab_size < _LEAST_VOCABULARY:
+        if num_classes < _LEAST_VOCABULARY:
             raise ConfigError(
-                f"an adaptive softmax of {vocab_size} tokens: {_LEAST_VOCABULARY} are the least",
+                f"an adaptive softmax of {num_classes} tokens: {_LEAST_VOCABULARY} are the least",
                 "try: model.softmax=full",
             )
         if hidden_size < _DIVISOR ** len(_SHARES):
@@ -44,11 +45,11 @@ class AdaptiveSoftmax(nn.Module):
                 "are the least",
                 "try: model.softmax=full",
             )
-        cutoffs = [math.ceil(share * vocab_size) for share in _SHARES]
-        # Torch draws first weights from its global chance, which is nobody's business here.
+        cutoffs = [math.ceil(share * num_classes) for share in _SHARES]
+        # torch draws first weights from its global generator, which must stay as it is.
         with torch.random.fork_rng(devices=[]):
             self.clusters = nn.AdaptiveLogSoftmaxWithLoss(
-                hidden_size, vocab_size, cutoffs, div_value=_DIVISOR, head_bias=True
+                hidden_size, num_classes, cutoffs, div_value=_DIVISOR, head_bias=True
             )
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
@@ -59,7 +60,11 @@ class AdaptiveSoftmax(nn.Module):
                 scale = own if init_scale is None else init_scale
                 parameter.uniform_(-scale, scale, generator=generator)
 
-    def log_likelihood(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def nats(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """As `Head.nats`."""
+        return -scale * self.log_probs(hidden, targets).sum()
+
+    def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log P of each of `targets` (T, B) after hidden states (T, B, H), in nats."""
         flat = hidden.flatten(0, 1).to(self.clusters.head.weight.dtype)
         log_probs: Tensor = self.clusters(flat, targets.flatten()).output

@@ -1,8 +1,7 @@
-"""How well a model predicts text: sums of nats and counts of tokens, divided once at the end."""
+"""How well a language model predicts text: sums and counts, divided once at the end."""
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,39 +9,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmtrain import device
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.data.tokens import Tokens
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
+from lmtrain.tasks.base import Metrics, Shard
 
 Predict = Callable[[Tensor, Tensor, State | None], tuple[Tensor, State]]
 
 _SEQ_LEN = 256
 _SENTENCES_AT_ONCE = 64
+_WHOLE = Shard()
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Perplexity(Metrics):
     """What a text cost.
 
     Args:
         total_nats: −log P of the text.
-        num_tokens: tokens predicted, every token of the text once.
+        count: tokens predicted, every token of the text once.
         characters: characters of the text.
         oov: tokens that are `<UNK>`.
         oov_nats: −log P of those.
-        seconds: time taken.
     """
 
-    total_nats: float
-    num_tokens: int
-    characters: int
-    oov: int
-    oov_nats: float
-    seconds: float
+    headline = "perplexity"
+    is_higher_better = False
+    digits = 2
 
-    @property
-    def loss(self) -> float:
-        """Mean nats a token."""
-        return self.total_nats / self.num_tokens
+    characters: float
+    oov: float
+    oov_nats: float
 
     @property
     def perplexity(self) -> float:
@@ -50,25 +49,54 @@ class Evaluation:
         return perplexity(self.loss)
 
     @property
-    def bits_per_token(self) -> float:
-        """Mean bits a token."""
-        return self.loss / math.log(2)
-
-    @property
     def bits_per_char(self) -> float:
         """All bits over all characters."""
         return self.total_nats / math.log(2) / self.characters
 
     @property
-    def oov_rate(self) -> float:
-        """Share of `<UNK>` among the tokens."""
-        return self.oov / self.num_tokens
-
-    @property
     def perplexity_without_oov(self) -> float | None:
         """Perplexity over the tokens that are not `<UNK>`; None if all are."""
-        known = self.num_tokens - self.oov
+        known = self.count - self.oov
         return perplexity((self.total_nats - self.oov_nats) / known) if known else None
+
+    @classmethod
+    def cost(cls, values: Mapping[str, float | None]) -> float:
+        """The loss: it orders models as perplexity does, and stays finite."""
+        loss = values["loss"]
+        return math.inf if loss is None else loss
+
+    def values(self) -> dict[str, float | None]:
+        """All figures by name."""
+        return {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_token": self.loss / math.log(2),
+            "bits_per_char": self.bits_per_char,
+            "characters": self.characters,
+            "oov": self.oov,
+            "oov_rate": self.oov / self.count,
+            "perplexity_without_oov": self.perplexity_without_oov,
+        }
+
+    def table(self) -> list[tuple[str, str]]:
+        """All figures, as a person reads them."""
+        known = self.perplexity_without_oov
+        return [
+            ("perplexity", f"{self.perplexity:.3f}"),
+            ("perplexity without <UNK>", "none" if known is None else f"{known:.3f}"),
+            ("loss (nats per token)", f"{self.loss:.5f}"),
+            ("bits per token", f"{self.loss / math.log(2):.5f}"),
+            ("bits per character", f"{self.bits_per_char:.5f}"),
+            ("tokens", f"{self.count:,.0f}"),
+            ("characters", f"{self.characters:,.0f}"),
+            ("out of vocabulary", f"{self.oov:,.0f} ({100 * self.oov / self.count:.2f} %)"),
+        ]
+
+    @classmethod
+    def line(cls, figures: Mapping[str, float | None]) -> str:
+        """The figures in one line, as a person reads them."""
+        bits = figures["bits_per_char"]
+        return super().line(figures) + ("" if bits is None else f", {bits:.3f} bits per character")
 
 
 def perplexity(loss: float) -> float:
@@ -86,51 +114,47 @@ def perplexity(loss: float) -> float:
 
 def evaluate(
     model: LanguageModel,
-    ids: NDArray[np.integer],
+    text: Tokens,
+    tokenizer: Tokenizer,
     *,
-    start_id: int | None,
-    unk_id: int | None,
-    characters: int,
     batch_size: int = 1,
-    columns: slice = slice(None),
+    shard: Shard = _WHOLE,
     predict: Predict | None = None,
     piece: int = 1,
-) -> Evaluation:
+) -> Perplexity:
     """The cost of a text under `model`, every token predicted once, hidden state carried.
 
     Args:
         model: the model.
-        ids: the text, (N,), at least one token.
-        start_id: the token taken to stand before the first; None for nothing.
-        unk_id: the id of `<UNK>`, if there is one.
-        characters: characters of the text.
+        text: at least one token.
+        tokenizer: names the token taken to stand before the first, and `<UNK>`.
         batch_size: streams the text is cut into; each begins without a state, so that more than
-            one is faster and a little dearer.
-        columns: the streams whose cost is wanted; the tokens are counted over all.
+            one is faster and a little worse.
+        shard: the streams that are predicted here; the characters are counted in the first.
         predict: what stands for `model.log_probs`: a model that adapts. A target below 0 is none.
         piece: time steps that `predict` learns from at once: windows are a whole number of them.
     """
-    begin = time.monotonic()
     was_training = model.training
     model.eval()
-    place = model.embedding.device
-    total, oov, oov_nats = 0.0, 0, 0.0
+    place, unk_id = device.of(model), tokenizer.unk_id
+    total, count, oov, oov_nats = 0.0, 0, 0, 0.0
     state = None
     predict = predict or model.log_probs
+    batch_size = min(batch_size, len(text))
     seq_len = piece * max(1, _SEQ_LEN // piece)
-    for window in _windows(ids, start_id, batch_size, seq_len):
-        inputs, came = (torch.from_numpy(tokens[:, columns]) for tokens in window)
-        counted = came >= 0
-        log_probs, state = predict(inputs.to(place), came.to(place), state)
+    for window in _windows(text.ids, tokenizer.start_id, batch_size, seq_len):
+        inputs, targets = (torch.from_numpy(ids[:, shard.of(batch_size)]) for ids in window)
+        is_counted = targets >= 0
+        log_probs, state = predict(inputs.to(place), targets.to(place), state)
         nats = -log_probs.cpu().double()
-        total += float(nats[counted].sum())
+        total += float(nats[is_counted].sum())
+        count += int(is_counted.sum())
         if unk_id is not None:
-            unknown = came == unk_id
-            oov += int(unknown.sum())
-            oov_nats += float(nats[unknown].sum())
+            is_unknown = targets == unk_id
+            oov += int(is_unknown.sum())
+            oov_nats += float(nats[is_unknown].sum())
     model.train(was_training)
-    seconds = time.monotonic() - begin
-    return Evaluation(total, len(ids), characters, oov, oov_nats, seconds)
+    return Perplexity(total, count, 0 if shard.rank else text.characters, oov, oov_nats)
 
 
 def _windows(
@@ -168,7 +192,7 @@ def sentence_log_probs(
     """
     was_training = model.training
     model.eval()
-    place = model.embedding.device
+    place = device.of(model)
     for first in range(0, len(sentences), _SENTENCES_AT_ONCE):
         group = sentences[first : first + _SENTENCES_AT_ONCE]
         longest = max(map(len, group))
@@ -186,15 +210,17 @@ def sentence_log_probs(
     model.train(was_training)
 
 
-def unigram_loss(
-    train_ids: NDArray[np.integer], ids: NDArray[np.integer], vocab_size: int
-) -> float:
-    """Mean nats a token of `ids` under the word frequencies of `train_ids`, each count plus one.
+def unigram(train: Tokens, text: Tokens, tokenizer: Tokenizer) -> Perplexity:
+    """The cost of a text under the token frequencies of the training text, each count plus one.
 
-    The least a model must beat: it knows how often words come, and nothing of their order.
+    The least a model must beat: it knows how often tokens come, and nothing of their order.
     """
-    counts = _counts(train_ids, vocab_size) + 1
-    return float(-(_counts(ids, vocab_size) @ np.log(counts / counts.sum())) / len(ids))
+    counts = _counts(train.ids, tokenizer.vocab_size) + 1
+    found = _counts(text.ids, tokenizer.vocab_size)
+    nats = -found * np.log(counts / counts.sum())
+    unk_id = tokenizer.unk_id
+    oov, oov_nats = (0.0, 0.0) if unk_id is None else (float(found[unk_id]), float(nats[unk_id]))
+    return Perplexity(float(nats.sum()), len(text), text.characters, oov, oov_nats)
 
 
 def _counts(ids: NDArray[np.integer], vocab_size: int) -> NDArray[np.float64]:

@@ -3,9 +3,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lmtrain.generation import distribution, draw, draw_known, generate
 
 from lmtrain.errors import DivergedError
-from lmtrain.generation import distribution, draw, draw_known, generate
 from lmtrain.model.language_model import LanguageModel
 
 

@@ -5,20 +5,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmtrain.model.generator import ModelGenerator
+from lmtrain.model.head import Softmax
 
-class SampledSoftmax(nn.Module):
-    """Σ_v e^(z_v) over all words but the target, estimated from K words drawn for each batch.
+
+class SampledSoftmax(Softmax):
+    """A softmax whose training loss is estimated from K words drawn for each batch.
 
         L = log(e^(z_y) + Σ_{v drawn, v ≠ y} e^(z_v) / n_v) − z_y,    n_v = E[times v is drawn]
 
     The estimate of the sum is right on average whatever is drawn. The frequent words are drawn in
     every batch; of the others n_v falls as 1 / rank, as frequencies do. Ids should be in the order
-    of frequency, as those of words are. It has no weights of its own: a model trained with it
-    is used with the full softmax.
+    of frequency, as those of words are. Outside training all words count.
 
     Args:
-        vocab_size: V.
-        num_samples: K, from 1 to V; with V it is the full softmax.
+        hidden_size: H, numbers in a hidden state.
+        num_classes: V.
+        num_samples: K; V or more is the full softmax.
+        generator: what words are drawn from.
+        tied: as of `Softmax`.
 
     Source: Bengio & Senécal 2008; one sample for a batch: Jean et al. 2015 (arXiv 1412.2007). Here
     the sample is stratified, one word of each K-th of Σ n_v, rather than drawn word by word.
@@ -27,13 +32,21 @@ class SampledSoftmax(nn.Module):
     expected: Tensor
     strata: Tensor
 
-    def __init__(self, vocab_size: int, num_samples: int) -> None:
-        super().__init__()
-        expected = _expected_draws(vocab_size, num_samples)
+    def __init__(
+        self,
+        hidden_size: int,
+        num_classes: int,
+        num_samples: int,
+        generator: ModelGenerator,
+        tied: nn.Parameter | None = None,
+    ) -> None:
+        super().__init__(hidden_size, num_classes, tied)
+        self._num_samples = min(num_samples, num_classes)
+        self.generator = generator
+        expected = _expected_draws(num_classes, self._num_samples)
         # They follow from its arguments, and so are in no checkpoint.
         self.register_buffer("expected", expected, persistent=False)
         self.register_buffer("strata", expected.cumsum(0), persistent=False)
-        self._num_samples = num_samples
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """K words, in the order of their ids; a rare one may be among them twice."""
@@ -46,33 +59,24 @@ class SampledSoftmax(nn.Module):
         # Rounding may leave the last stratum a hair shorter than its number.
         return drawn.clamp_(max=len(self.expected) - 1)
 
-    def nats(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        targets: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """L of each of `targets` (T, B), estimated.
+    def nats(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """Scale · Σ L; outside training, or where all words would be drawn, not estimated."""
+        if not self.training or self._num_samples == len(self.expected):
+            return super().nats(hidden, targets, scale)
+        drawn = self.draw(self.generator.on(hidden.device))
+        return scale * self.estimated(hidden, targets, drawn).sum()
 
-        Args:
-            hidden: (T, B, H); in bf16, the operands of products are bf16.
-            weight: W_y, (V, H).
-            bias: b_y, (V).
-            targets: (T, B).
-            generator: the source of chance, where the weights are.
-        """
-        rows, came = hidden.flatten(0, 1), targets.flatten()
-        drawn = self.draw(generator)
-        correction = self.expected[drawn].log().to(bias.dtype)
+    def estimated(self, hidden: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
+        """L of each of `targets` (T, B) after hidden states (T, B, H), with words `drawn` (K)."""
+        rows, target_rows = hidden.flatten(0, 1), targets.flatten()
+        correction = self.expected[drawn].log().to(self.bias.dtype)
         # One look-up for both, so that the weights get one gradient.
-        words, parts = torch.cat([drawn, came]), [len(drawn), len(came)]
-        of_drawn, of_targets = F.embedding(words, weight).to(rows.dtype).split(parts)
-        bias_of_drawn, bias_of_targets = bias[words].split(parts)
-        others = (rows @ of_drawn.T).to(bias.dtype) + (bias_of_drawn - correction)  # (N, K)
-        others = others.masked_fill(came.unsqueeze(1) == drawn, -torch.inf)
-        score = (rows * of_targets).sum(1, dtype=bias.dtype) + bias_of_targets  # (N)
+        words, parts = torch.cat([drawn, target_rows]), [len(drawn), len(target_rows)]
+        of_drawn, of_targets = F.embedding(words, self.weight).to(rows.dtype).split(parts)
+        bias_of_drawn, bias_of_targets = self.bias[words].split(parts)
+        others = (rows @ of_drawn.T).to(self.bias.dtype) + (bias_of_drawn - correction)  # (N, K)
+        others = others.masked_fill(target_rows.unsqueeze(1) == drawn, -torch.inf)
+        score = (rows * of_targets).sum(1, dtype=self.bias.dtype) + bias_of_targets  # (N)
         nats: Tensor = torch.logaddexp(others.logsumexp(1), score) - score
         return nats.view(targets.shape)
 

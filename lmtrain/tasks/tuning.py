@@ -10,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmtrain.adaptation import Adaptation, Cache, Dynamic, Memory, mixed
-from lmtrain.evaluation import evaluate
+from lmtrain import device
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.data.tokens import Tokens
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, Memory, mixed
+from lmtrain.tasks.perplexity import evaluate
 
 _SIZES = (100, 500, 2000)
 _SHARPNESSES = (0.03, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
@@ -48,9 +51,9 @@ def cache_trials(
     inputs = torch.cat([first, targets[:-1]])
     hidden, log_probs, state = [], [], None
     for x, y in zip(inputs.split(_WINDOW), targets.split(_WINDOW), strict=True):
-        states, state = model.hidden(x.to(model.embedding.device), state)
+        states, state = model.hidden(x.to(device.of(model)), state)
         hidden.append(states)
-        log_probs.append(model.log_likelihood(states, y.to(states.device)))
+        log_probs.append(model.head.log_probs(states, y.to(states.device)))
     for size, sharpness in itertools.product(_SIZES, _SHARPNESSES):
         memory = Memory(Cache(size, sharpness, 0.0))
         parts = [
@@ -68,8 +71,8 @@ def cache_trials(
 
 def dynamic_trials(
     model: LanguageModel,
-    ids: NDArray[np.integer],
-    start_id: int | None,
+    text: Tokens,
+    tokenizer: Tokenizer,
     scales: Sequence[Tensor],
     seq_len: int,
 ) -> Iterator[Trial]:
@@ -77,8 +80,8 @@ def dynamic_trials(
 
     Args:
         model: the model.
-        ids: the validation text, (N,).
-        start_id: the token taken to stand before the first; None for nothing.
+        text: the validation text.
+        tokenizer: its tokenizer.
         scales: from `gradient_scales`.
         seq_len: tokens between two steps of the weights.
     """
@@ -87,15 +90,8 @@ def dynamic_trials(
     def trial(dynamic: Dynamic) -> Trial:
         adapting = Adaptation(model, None, dynamic, scales)
         try:
-            loss = evaluate(
-                model,
-                ids,
-                start_id=start_id,
-                unk_id=None,
-                characters=1,
-                predict=adapting.log_probs,
-                piece=seq_len,
-            ).loss
+            predict = adapting.log_probs
+            loss = evaluate(model, text, tokenizer, predict=predict, piece=seq_len).loss
         finally:
             adapting.close()
         return Trial(dynamic, loss)

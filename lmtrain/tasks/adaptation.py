@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmtrain import device
 from lmtrain.errors import ConfigError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
@@ -172,7 +173,7 @@ class Adaptation:
         for x, y in zip(inputs.split(length), targets.split(length), strict=True):
             with torch.set_grad_enabled(self._dynamic is not None):
                 hidden, after = self._model.hidden(x, state)
-                log_probs = self._model.log_likelihood(hidden, y.clamp(min=0))
+                log_probs = self._model.head.log_probs(hidden, y.clamp(min=0))
             if self._dynamic:
                 self._learn(-log_probs[y >= 0].mean())
             state = after.detach()
@@ -210,9 +211,9 @@ def gradient_scales(model: LanguageModel, ids: NDArray[np.integer]) -> list[Tens
     squares = [torch.zeros_like(weight) for weight in weights]
     for first in starts.reshape(_WINDOWS, streams):
         window = np.stack([ids[start : start + _STEPS + 1] for start in first], axis=1)
-        tokens = torch.from_numpy(window.astype(np.int64)).to(model.embedding.device)
+        tokens = torch.from_numpy(window.astype(np.int64)).to(device.of(model))
         hidden, _ = model.hidden(tokens[:-1])
-        loss = -model.log_likelihood(hidden, tokens[1:]).mean()
+        loss = -model.head.log_probs(hidden, tokens[1:]).mean()
         gradients = torch.autograd.grad(loss, weights)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 / _WINDOWS)
     return [square.sqrt_() for square in squares]

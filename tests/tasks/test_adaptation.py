@@ -3,14 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from lmtrain.adaptation import Adaptation, Cache, Dynamic, gradient_scales
+from lmtrain.evaluation import evaluate
+from lmtrain.tuning import cache_trials, dynamic_trials
 from numerics import assert_same
 
 from lmtrain import device
-from lmtrain.adaptation import Adaptation, Cache, Dynamic, gradient_scales
 from lmtrain.errors import ConfigError
-from lmtrain.evaluation import evaluate
 from lmtrain.model.language_model import LanguageModel
-from lmtrain.tuning import cache_trials, dynamic_trials
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from lmtrain.evaluation import evaluate, sentence_log_probs, unigram_loss
 
 from lmtrain import device, evaluation
-from lmtrain.evaluation import evaluate, sentence_log_probs, unigram_loss
 from lmtrain.model.language_model import LanguageModel
 
 

@@ -1,0 +1,80 @@
+"""Networks from settings: the one place where the tree of settings becomes layers."""
+
+from typing import Any
+
+from lmtrain import cells
+from lmtrain.cells import Cell
+from lmtrain.model.dropout import Dropout
+from lmtrain.model.embedding import Embedding
+from lmtrain.model.encoder import Encoder
+from lmtrain.model.generator import ModelGenerator
+from lmtrain.model.recurrent import Recurrent
+from lmtrain.schema import Config, ModelConfig
+from lmtrain.tasks.base import uses_bf16
+
+
+class Builder:
+    """The parts of a network.
+
+    Args:
+        config: the settings.
+        is_shared: whether several processes train it, which exchange whole gradients.
+    """
+
+    def __init__(self, config: Config, *, is_shared: bool) -> None:
+        self.config = config
+        self.generator = ModelGenerator(config.train.seed)
+        self._is_shared = is_shared
+
+    def dropout(self, p: float | None) -> Dropout:
+        """The dropout of that probability, or of model.dropout without one."""
+        network = self.config.model
+        p = network.dropout if p is None else p
+        return Dropout(p, self.generator, is_locked=network.locked_dropout)
+
+    def encoder(self, vocab_size: int, hidden_sizes: list[int]) -> Encoder:
+        """Embedding and layers for so many tokens, with so many units in each layer.
+
+        Raises:
+            ConfigError: no such cell, or a size or an option that it does not have.
+        """
+        config, network = self.config, self.config.model
+        embedding = Embedding(
+            vocab_size,
+            config.embedding_size,
+            self.generator,
+            word_dropout=network.word_dropout,
+            # Rules that remember or decay need every row in every step.
+            is_sparse=config.optimizer.name == "sgd"
+            and config.optimizer.weight_decay == 0
+            and not (self._is_shared or network.tied_embeddings),
+        )
+        recurrent = Recurrent(
+            self._cell,
+            config.embedding_size,
+            hidden_sizes,
+            self.dropout(None),
+            weight_dropout=network.weight_dropout,
+            is_residual=network.residual,
+            is_bidirectional=network.bidirectional,
+        )
+        dropout = self.dropout(network.input_dropout)
+        return Encoder(embedding, dropout, recurrent, is_mixed=uses_bf16(config.train))
+
+    def _cell(self, input_size: int, hidden_size: int) -> Cell:
+        network = self.config.model
+        return cells.create(network.cell, input_size, hidden_size, cell_options(network))
+
+
+def cell_options(network: ModelConfig) -> dict[str, Any]:
+    """The settings of a model that are arguments of its cell, those of a user's own included.
+
+    Raises:
+        ConfigError: no such cell.
+    """
+    options = cells.cell_class(network.cell).options
+    return {
+        name: value
+        for name, value in network
+        if name in options or name in (network.model_extra or {})
+    }

@@ -1,0 +1,436 @@
+"""Language modelling: predict each token of a text from those before it (many to many).
+
+Training is truncated backpropagation through time over contiguous streams of text, whose state is
+carried from one window to the next.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmtrain import device
+from lmtrain.data import corpus
+from lmtrain.data.streams import Streams
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.data.tokens import Tokens, cached_tokenizer, load_tokens, token_key, tokenize
+from lmtrain.errors import ConfigError, TextError
+from lmtrain.model.adaptive_head import AdaptiveSoftmax
+from lmtrain.model.head import Head, Softmax
+from lmtrain.model.language_model import LanguageModel
+from lmtrain.model.recurrent import State
+from lmtrain.model.sampled_head import SampledSoftmax
+from lmtrain.schema import Config
+from lmtrain.tasks import perplexity, sampling, tuning
+from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
+from lmtrain.tasks.base import Batch, Files, Loss, Shard, Task, Trained, found_anew
+from lmtrain.tasks.building import Builder
+from lmtrain.tasks.perplexity import Perplexity
+from lmtrain.tasks.sampling import Sampling
+from lmtrain.tasks.tuning import Trial
+
+_PREVIEW_TOKENS = {"word": 40, "char": 160, "byte": 160}
+_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A tokenizer and the token ids of the splits.
+
+    Args:
+        tokenizer: text to ids and back.
+        texts: the ids of each split.
+    """
+
+    tokenizer: Tokenizer
+    texts: Mapping[str, Tokens] = field(default_factory=dict)
+
+    def files(self) -> dict[str, str]:
+        """The tokenizer."""
+        return {_TOKENIZER: self.tokenizer.to_json()}
+
+    def sizes(self) -> dict[str, int]:
+        """The size of the vocabulary."""
+        return {"vocab_size": self.tokenizer.vocab_size}
+
+    def references(self) -> dict[str, dict[str, str]]:
+        """The texts' names and their keys in the token cache."""
+        return {split: {"name": text.name, "key": text.key} for split, text in self.texts.items()}
+
+
+@dataclass(frozen=True)
+class SentenceScore:
+    """How likely a sentence is.
+
+    Args:
+        text: the sentence.
+        tokens: its tokens, the end of the sentence included.
+        log_probs: log P of each given those before it, in nats.
+        oov: how many of them are `<UNK>`.
+    """
+
+    text: str
+    tokens: list[str]
+    log_probs: list[float]
+    oov: int
+
+    @property
+    def log_prob(self) -> float:
+        """Log P(sentence), in nats."""
+        return math.fsum(self.log_probs)
+
+
+class TrainedLanguageModel(Trained):
+    """A trained language model with its tokenizer and settings."""
+
+    model: LanguageModel
+    data: TextData
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        return self.data.tokenizer
+
+    def sample(self, prompt: str = "", **settings: Any) -> list[str]:
+        """Novel texts that go on from `prompt`; the same seed gives the same texts.
+
+        Args:
+            prompt: text before the first drawn token; may be empty.
+            settings: those of `Sampling`: num, max_tokens, temperature, top_k, top_p, seed.
+
+        Raises:
+            ConfigError: an argument out of its range.
+            TextError: at character level, a prompt with a character the model does not know.
+        """
+        chosen = Sampling(**settings)
+        texts = [""] * chosen.num
+        for row, piece in sampling.stream(self.model, self.tokenizer, prompt, chosen):
+            texts[row] += piece
+        return texts
+
+    def stream(self, prompt: str = "", **settings: Any) -> Iterator[tuple[int, str]]:
+        """As `sample`, piece by piece as they are drawn: which text, and what comes next in it."""
+        return sampling.stream(self.model, self.tokenizer, prompt, Sampling(**settings))
+
+    def score(self, sentences: Iterable[str]) -> Iterator[SentenceScore]:
+        """Log P of each sentence, its end included; each from a fresh state.
+
+        Raises:
+            TextError: at character level, a character the model does not know.
+        """
+        tokenizer = self.tokenizer
+        texts = [sentence.rstrip("\n") for sentence in sentences]
+        ends = [] if tokenizer.line_end_id is None else [tokenizer.line_end_id]
+        ids = [tokenizer.encode(text).tolist() + ends for text in texts]
+        scores = perplexity.sentence_log_probs(self.model, ids, tokenizer.start_id)
+        for text, each, log_probs in zip(texts, ids, scores, strict=True):
+            tokens = [tokenizer.vocabulary[index] for index in each]
+            unknown = sum(index == tokenizer.unk_id for index in each)
+            yield SentenceScore(text, tokens, log_probs, unknown)
+
+    def read(self, places: Sequence[str]) -> Tokens:
+        """The tokens of a text.
+
+        Args:
+            places: files, globs, `-` or names of corpora, read one after the other; of a corpus
+                the test part, else the validation part, else, if it has but one, all.
+
+        Raises:
+            TextError: the text cannot be read, or has a character the model does not know.
+        """
+        return tokenize(corpus.open_text(places, ("test", "valid", "train")), self.tokenizer)
+
+    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Tokens]:
+        """The run's own texts, from the token cache or cut anew.
+
+        Raises:
+            TextError: a text is gone.
+            CheckpointError: a text is not what it was.
+        """
+        found = LanguageModelling.find(self.config, self.data, self.state["data"], splits)
+        return found.texts
+
+    def measure(
+        self,
+        data: Tokens,
+        *,
+        batch_size: int = 1,
+        cache: Cache | None = None,
+        dynamic: Dynamic | None = None,
+    ) -> Perplexity:
+        """How well the model predicts a text, every token counted once.
+
+        Args:
+            data: the text.
+            batch_size: streams the text is cut into.
+            cache: a pointer to words that followed states like the present one; None for none.
+            dynamic: how the weights go on learning from the text; None if they do not.
+
+        Raises:
+            TextError: with `dynamic`, the training text is gone.
+        """
+        self.model.eval()
+        scales = self.gradient_scales if dynamic else []
+        adapting = Adaptation(self.model, cache, dynamic, scales)
+        with contextlib.closing(adapting):
+            return perplexity.evaluate(
+                self.model,
+                data,
+                self.tokenizer,
+                batch_size=batch_size,
+                predict=adapting.log_probs if cache or dynamic else None,
+                piece=dynamic.seq_len if dynamic else 1,
+            )
+
+    @functools.cached_property
+    def gradient_scales(self) -> list[Tensor]:
+        """The usual size of each weight's gradient on the training text, for dynamic evaluation.
+
+        Raises:
+            TextError: the text is gone.
+            CheckpointError: the text changed.
+        """
+        self.model.eval()
+        return gradient_scales(self.model, self.own(("train",))["train"].ids)
+
+    def tune_cache(self) -> Iterator[Trial]:
+        """Caches with the loss of the run's validation text under each.
+
+        Raises:
+            TextError: there is no validation text, or it is gone.
+            CheckpointError: the text changed.
+        """
+        return tuning.cache_trials(self.model, self._validation_text().ids, self.tokenizer.start_id)
+
+    def tune_dynamic(self, seq_len: int = 5, max_tokens: int = 20_000) -> Iterator[Trial]:
+        """Dynamic evaluations with the loss of the run's validation text under each.
+
+        Args:
+            seq_len: tokens between two steps of the weights, 1 or more.
+            max_tokens: tokens of the text that are used, from its beginning.
+
+        Raises:
+            TextError: there is no validation text, or a text is gone.
+            CheckpointError: a text changed.
+        """
+        text = self._validation_text()
+        text = replace(text, ids=text.ids[:max_tokens])
+        return tuning.dynamic_trials(
+            self.model, text, self.tokenizer, self.gradient_scales, seq_len
+        )
+
+    def _validation_text(self) -> Tokens:
+        texts = self.own(("valid",))
+        if "valid" not in texts:
+            raise TextError(f"{self.path} was trained without validation text")
+        return texts["valid"]
+
+
+class LanguageModelling(Task):
+    """Trains a language model."""
+
+    unit = "tokens"
+    command = "sample"
+    metrics = Perplexity
+    trained = TrainedLanguageModel
+    model: LanguageModel
+    data: TextData
+
+    def __init__(self, config: Config, data: TextData, model: LanguageModel, shard: Shard) -> None:
+        super().__init__(config, data, model, shard)
+        train = config.train
+        if train.batch_size % shard.size:
+            raise ConfigError(
+                f"batch_size {train.batch_size} cannot be divided among {shard.size} processes",
+                f"try: --batch-size {-(-train.batch_size // shard.size) * shard.size}",
+            )
+        seed = train.seed if train.random_seq_len else None
+        self.streams = Streams(data.texts["train"].ids, train.batch_size, train.seq_len, seed)
+        self._rows = shard.of(train.batch_size)
+
+    @classmethod
+    def read(cls, config: Config) -> TextData:
+        """Reads the texts; the vocabulary is that of the training text."""
+        data = config.data
+        parts = _open_parts(config)
+        tokenizer = cached_tokenizer(
+            parts["train"],
+            corpus.Text(parts["train"].sources),
+            data.level,
+            data.splitter,
+            vocab_size=data.vocab_size,
+            min_count=data.min_count,
+            lowercase=data.lowercase,
+        )
+        return TextData(tokenizer, {part: tokenize(t, tokenizer) for part, t in parts.items()})
+
+    @classmethod
+    def restore(cls, files: Files) -> TextData:
+        """The tokenizer of a checkpoint."""
+        return TextData(Tokenizer.from_json(files.text(_TOKENIZER)))
+
+    @classmethod
+    def find(
+        cls,
+        config: Config,
+        data: TextData,
+        references: Mapping[str, Mapping[str, str]],
+        splits: Sequence[str] = ("train", "valid", "test"),
+    ) -> TextData:
+        """The texts of a run, from the token cache or cut anew."""
+        wanted = {split: references[split] for split in splits if split in references}
+        tokenizer, found = data.tokenizer, {}
+        for split, reference in wanted.items():
+            tokens = load_tokens(reference["key"], tokenizer.vocab_size, reference["name"])
+            if tokens is None:
+                break
+            found[split] = tokens
+        if len(found) == len(wanted):
+            return TextData(tokenizer, found)
+        opened = _open_parts(config)
+        for split, reference in wanted.items():
+            # Compared before anything of it is kept: the run may come from anyone, and so the path.
+            key = token_key(opened[split], tokenizer) if split in opened else None
+            found_anew(split, reference["name"], key, reference["key"])
+            found[split] = tokenize(opened[split], tokenizer)
+        return TextData(tokenizer, found)
+
+    @classmethod
+    def build(cls, config: Config, data: TextData, *, is_shared: bool = False) -> LanguageModel:
+        """The language model with its first weights."""
+        network, builder = config.model, Builder(config, is_shared=is_shared)
+        last = config.embedding_size if network.tied_embeddings else network.hidden_size
+        sizes = [network.hidden_size] * (network.num_layers - 1) + [last]
+        vocab_size = data.tokenizer.vocab_size
+        encoder = builder.encoder(vocab_size, sizes)
+        tied = encoder.embedding.weight if network.tied_embeddings else None
+        head: Head
+        if network.softmax == "adaptive":
+            head = AdaptiveSoftmax(last, vocab_size)
+        elif network.softmax == "sampled":
+            head = SampledSoftmax(last, vocab_size, network.samples, builder.generator, tied)
+        else:
+            head = Softmax(last, vocab_size, tied)
+        model = LanguageModel(encoder, builder.dropout(network.output_dropout), head)
+        model.initialize(network.init_scale, network.forget_bias)
+        return model
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Windows that hold every stream once."""
+        return self.streams.steps_per_epoch
+
+    def batch(self, step: int) -> Batch:
+        """A window of each stream."""
+        train, place = self.config.train, device.of(self.model)
+        windows = [device.place(ids[:, self._rows], place) for ids in self.streams[step]]
+        if train.state_reset:
+            # A function of the step: the same after a resume, in any number of processes.
+            generator = np.random.default_rng([train.seed, step, 1])
+            is_kept = generator.random((1, train.batch_size)) >= train.state_reset
+            windows.append(device.place(is_kept[:, self._rows], place))
+        return Batch(
+            tuple(windows),
+            rows=train.batch_size / self.shard.size,
+            length=len(windows[0]) / train.seq_len,
+            is_continued=not self.streams.starts_epoch(step),
+        )
+
+    def zero_state(self, rows: int) -> State:
+        """The state before the first token."""
+        return self.model.zero_state(rows)
+
+    def loss(self, batch: Batch, state: State | None) -> Loss:
+        """The total over time and streams; the objective is its mean over streams, as in the notes.
+
+        With T · (α mean(a²) + β mean((a⟨t⟩ − a⟨t−1⟩)²)), a the hidden states of the last layer, in
+        the first term after dropout.
+
+        Source: activation and temporal regularization: Merity, Keskar & Socher 2018; resets of the
+        state: Melis, Dyer & Blunsom 2018.
+        """
+        inputs, targets, *is_kept = batch.tensors
+        if state is not None and is_kept:
+            state = state.map(lambda part: part * is_kept[0].T)
+        hidden, after = self.model.hidden(inputs, state)
+        dropped = self.model.dropout(hidden)
+        nats = self.model.head.nats(dropped, targets, 1 / batch.rows)
+        objective, steps, network = nats, len(hidden), self.config.model
+        if network.activation_regularization:
+            square = dropped.float().square().mean()
+            objective = objective + network.activation_regularization * steps * square
+        if network.temporal_regularization and steps > 1:
+            change = hidden.float().diff(dim=0).square().mean()
+            objective = objective + network.temporal_regularization * steps * change
+        total = nats.detach().double() * batch.rows
+        return Loss(objective, total, torch.full_like(total, targets.numel()), after)
+
+    def evaluate(
+        self, split: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> Perplexity | None:
+        """The perplexity of this process's streams of a split."""
+        if split not in self.data.texts:
+            return None
+
+        def predict(inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
+            meanwhile()
+            if not inputs.numel():
+                return torch.zeros(inputs.shape), State()
+            return self.model.log_probs(inputs, targets, state)
+
+        return perplexity.evaluate(
+            self.model,
+            self.data.texts[split],
+            self.data.tokenizer,
+            batch_size=self.config.train.batch_size,
+            shard=self.shard,
+            predict=predict,
+        )
+
+    def preview(self, step: int) -> str:
+        """A sample of the model's writing, by a seed that follows the step."""
+        tokenizer = self.data.tokenizer
+        length, seed = _PREVIEW_TOKENS[tokenizer.level], self.config.train.seed + step
+        pieces = sampling.stream(
+            self.model, tokenizer, "", Sampling(num=1, max_tokens=length, seed=seed)
+        )
+        return "".join(piece for _, piece in pieces)
+
+    def baseline(self, split: str) -> Perplexity | None:
+        """Word frequencies alone."""
+        texts = self.data.texts
+        if split not in texts:
+            return None
+        return perplexity.unigram(texts["train"], texts[split], self.data.tokenizer)
+
+    def derived(self, loss: float) -> dict[str, float]:
+        """Perplexity, and bits per character of the training text."""
+        text = self.data.texts["train"]
+        characters = text.characters / len(text)
+        return {
+            "perplexity": perplexity.perplexity(loss),
+            "bits_per_char": loss / math.log(2) / characters,
+        }
+
+    def described(self) -> str:
+        """The number of tokens and the size of the vocabulary."""
+        tokens, vocabulary = len(self.data.texts["train"]), self.data.tokenizer.vocab_size
+        return f"{tokens:,} tokens, vocabulary {vocabulary:,}"
+
+
+def _open_parts(config: Config) -> Mapping[str, corpus.Text]:
+    data = config.data
+    return corpus.open_parts(
+        data.train,
+        data.valid,
+        data.test,
+        valid_fraction=data.valid_fraction,
+        test_fraction=data.test_fraction,
+        at_line_ends=data.level == "word",
+    )

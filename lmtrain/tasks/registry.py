@@ -1,0 +1,14 @@
+"""The tasks by the names that `data.task` gives them."""
+
+from lmtrain.schema import Config
+from lmtrain.tasks.base import Task
+from lmtrain.tasks.language_model import LanguageModelling
+
+_TASKS: dict[str, type[Task]] = {
+    "language-model": LanguageModelling,
+}
+
+
+def task_of(config: Config) -> type[Task]:
+    """The task that the settings name."""
+    return _TASKS[config.data.task]

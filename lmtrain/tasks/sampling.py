@@ -1,0 +1,205 @@
+"""Novel text: one token drawn after the other from what the model expects.
+
+x⟨1⟩ is the start; y⟨t⟩ is drawn from ŷ⟨t⟩ and becomes x⟨t+1⟩; `<UNK>` is drawn again; `<EOS>` ends.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lmtrain import device
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.errors import ConfigError, DivergedError, TextError
+from lmtrain.model.language_model import LanguageModel
+
+# So many draws of <UNK> in a row are given up; the other tokens then share its probability.
+_MOST_REJECTIONS = 100
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How texts are drawn.
+
+    Args:
+        num: texts, 1 or more.
+        max_tokens: tokens drawn for each at most, 1 or more.
+        temperature: above 0; lower values make likely tokens more likely.
+        top_k: sample from the k most likely tokens; None for all.
+        top_p: sample from the most likely tokens that sum to this probability; None for all.
+        seed: of the draws, 0 or more.
+
+    Raises:
+        ConfigError: an argument out of its range.
+    """
+
+    num: int = 1
+    max_tokens: int = 100
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        top_k, top_p = self.top_k, self.top_p
+        checks = {
+            f"num {self.num} is below 1": self.num < 1,
+            f"max_tokens {self.max_tokens} is below 1": self.max_tokens < 1,
+            f"temperature {self.temperature} is not above 0": not 0 < self.temperature < math.inf,
+            f"top_k {top_k} is below 1": top_k is not None and top_k < 1,
+            f"top_p {top_p} is not above 0 and at most 1": top_p is not None and not 0 < top_p <= 1,
+            f"seed {self.seed} is below 0": self.seed < 0,
+        }
+        for problem, is_wrong in checks.items():
+            if is_wrong:
+                raise ConfigError(problem)
+
+    def distribution(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """softmax(logits / temperature), (V,), cut down to the most likely tokens.
+
+        Source: nucleus (top-p) sampling: Holtzman et al. 2020.
+        """
+        scaled = (logits - logits.max()) / self.temperature
+        weights = np.exp(scaled)
+        order = np.argsort(-weights, kind="stable")
+        if self.top_k is not None:
+            weights[order[self.top_k :]] = 0
+        if self.top_p is not None:
+            reached = np.cumsum(weights[order]) / weights.sum()
+            weights[order[1 + int(np.searchsorted(reached, self.top_p)) :]] = 0
+        return np.asarray(weights / weights.sum())
+
+
+def draw(probabilities: NDArray[np.float64], generator: np.random.Generator) -> int:
+    """One index, as `generator.choice(V, p=p)` draws it: by the inverse cumulative distribution.
+
+    Args:
+        probabilities: (V,), summing to 1.
+        generator: one number is taken from it.
+
+    Example:
+        >>> p = np.array([0.25, 0.0, 0.75])
+        >>> draw(p, np.random.default_rng(3)) == np.random.default_rng(3).choice(3, p=p)
+        True
+    """
+    cumulative = probabilities.cumsum()
+    cumulative /= cumulative[-1]
+    return int(cumulative.searchsorted(generator.random(), side="right"))
+
+
+def draw_known(
+    probabilities: NDArray[np.float64], generator: np.random.Generator, unk_id: int | None
+) -> int:
+    """One index that is not `unk_id`: a draw of it is rejected and repeated.
+
+    Args:
+        probabilities: (V,), summing to 1.
+        generator: what is drawn from.
+        unk_id: the index that is rejected; None for none.
+
+    Raises:
+        DivergedError: nothing but `unk_id` is possible, or a probability is not finite.
+    """
+    if not np.isfinite(probabilities).all():
+        raise DivergedError(
+            "the model diverged: its probabilities are not finite numbers",
+            "try: an earlier checkpoint, or training with a smaller --lr",
+        )
+    for _ in range(_MOST_REJECTIONS):
+        if (index := draw(probabilities, generator)) != unk_id:
+            return index
+    known = probabilities.copy()
+    known[unk_id] = 0
+    if known.sum() == 0:
+        raise DivergedError("the model expects nothing but <UNK>", "try: a higher --temperature")
+    return draw(known / known.sum(), generator)
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling
+) -> Iterator[list[int | None]]:
+    """Tokens of sequences drawn side by side, one of each at a time.
+
+    Each sequence has a generator of its own, seeded by the seed and its place, so that its text
+    does not depend on how many others are drawn.
+
+    Args:
+        model: the model.
+        tokenizer: names the token before the first, the one that ends a sequence, and `<UNK>`.
+        prompt: ids that the sequences go on from; may be empty.
+        sampling: how tokens are drawn.
+
+    Yields:
+        For each sequence its next id, or None once it has ended.
+
+    Raises:
+        DivergedError: the model's probabilities are not finite.
+    """
+    model.eval()
+    place, num = device.of(model), sampling.num
+    start_id, unk_id = tokenizer.start_id, tokenizer.unk_id
+    generators = [np.random.default_rng([sampling.seed, row]) for row in range(num)]
+    begin = torch.tensor([-1 if start_id is None else start_id, *prompt]).unsqueeze(1)
+    hidden, state = model.hidden(begin.to(place))
+    logits = _logits(model, hidden[-1:]).repeat(num, axis=0)  # (num, V)
+    state = state.map(lambda part: part.expand(num, -1).contiguous())
+    ended = [False] * num
+    for _ in range(sampling.max_tokens):
+        drawn: list[int | None] = [None] * num
+        if unk_id is not None and (sampling.top_k is not None or sampling.top_p is not None):
+            # What is kept is kept of the known: <UNK> alone might be left.
+            logits[:, unk_id] = -np.inf
+        for row, generator in enumerate(generators):
+            if not ended[row]:
+                p = sampling.distribution(logits[row])
+                if unk_id is not None and p[unk_id] == 1:
+                    logits[row, unk_id] = -np.inf
+                    p = sampling.distribution(logits[row])
+                drawn[row] = draw_known(p, generator, unk_id)
+                ended[row] = drawn[row] == tokenizer.eos_id
+        yield drawn
+        if all(ended):
+            return
+        following = torch.tensor([[0 if index is None else index for index in drawn]])
+        hidden, state = model.hidden(following.to(place), state)
+        logits = _logits(model, hidden)
+
+
+def _logits(model: LanguageModel, hidden: torch.Tensor) -> NDArray[np.float64]:
+    return np.asarray(model.head(hidden)[0].double().cpu().numpy())
+
+
+def stream(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: str, sampling: Sampling
+) -> Iterator[tuple[int, str]]:
+    """Texts that go on from `prompt`, piece by piece: which text, and what comes next in it.
+
+    Args:
+        model: the model.
+        tokenizer: text to ids and back.
+        prompt: text before the first drawn token; may be empty.
+        sampling: how tokens are drawn.
+
+    Raises:
+        TextError: a prompt that is no text or, at character level, has an unknown character.
+        DivergedError: the model's probabilities are not finite.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise TextError("the prompt is not valid UTF-8") from None
+    ids = tokenizer.encode(prompt).tolist() if prompt else []
+    detokenizers = [tokenizer.detokenizer() for _ in range(sampling.num)]
+    for row, detokenizer in enumerate(detokenizers):
+        if ids:
+            yield row, "".join(detokenizer.add(index) for index in ids)
+    for indices in generate(model, tokenizer, ids, sampling):
+        for row, index in enumerate(indices):
+            if index is not None and index != tokenizer.eos_id:
+                yield row, detokenizers[row].add(index)
+    for row, detokenizer in enumerate(detokenizers):
+        yield row, detokenizer.end()
