@@ -146,6 +146,8 @@ class ModelConfig(Section, extra="allow"):
                 f"model.tied_embeddings with one layer needs embedding_size {self.embedding_size} "
                 f"to equal hidden_size {self.hidden_size}"
             )
+        if self.tied_embeddings and self.softmax == "adaptive":
+            raise ValueError("model.tied_embeddings: an adaptive softmax has weights of its own")
         return self
 
 

@@ -2,16 +2,21 @@ import math
 
 import pytest
 import torch
+from networks import language_model, language_modelling, loss
 from numerics import assert_same
 
 from lmtrain import device
 from lmtrain.errors import ConfigError
-from lmtrain.model.language_model import LanguageModel, Regularization
+from lmtrain.model.language_model import LanguageModel
 
 
 def model(**changes) -> LanguageModel:
     arguments = {"embedding_size": 6, "hidden_size": 6, "num_layers": 2, **changes}
-    return LanguageModel(11, **arguments)
+    return language_model(11, **arguments)
+
+
+def task(**changes):
+    return language_modelling(11, embedding_size=6, hidden_size=6, **changes)
 
 
 def tokens(seed: int = 1) -> torch.Tensor:
@@ -20,13 +25,15 @@ def tokens(seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
 def test_the_loss_is_the_cross_entropy_of_the_logits_summed_over_time(cell):
-    network = model(cell=cell)
+    language = task(cell=cell)
 
-    loss, _, _ = network.loss(tokens(), tokens(2))
-    logits, _ = network(tokens())
+    found = loss(language, tokens(), tokens(2))
+    logits, _ = language.model(tokens())
 
     mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens(2).flatten())
-    assert_same(loss, 5 * mean)
+    assert_same(found.objective, 5 * mean)
+    assert_same(found.total.float(), 15 * mean)
+    assert found.predictions == 15
 
 
 def test_log_probs_of_all_words_sum_to_one():
@@ -41,19 +48,19 @@ def test_log_probs_of_all_words_sum_to_one():
 def test_tied_embeddings_are_one_matrix():
     tied, untied = model(tied_embeddings=True), model()
 
-    assert tied.decoder is tied.embedding
-    assert untied.num_parameters - tied.num_parameters == 11 * 6
+    assert tied.head.weight is tied.encoder.embedding.weight
+    assert device.num_parameters(untied) - device.num_parameters(tied) == 11 * 6
 
 
 def test_a_single_layer_needs_the_size_of_tied_embeddings():
-    with pytest.raises(ConfigError, match="embedding_size 6 is not hidden_size 9"):
+    with pytest.raises(ConfigError, match="embedding_size 6 to equal hidden_size 9"):
         model(tied_embeddings=True, hidden_size=9, num_layers=1)
 
 
 def test_tied_embeddings_give_the_last_layer_their_size():
     network = model(tied_embeddings=True, hidden_size=9, num_layers=3)
 
-    assert [cell.hidden_size for cell in network.recurrent.cells] == [9, 9, 6]
+    assert [cell.hidden_size for cell in network.encoder.recurrent.cells] == [9, 9, 6]
     assert network(tokens())[0].shape == (5, 3, 11)
 
 
@@ -62,7 +69,7 @@ def test_tied_embeddings_give_the_last_layer_their_size():
     ["dropout", "input_dropout", "output_dropout", "word_dropout", "weight_dropout"],
 )
 def test_each_kind_of_dropout_acts_in_training_alone(part):
-    network, plain = model(regularization=Regularization(**{part: 0.5})), model()
+    network, plain = model(**{part: 0.5}), model()
 
     first, second = (network(tokens())[0] for _ in range(2))
 
@@ -71,15 +78,15 @@ def test_each_kind_of_dropout_acts_in_training_alone(part):
 
 
 def test_a_dropped_word_is_dropped_wherever_it_stands():
-    network = model(regularization=Regularization(word_dropout=0.5))
-    seen = {}
-    network.recurrent.register_forward_pre_hook(
+    language = task(word_dropout=0.5)
+    network, seen = language.model, {}
+    network.encoder.recurrent.register_forward_pre_hook(
         lambda _, inputs: seen.update(embedded=inputs[0].detach())
     )
 
-    network.loss(tokens(), tokens(2))
+    loss(language, tokens(), tokens(2))
 
-    embedded = torch.nn.functional.embedding(tokens(), network.embedding)
+    embedded = torch.nn.functional.embedding(tokens(), network.encoder.embedding.weight)
     kept = (seen["embedded"] != 0).any(-1)
     assert_same(seen["embedded"], 2 * embedded * kept.unsqueeze(-1))
     of_word = {word: kept[tokens() == word].tolist() for word in tokens().unique().tolist()}
@@ -88,30 +95,29 @@ def test_a_dropped_word_is_dropped_wherever_it_stands():
 
 
 def test_penalties_are_added_to_the_objective_alone():
-    network = model(regularization=Regularization(activation=2.0, temporal=3.0))
-    hidden, _ = network.hidden(tokens())
+    language = task(activation_regularization=2.0, temporal_regularization=3.0)
+    hidden, _ = language.model.hidden(tokens())
     expected = 5 * (2 * hidden.square().mean() + 3 * (hidden[1:] - hidden[:-1]).square().mean())
 
-    loss = network.loss(tokens(), tokens(2))
-    plain = model().loss(tokens(), tokens(2))
+    found = loss(language, tokens(), tokens(2))
+    plain = loss(task(), tokens(), tokens(2))
 
-    assert_same(loss.nats, plain.nats)
-    assert_same(loss.objective, plain.objective + expected)
-    evaluated = network.eval().loss(tokens(), tokens(2))
-    assert torch.equal(evaluated.objective.detach(), evaluated.nats)
+    assert_same(found.total, plain.total)
+    assert_same(found.objective, plain.objective + expected)
 
 
 def test_the_seed_gives_the_same_first_weights():
-    one, same, other = model(seed=3), model(seed=3), model(seed=4)
+    one, same, other = (model(train__seed=seed) for seed in (3, 3, 4))
 
-    assert torch.equal(one.embedding, same.embedding)
-    assert not torch.equal(one.embedding, other.embedding)
+    weights = [network.encoder.embedding.weight for network in (one, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_nothing_before_the_first_token_is_a_zero_embedding():
     network = model().eval()
     with torch.no_grad():
-        network.embedding[0] = 0
+        network.encoder.embedding.weight[0] = 0
 
     nothing, _ = network(torch.full((1, 2), -1))
 
@@ -119,13 +125,13 @@ def test_nothing_before_the_first_token_is_a_zero_embedding():
 
 
 def test_an_untrained_model_is_about_as_good_as_guessing():
-    loss, _, _ = model().loss(tokens(), tokens(2))
+    found = loss(task(), tokens(), tokens(2))
 
-    assert abs(loss.item() / 5 - math.log(11)) < 0.3
+    assert abs(found.objective.item() / 5 - math.log(11)) < 0.3
 
 
 def test_dropout_acts_in_training_alone():
-    network = model(regularization=Regularization(dropout=0.5))
+    network = model(dropout=0.5)
 
     first, second = (network(tokens())[0] for _ in range(2))
 
@@ -136,21 +142,24 @@ def test_dropout_acts_in_training_alone():
 @pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
 def test_mixed_precision_is_near_fp32_in_training_and_nothing_elsewhere(cell):
     exact, mixed = (
-        model(cell=cell, embedding_size=32, hidden_size=32, is_mixed=is_mixed)
-        for is_mixed in (False, True)
+        language_modelling(
+            11, cell=cell, embedding_size=32, hidden_size=32, train__precision=precision
+        )
+        for precision in ("fp32", "bf16")
     )
 
     losses, gradients = [], []
-    for network in (exact, mixed):
-        loss, _, state = network.loss(tokens(), tokens(2))
-        losses.append(loss.item())
+    for language in (exact, mixed):
+        found = loss(language, tokens(), tokens(2))
+        losses.append(found.objective.item())
+        weights = list(language.model.parameters())
         gradients.append(
-            torch.cat([g.flatten() for g in torch.autograd.grad(loss, network.parameters())])
+            torch.cat([g.flatten() for g in torch.autograd.grad(found.objective, weights)])
         )
-        assert {part.dtype for parts in state for part in parts} == {torch.float32}
+        assert {part.dtype for parts in found.state for part in parts} == {torch.float32}
 
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert not torch.equal(*gradients)
     assert {g.dtype for g in gradients} == {torch.float32}
     assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
-    assert torch.equal(*(network.eval()(tokens())[0] for network in (exact, mixed)))
+    assert torch.equal(*(language.model.eval()(tokens())[0] for language in (exact, mixed)))

@@ -2,17 +2,17 @@ import copy
 
 import pytest
 import torch
-from lmtrain.model.chance import Chance
 from numerics import assert_same
 
 from lmtrain import device
 from lmtrain.cells import GRU, LSTM, RNN, PeepholeLSTM, SimpleGRU
 from lmtrain.model.dropout import Dropout
+from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import Recurrent, State
 
 
 def stack(cell=LSTM, dropout=0.0, **options) -> Recurrent:
-    chance = Chance(1)
+    chance = ModelGenerator(1)
 
     def make(inputs, hidden):
         each = cell(inputs, hidden)
@@ -107,7 +107,7 @@ def test_dropout_acts_between_layers_and_only_there():
 
 
 def test_layers_may_have_sizes_of_their_own():
-    layers = Recurrent(LSTM, 3, [5, 7, 2], Dropout(0.0, Chance(1)))
+    layers = Recurrent(LSTM, 3, [5, 7, 2], Dropout(0.0, ModelGenerator(1)))
 
     hidden, state = layers(inputs().float())
 
@@ -131,10 +131,10 @@ def _only_first(layers):
 @pytest.mark.parametrize("cell", [RNN, SimpleGRU, GRU, LSTM, PeepholeLSTM])
 def test_weight_dropout_is_that_of_a_cell_with_these_weights(cell):
     layers = stack(cell, weight_dropout=0.5)
-    chance = layers.dropout.chance.generator.get_state()
+    chance = layers.dropout.generator.generator.get_state()
     hidden, _ = layers(inputs())
     (gradient,) = torch.autograd.grad(hidden.sum(), layers.cells[0].weight_recurrent)
-    layers.dropout.chance.generator.set_state(chance)
+    layers.dropout.generator.generator.set_state(chance)
     by_hand = copy.deepcopy(layers).eval()
     kept = []
     for each, like in zip(by_hand.cells, layers.cells, strict=True):

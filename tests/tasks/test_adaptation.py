@@ -1,21 +1,24 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from lmtrain.adaptation import Adaptation, Cache, Dynamic, gradient_scales
-from lmtrain.evaluation import evaluate
-from lmtrain.tuning import cache_trials, dynamic_trials
+from networks import language_model
 from numerics import assert_same
 
 from lmtrain import device
+from lmtrain.data.tokens import Tokens
 from lmtrain.errors import ConfigError
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
+from lmtrain.tasks.perplexity import evaluate
+from lmtrain.tasks.tuning import cache_trials, dynamic_trials
 
 
 @pytest.fixture
 def model() -> LanguageModel:
-    network = LanguageModel(9, embedding_size=5, hidden_size=7, num_layers=2, init_scale=0.8)
+    network = language_model(9, embedding_size=5, hidden_size=7, num_layers=2, init_scale=0.8)
     return network.double().eval()
 
 
@@ -23,10 +26,17 @@ def text(length: int) -> np.ndarray:
     return torch.randint(0, 9, (length,), generator=device.generator(3)).numpy().astype(np.uint16)
 
 
+TOKENIZER = SimpleNamespace(start_id=1, unk_id=None)
+
+
+def tokens(ids) -> Tokens:
+    return Tokens(ids, 1, "0" * 64, "text")
+
+
 def nats(model, ids, cache=None, dynamic=None, batch_size=1, scales=()):
     adapting = Adaptation(model, cache, dynamic, scales)
     result = evaluate(
-        model, ids, start_id=1, unk_id=None, characters=1, batch_size=batch_size,
+        model, tokens(ids), TOKENIZER, batch_size=batch_size,
         predict=adapting.log_probs, piece=dynamic.seq_len if dynamic else 1,
     )  # fmt: skip
     adapting.close()
@@ -34,9 +44,7 @@ def nats(model, ids, cache=None, dynamic=None, batch_size=1, scales=()):
 
 
 def plain_nats(model, ids, batch_size=1):
-    return evaluate(
-        model, ids, start_id=1, unk_id=None, characters=1, batch_size=batch_size
-    ).total_nats
+    return evaluate(model, tokens(ids), TOKENIZER, batch_size=batch_size).total_nats
 
 
 @torch.no_grad()
@@ -45,7 +53,7 @@ def naive_cache_nats(model, ids, cache):
     seen, state, before, total = [], None, 1, 0.0
     for word in ids.tolist():
         hidden, state = model.hidden(torch.tensor([[before]]), state)
-        p = float(model.logits(hidden)[0, 0].softmax(0)[word])
+        p = float(model.head(hidden)[0, 0].softmax(0)[word])
         a = hidden[0, 0]
         near = seen[-cache.size :]
         if near:
@@ -70,7 +78,7 @@ def test_the_cache_is_that_of_its_definition(model, size):
 @pytest.mark.parametrize("window", [1, 7, 40])
 def test_the_cache_does_not_depend_on_the_chunk_length(model, monkeypatch, window):
     expected = nats(model, text(40), Cache(9, 0.7, 0.3))
-    monkeypatch.setattr("lmtrain.evaluation._SEQ_LEN", window)
+    monkeypatch.setattr("lmtrain.tasks.perplexity._SEQ_LEN", window)
 
     assert nats(model, text(40), Cache(9, 0.7, 0.3)) == pytest.approx(expected, rel=1e-10)
 
@@ -150,7 +158,7 @@ def test_nothing_is_learned_from_what_fills_the_shorter_streams_up(model):
 
 def test_a_model_with_an_adaptive_softmax_learns_on(model):
     # Tokens of the head alone: no tail has anything to learn.
-    network = LanguageModel(
+    network = language_model(
         300, embedding_size=5, hidden_size=16, num_layers=1, softmax="adaptive"
     ).eval()
     ids = np.tile(text(7), 20)
@@ -172,8 +180,8 @@ def test_the_trained_weights_come_back(model):
 
 
 def test_gradient_scales_are_roots_of_mean_squares(model, monkeypatch):
-    monkeypatch.setattr("lmtrain.adaptation._WINDOWS", 1)
-    monkeypatch.setattr("lmtrain.adaptation._STREAMS", 1)
+    monkeypatch.setattr("lmtrain.tasks.adaptation._WINDOWS", 1)
+    monkeypatch.setattr("lmtrain.tasks.adaptation._STREAMS", 1)
     ids = text(51)
 
     scales = gradient_scales(model, ids)
@@ -194,7 +202,7 @@ def test_on_a_text_that_repeats_both_help(model):
     static = plain_nats(model, ids) / len(ids)
     caches = list(cache_trials(model, ids, 1))
     scales = gradient_scales(model, text(300))
-    learning = list(dynamic_trials(model, ids, 1, scales, 5))
+    learning = list(dynamic_trials(model, tokens(ids), TOKENIZER, scales, 5))
 
     best = min(caches, key=lambda trial: trial.loss)
     assert best.loss < 0.85 * static

@@ -1,17 +1,22 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from lmtrain.evaluation import evaluate, sentence_log_probs, unigram_loss
+from networks import language_model
 
-from lmtrain import device, evaluation
+from lmtrain import device
+from lmtrain.data.tokens import Tokens
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks import perplexity
+from lmtrain.tasks.base import Shard
+from lmtrain.tasks.perplexity import Perplexity, evaluate, sentence_log_probs, unigram
 
 
 @pytest.fixture
 def model() -> LanguageModel:
-    network = LanguageModel(9, embedding_size=5, hidden_size=7, num_layers=2, init_scale=0.8)
+    network = language_model(9, embedding_size=5, hidden_size=7, num_layers=2, init_scale=0.8)
     return network.double().eval()
 
 
@@ -29,9 +34,13 @@ def naive_nats(model: LanguageModel, ids: list[int], start: int) -> list[float]:
     return nats
 
 
-def of(model, ids, **changes):
-    arguments = {"start_id": 1, "unk_id": 0, "characters": 100, **changes}
-    return evaluate(model, ids, **arguments)
+def tokens(ids, characters=100) -> Tokens:
+    return Tokens(np.asarray(ids), characters, "0" * 64, "text")
+
+
+def of(model, ids, characters=100, start_id=1, **changes) -> Perplexity:
+    tokenizer = SimpleNamespace(start_id=start_id, unk_id=0)
+    return evaluate(model, tokens(ids, characters), tokenizer, **changes)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 30])
@@ -40,14 +49,14 @@ def test_every_token_is_predicted_once(model, length):
 
     result = of(model, ids)
 
-    assert result.num_tokens == length
+    assert result.count == length
     assert result.total_nats == pytest.approx(sum(naive_nats(model, ids.tolist(), 1)), rel=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 29, 30, 31])
 def test_the_figure_does_not_depend_on_the_chunk_length(model, monkeypatch, chunk):
     expected = of(model, text(30)).total_nats
-    monkeypatch.setattr(evaluation, "_SEQ_LEN", chunk)
+    monkeypatch.setattr(perplexity, "_SEQ_LEN", chunk)
 
     assert of(model, text(30)).total_nats == pytest.approx(expected, rel=1e-12)
 
@@ -63,7 +72,7 @@ def test_streams_count_every_token_once_each_from_a_fresh_state(model, batch_siz
 
     result = of(model, ids, batch_size=batch_size)
 
-    assert result.num_tokens == 30
+    assert result.count == 30
     assert result.total_nats == pytest.approx(expected, rel=1e-12)
 
 
@@ -74,7 +83,7 @@ def test_unknown_words_are_counted_and_can_be_left_out(model):
     result = of(model, ids)
 
     assert result.oov == (ids == 0).sum() > 0
-    assert result.oov_rate == result.oov / 60
+    assert result.values()["oov_rate"] == result.oov / 60
     expected = math.exp(nats[ids != 0].mean())
     assert result.perplexity_without_oov == pytest.approx(expected, rel=1e-10)
 
@@ -84,13 +93,13 @@ def test_figures_follow_from_sums_and_counts(model):
 
     assert result.loss == result.total_nats / 60
     assert result.perplexity == pytest.approx(math.exp(result.loss))
-    assert result.bits_per_token == pytest.approx(result.loss / math.log(2))
+    assert result.values()["bits_per_token"] == pytest.approx(result.loss / math.log(2))
     assert result.bits_per_char == pytest.approx(result.total_nats / math.log(2) / 250)
 
 
 def test_a_text_without_a_start_begins_from_nothing(model):
     with torch.no_grad():
-        model.embedding[4] = 0
+        model.encoder.embedding.weight[4] = 0
 
     assert of(model, text(5), start_id=None).total_nats == pytest.approx(
         of(model, text(5), start_id=4).total_nats, rel=1e-12
@@ -125,11 +134,32 @@ def test_more_sentences_than_fit_at_once_keep_their_order(model):
 
 
 def test_the_unigram_baseline_is_the_cross_entropy_of_smoothed_frequencies():
-    train, valid = np.array([0, 0, 0, 1]), np.array([0, 1, 2])
+    train, valid = tokens([0, 0, 0, 1]), tokens([0, 1, 2])
+    tokenizer = SimpleNamespace(vocab_size=3, unk_id=0)
+
+    found = unigram(train, valid, tokenizer)
 
     expected = -(math.log(4 / 7) + math.log(2 / 7) + math.log(1 / 7)) / 3
-    assert unigram_loss(train, valid, 3) == pytest.approx(expected)
+    assert found.loss == pytest.approx(expected)
+    assert (found.oov, found.oov_nats) == (1, pytest.approx(-math.log(4 / 7)))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_shards_of_processes_add_up_to_the_whole(model, size):
+    whole = of(model, text(31), batch_size=5)
+
+    parts = [of(model, text(31), batch_size=5, shard=Shard(rank, size)) for rank in range(size)]
+
+    summed = parts[0].summed([part.sums for part in parts])
+    assert summed.sums == pytest.approx(whole.sums, rel=1e-12)
+
+
+def test_a_better_model_costs_less_even_beyond_a_float():
+    better, worse = (Perplexity(nats, 1, 1, 0, 0).figures for nats in (800.0, 900.0))
+
+    assert better["perplexity"] is None
+    assert Perplexity.cost(better) < Perplexity.cost(worse)
 
 
 def test_perplexity_beyond_a_float_is_infinite():
-    assert evaluation.perplexity(800.0) == math.inf
+    assert perplexity.perplexity(800.0) == math.inf

@@ -1,22 +1,27 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lmtrain.generation import distribution, draw, draw_known, generate
+from networks import language_model
 
 from lmtrain.errors import DivergedError
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks.sampling import Sampling, draw, draw_known, generate
 
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    return LanguageModel(12, embedding_size=5, hidden_size=7, num_layers=1, init_scale=1.5).eval()
+    return language_model(12, embedding_size=5, hidden_size=7, num_layers=1, init_scale=1.5).eval()
 
 
 def sequences(model, prompt=(), **changes) -> list[list[int]]:
-    arguments = {"start_id": 1, "eos_id": 1, "unk_id": 0, "num": 3, "max_tokens": 30, **changes}
-    drawn = list(generate(model, list(prompt), **arguments))
+    ids = {"start_id": 1, "eos_id": 1, "unk_id": 0}
+    ids = {name: changes.pop(name, default) for name, default in ids.items()}
+    sampling = Sampling(**{"num": 3, "max_tokens": 30, **changes})
+    drawn = list(generate(model, SimpleNamespace(**ids), list(prompt), sampling))
     return [[each for each in row if each is not None] for row in zip(*drawn, strict=True)]
 
 
@@ -89,11 +94,12 @@ LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
     ],
 )
 def test_the_distribution_is_cut_as_asked(temperature, top_k, top_p, expected):
-    np.testing.assert_allclose(distribution(LOGITS, temperature, top_k, top_p), expected)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    np.testing.assert_allclose(sampling.distribution(LOGITS), expected)
 
 
 def test_a_tiny_temperature_takes_the_likeliest():
-    np.testing.assert_allclose(distribution(LOGITS, 1e-300, None, None), [1, 0, 0, 0])
+    np.testing.assert_allclose(Sampling(temperature=1e-300).distribution(LOGITS), [1, 0, 0, 0])
 
 
 def test_the_seed_gives_the_text(model):
@@ -122,7 +128,7 @@ def test_what_is_drawn_follows_the_model_token_by_token(model):
     chance, fed = np.random.default_rng([2, 0]), [1, 3, 4]
     for index in drawn:
         logits, _ = model(torch.tensor(fed).unsqueeze(1))
-        p = distribution(logits[-1, 0].double().detach().numpy(), 1.0, None, None)
+        p = Sampling().distribution(logits[-1, 0].double().detach().numpy())
         assert index == draw_known(p, chance, 0)
         fed.append(index)
 

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from lmtrain.model.chance import Chance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from corpora import TINY
 from lmtrain import checkpoint, config, device
+from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import State
+from lmtrain.tasks.base import Batch
 from lmtrain.training.recording import Recorder
 from lmtrain.training.run import run_training
 
@@ -57,14 +58,14 @@ def recordings(monkeypatch):
     """A GPU that repeats recorded work, and what was recorded."""
     tapes = []
 
-    def record(work, chance, beside=None):
+    def record(work, generator, beside=None):
         # On a GPU, what is recorded is not done.
-        state = chance.get_state()
+        state = generator.get_state()
         tapes.append(Tape())
         with tapes[-1]:
             results = work()
         tapes[-1].undo()
-        chance.set_state(state)
+        generator.set_state(state)
         return tapes[-1], results
 
     monkeypatch.setenv("LMTRAIN_KERNELS", "torch")
@@ -121,15 +122,15 @@ def test_recorded_steps_train_the_same_model(tmp_path, monkeypatch, recordings, 
 def test_the_second_window_of_each_length_is_recorded():
     worked = []
 
-    def work(inputs, targets, before):
-        worked.append(len(inputs))
-        return before.map(lambda part: part + 1), (inputs + targets).sum()
+    def work(batch, before):
+        worked.append(len(batch.tensors[0]))
+        return before.map(lambda part: part + 1), sum(batch.tensors).sum()
 
-    recorder, chance = Recorder(work, Chance(1), print), device.generator(1)
+    recorder, generator = Recorder(work, ModelGenerator(1), print), device.generator(1)
     state = State([(torch.zeros(2, 4),)])
     for count, steps in enumerate((3, 5, 3, 3, 5, 5, 3), start=1):
-        inputs, targets = torch.randint(9, (2, steps, 2), generator=chance)
-        state, found = recorder(inputs, targets, state)
+        inputs, targets = torch.randint(9, (2, steps, 2), generator=generator)
+        state, found = recorder(Batch((inputs, targets), rows=2), state)
 
         assert found == (inputs + targets).sum()
         assert torch.equal(state[0][0], torch.full((2, 4), float(count)))

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils import tensorboard
 
 from corpora import TINY
 from lmtrain import checkpoint, config, device, disk, files
 from lmtrain.errors import DivergedError, MachineError
 from lmtrain.model.language_model import LanguageModel
-from lmtrain.training import monitor, trainer
+from lmtrain.tasks.language_model import LanguageModelling
+from lmtrain.training import logger, trainer
 from lmtrain.training.run import run_training
 
 SMALL = {
@@ -69,21 +71,22 @@ def straight(kept):
 
 def poison(monkeypatch, what, steps):
     """Spoils a number in the steps given, counted from 1."""
-    real, count = LanguageModel.loss, iter(range(1, 10**6))
+    real, count = LanguageModelling.loss, iter(range(1, 10**6))
 
-    def loss(self, inputs, targets, state=None):
+    def loss(self, batch, state):
+        bias = self.model.head.bias
         if next(count) not in steps:
-            return real(self, inputs, targets, state)
+            return real(self, batch, state)
         if what == "weight":
-            self.output_bias.data[0] = math.nan
-        result = real(self, inputs, targets, state)
+            bias.data[0] = math.nan
+        result = real(self, batch, state)
         if what == "loss":
             result = result._replace(objective=result.objective * math.inf)
         if what == "gradient":
-            self.output_bias.register_hook(lambda gradient: gradient * math.nan)
+            bias.register_hook(lambda gradient: gradient * math.nan)
         return result
 
-    monkeypatch.setattr(LanguageModel, "loss", loss)
+    monkeypatch.setattr(LanguageModelling, "loss", loss)
 
 
 @pytest.mark.usefixtures("reading")
@@ -207,7 +210,7 @@ def test_what_a_killed_start_left_is_in_nobodys_way(text, tmp_path):
 
 
 def test_a_validation_that_was_cut_short_is_made_up_for(text, tmp_path, monkeypatch):
-    chosen = settings(text, optimizer__average="triggered", optimizer__average_patience=1)
+    chosen = settings(text, optimizer__average="nt-asgd", optimizer__average_patience=1)
     run_training(chosen, tmp_path / "straight", is_quiet=True)
 
     def stop(self, *_):
@@ -230,7 +233,8 @@ def test_a_finished_run_is_not_validated_again(text, tmp_path, monkeypatch):
 
     again = run_training(out=tmp_path / "run", resume=True, is_quiet=True)
 
-    assert (again.valid_loss, again.best_step) == (first.valid_loss, first.best_step)
+    assert again.progress.best == first.progress.best
+    assert again.progress.best_step == first.progress.best_step
     assert len(lines(tmp_path / "run", "valid")) == 3
 
 
@@ -250,14 +254,14 @@ def test_a_log_that_cannot_be_written_ends_nothing(text, tmp_path, straight, mon
 
 
 def test_events_that_cannot_be_written_come_back(text, tmp_path, monkeypatch, capsys):
-    real, count = monitor.SummaryWriter.flush, iter(range(10**6))
+    real, count = tensorboard.SummaryWriter.flush, iter(range(10**6))
 
     def flush(self):
         if 2 <= next(count) < 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self)
 
-    monkeypatch.setattr(monitor.SummaryWriter, "flush", flush)
+    monkeypatch.setattr(tensorboard.SummaryWriter, "flush", flush)
     run_training(settings(text), tmp_path / "run")
 
     assert capsys.readouterr().err.count("events cannot be written; training goes on") == 1
@@ -309,9 +313,9 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(text, tmp_path, 
 
 
 def test_a_clock_set_back_changes_nothing(text, tmp_path, straight, monkeypatch):
-    real, count = monitor.time.time, iter(range(10**6))
+    real, count = logger.time.time, iter(range(10**6))
     year = 365 * 86_400
-    monkeypatch.setattr(monitor.time, "time", lambda: real() + (-year, year)[next(count) % 2])
+    monkeypatch.setattr(logger.time, "time", lambda: real() + (-year, year)[next(count) % 2])
 
     run_training(settings(text, train__keep_checkpoints=2), tmp_path / "run", is_quiet=True)
 

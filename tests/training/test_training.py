@@ -16,9 +16,9 @@ from lmtrain import checkpoint, config
 from lmtrain.errors import ConfigError, DivergedError, RunBusyError, UnreadableError
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks.language_model import LanguageModelling
 from lmtrain.training import trainer
 from lmtrain.training.run import run_training
-from lmtrain.training.step import Stepper
 
 SMALL = {
     "data.level": "char", "model.hidden_size": 12, "model.num_layers": 2, "model.dropout": 0.2,
@@ -78,7 +78,7 @@ def test_every_cell_learns_more_than_word_frequencies_from_real_text(
 
     summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
-    assert summary.valid_loss < summary.unigram_loss - 0.2
+    assert summary.valid_loss < summary.baseline.loss - 0.2
 
 
 @pytest.mark.skipif(not library.has_bf16(), reason="no bf16 products on this processor")
@@ -125,12 +125,12 @@ EVERYTHING = {
         {"optimizer__name": "adamw"},
         {"optimizer__average": "ema", **EVERYTHING},
         {
-            "optimizer__name": "sgd", "optimizer__average": "triggered",
+            "optimizer__name": "sgd", "optimizer__average": "nt-asgd",
             "optimizer__learning_rate": 20, "optimizer__average_patience": 1,
             "train__eval_every": 2, **EVERYTHING,
         },
     ],
-    ids=["sgd", "adamw", "ema", "triggered"],
+    ids=["sgd", "adamw", "ema", "nt-asgd"],
 )  # fmt: skip
 def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(text, tmp_path, monkeypatch, changes):
     chosen = settings(text, train__save_every=1, **changes)
@@ -188,13 +188,13 @@ def test_lost_steps_are_done_again_without_being_recorded_twice(text, tmp_path, 
 
 def test_the_state_is_carried_within_an_epoch_and_fresh_at_its_start(text, tmp_path, monkeypatch):
     seen = []
-    real = LanguageModel.loss
+    real = LanguageModelling.loss
 
-    def loss(self, inputs, targets, state=None):
+    def loss(self, batch, state):
         seen.append(any(part.any() for parts in state for part in parts))
-        return real(self, inputs, targets, state)
+        return real(self, batch, state)
 
-    monkeypatch.setattr(LanguageModel, "loss", loss)
+    monkeypatch.setattr(LanguageModelling, "loss", loss)
     chosen = settings(text, train__max_steps=None, train__max_epochs=2, train__seq_len=200)
     summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
@@ -257,7 +257,7 @@ def test_the_last_steps_of_a_run_whose_time_is_up_are_recorded(text, tmp_path, e
 
     assert [line["step"] for line in lines(run, "train")] == [first.steps, first.steps + 3]
     saved = checkpoint.read(checkpoint.folder(run, first.steps + 3))
-    assert saved.state["window"]["steps"] == 0
+    assert saved.state["log"]["steps"] == 0
 
 
 def test_the_learning_rate_falls_to_its_end_with_the_time(text, tmp_path):
@@ -381,7 +381,7 @@ def test_metrics_hold_finite_numbers_and_means_over_their_steps(text, tmp_path):
         assert line["bits_per_char"] == pytest.approx(line["loss"] / math.log(2))
         assert 0 <= line["clipped_fraction"] <= 1
         assert line["grad_norm"] > 0
-    assert all(line["sample"] for line in valid)
+    assert all(line["preview"] for line in valid)
 
 
 def test_the_dashboard_holds_what_metrics_hold(text, tmp_path):
@@ -395,7 +395,7 @@ def test_the_dashboard_holds_what_metrics_hold(text, tmp_path):
         shown = [(event.step, event.value) for event in events.Scalars("loss")]
         assert [step for step, _ in shown] == [step for step, _ in recorded]
         assert [v for _, v in shown] == pytest.approx([v for _, v in recorded], rel=1e-6)
-    assert "sample/text_summary" in events.Tags()["tensors"]
+    assert "preview/text_summary" in events.Tags()["tensors"]
     assert "settings/text_summary" in events.Tags()["tensors"]
 
 
@@ -416,9 +416,10 @@ def test_the_average_is_what_is_validated_and_kept(text, tmp_path):
     model = lmtrain.load(run)
     last = checkpoint.read(checkpoint.folder(run, 30)).tensors("state.safetensors")
 
-    (valid,) = (tokens for part, tokens in model.own_texts().items() if part == "valid")
-    assert model.evaluate_tokens(valid, 4).loss == pytest.approx(summary.valid_loss)
-    assert not torch.equal(last["last/embedding"], model.model.embedding)
+    measured = model.measure(model.own()["valid"], batch_size=4)
+    assert measured.loss == pytest.approx(summary.valid_loss)
+    name = "encoder.embedding.weight"
+    assert not torch.equal(last[f"average/last/{name}"], model.model.get_parameter(name))
 
 
 @pytest.mark.parametrize(("chance", "is_zero"), [(0.0, False), (0.999999, True)])
@@ -426,13 +427,14 @@ def test_streams_that_are_reset_begin_every_window_with_zeros(
     text, tmp_path, monkeypatch, chance, is_zero
 ):
     befores = []
-    give = Stepper.give
+    real = LanguageModel.hidden
 
-    def watched(self, inputs, targets, before, share):
-        befores.append(before)
-        return give(self, inputs, targets, before, share)
+    def hidden(self, inputs, state=None):
+        if self.training:
+            befores.append(state)
+        return real(self, inputs, state)
 
-    monkeypatch.setattr(Stepper, "give", watched)
+    monkeypatch.setattr(LanguageModel, "hidden", hidden)
     run_training(settings(text, train__state_reset=chance, train__max_steps=3), tmp_path / "run")
 
     assert len(befores) == 3

@@ -1,15 +1,22 @@
 import pytest
 import torch
+from networks import language_model, language_modelling, loss
 from numerics import assert_same
 
 from lmtrain import device
 from lmtrain.errors import ConfigError
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks.language_model import LanguageModelling
 
 
 def model(**changes) -> LanguageModel:
     arguments = {"embedding_size": 8, "hidden_size": 32, "num_layers": 1, **changes}
-    return LanguageModel(300, softmax="adaptive", **arguments)
+    return language_model(300, softmax="adaptive", **arguments)
+
+
+def task(**changes) -> LanguageModelling:
+    arguments = {"embedding_size": 8, "hidden_size": 32, "num_layers": 1, **changes}
+    return language_modelling(300, softmax="adaptive", **arguments)
 
 
 def tokens(seed: int) -> torch.Tensor:
@@ -24,27 +31,27 @@ def test_probabilities_of_all_words_sum_to_one():
 
 
 def test_the_loss_is_that_of_the_probabilities():
-    network = model()
-    logits, _ = network(tokens(1))
+    language = task()
+    logits, _ = language.model(tokens(1))
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens(2).flatten())
 
-    assert_same(network.loss(tokens(1), tokens(2))[0], 5 * expected)
-    assert_same(-network.log_probs(tokens(1), tokens(2))[0].mean(), expected)
+    assert_same(loss(language, tokens(1), tokens(2)).objective, 5 * expected)
+    assert_same(-language.model.log_probs(tokens(1), tokens(2))[0].mean(), expected)
 
 
 def test_rare_words_cost_few_parameters():
-    full = LanguageModel(300, embedding_size=8, hidden_size=32, num_layers=1)
+    full = language_model(300, embedding_size=8, hidden_size=32, num_layers=1)
 
-    assert model().num_parameters < 0.6 * full.num_parameters
+    assert device.num_parameters(model()) < 0.6 * device.num_parameters(full)
 
 
 def test_a_tail_that_no_target_is_in_has_a_gradient_of_zeros():
-    network = model()
+    language = task()
     targets = torch.zeros(5, 3, dtype=torch.long)
 
-    network.loss(tokens(1), targets).objective.backward()
+    loss(language, tokens(1), targets).objective.backward()
 
-    tails = list(network.adaptive_softmax.clusters.tail.parameters())
+    tails = list(language.model.head.clusters.tail.parameters())
     assert len(tails) == 4
     assert not any(parameter.grad.any() for parameter in tails)
 
@@ -56,25 +63,25 @@ def test_too_few_hidden_units_are_refused():
 
 def test_the_seed_alone_decides_the_first_weights():
     before = torch.get_rng_state()
-    one, other = model(seed=3), model(seed=4)
+    one, other = model(train__seed=3), model(train__seed=4)
 
     assert torch.equal(before, torch.get_rng_state())
-    assert not torch.equal(*(m.adaptive_softmax.clusters.head.weight for m in (one, other)))
-    for first, same in zip(one.parameters(), model(seed=3).parameters(), strict=True):
+    assert not torch.equal(*(m.head.clusters.head.weight for m in (one, other)))
+    for first, same in zip(one.parameters(), model(train__seed=3).parameters(), strict=True):
         assert torch.equal(first, same)
 
 
 def test_it_learns_in_either_precision():
-    for is_mixed in (False, True):
-        network = model(is_mixed=is_mixed)
-        rule = torch.optim.Adam(network.parameters(), lr=0.01)
+    for precision in ("fp32", "bf16"):
+        language = task(train__precision=precision)
+        rule = torch.optim.Adam(language.model.parameters(), lr=0.01)
         losses = []
         for _ in range(30):
             rule.zero_grad()
-            loss = network.loss(tokens(1), tokens(2)).objective
-            loss.backward()
+            objective = loss(language, tokens(1), tokens(2)).objective
+            objective.backward()
             rule.step()
-            losses.append(float(loss.detach()))
+            losses.append(float(objective.detach()))
 
         assert losses[-1] < 0.5 * losses[0]
 
@@ -83,4 +90,4 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(ConfigError, match="has weights of its own"):
         model(embedding_size=32, tied_embeddings=True)
     with pytest.raises(ConfigError, match="of 11 tokens: 100 are the least"):
-        LanguageModel(11, softmax="adaptive", embedding_size=4, hidden_size=4, num_layers=1)
+        language_model(11, softmax="adaptive", embedding_size=4, hidden_size=4, num_layers=1)
