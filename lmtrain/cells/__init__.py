@@ -8,7 +8,6 @@ from lmtrain.cells.base import (
     cell_class,
     cell_names,
     create,
-    name_of,
     product_over_time,
     register,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "cell_class",
     "cell_names",
     "create",
-    "name_of",
     "product_over_time",
     "register",
 ]

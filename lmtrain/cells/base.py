@@ -50,7 +50,9 @@ class Cell(nn.Module, abc.ABC):
     state_names: ClassVar[tuple[str, ...]]
     """The parts of the state; the first is the output."""
     options: ClassVar[tuple[str, ...]] = ()
-    """The names of further constructor arguments."""
+    """The names of further constructor arguments, kept as attributes."""
+    is_differentiated: ClassVar[bool] = False
+    """Whether the backward is given by hand for what `step` computes."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -134,7 +136,19 @@ class DifferentiatedCell(Cell):
     The pre-activations `z` (B, G·H) hold W_gx x + b_g already when a step begins. With the whole
     sequence done, `local_gradients` gives all factors of the chain rule that need no gradient from
     later steps, for all time steps at once; `backward_step` then has the recurrent products left.
+
+    A subclass that changes `step` and not `forward_step` is differentiated by autograd.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        classes = cls.__mro__
+
+        def depth(name: str) -> int:
+            return next(i for i, each in enumerate(classes) if name in vars(each))
+
+        step = min(depth("step"), depth("forward"), depth("affine"))
+        cls.is_differentiated = depth("forward_step") <= step
 
     @abc.abstractmethod
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
@@ -198,11 +212,6 @@ def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
 def cell_names() -> list[str]:
     """The names of all registered cells."""
     return list(_CELLS)
-
-
-def name_of(cell: Cell) -> str | None:
-    """The name that the very class of a cell is registered as; None if it is not."""
-    return next((name for name, known in _CELLS.items() if known is type(cell)), None)
 
 
 def cell_class(name: str) -> type[Cell]:
