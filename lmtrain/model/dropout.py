@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lmtrain.model.chance import Chance
+from lmtrain.model.generator import ModelGenerator
 
 
 def keep_mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Dropout(nn.Module):
     locked, or variational: Gal & Ghahramani 2016.
     """
 
-    def __init__(self, p: float, chance: Chance, *, is_locked: bool = False) -> None:
+    def __init__(self, p: float, chance: ModelGenerator, *, is_locked: bool = False) -> None:
         super().__init__()
         self.p = p
         self.chance = chance

@@ -16,8 +16,8 @@ from lmtrain import cells
 from lmtrain.errors import ConfigError
 from lmtrain.kernels.cross_entropy import cross_entropy, log_likelihood
 from lmtrain.model.adaptive_softmax import AdaptiveSoftmax
-from lmtrain.model.chance import Chance
 from lmtrain.model.dropout import Dropout, keep_mask
+from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import Recurrent, State
 from lmtrain.model.sampled_softmax import SampledSoftmax
 
@@ -127,7 +127,7 @@ class LanguageModel(nn.Module):
         if tied_embeddings and softmax == "adaptive":
             raise ConfigError("tied embeddings: an adaptive softmax has weights of its own")
         self.vocab_size = vocab_size
-        self.chance = Chance(seed)
+        self.chance = ModelGenerator(seed)
         self.regularization = regularization or Regularization()
         self.embedding = nn.Parameter(torch.empty(vocab_size, embedding_size))
         self.output_size = embedding_size if tied_embeddings else hidden_size

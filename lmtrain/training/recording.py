@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lmtrain import device
-from lmtrain.model.chance import Chance
+from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import State
 
 Work = Callable[[Tensor, Tensor, State], tuple[State, Tensor]]
@@ -56,7 +56,7 @@ class Recorder:
             computed as ever.
     """
 
-    def __init__(self, work: Work, chance: Chance, tell: Callable[[str], None]) -> None:
+    def __init__(self, work: Work, chance: ModelGenerator, tell: Callable[[str], None]) -> None:
         self._work = work
         self._chance = chance
         self._tell = tell

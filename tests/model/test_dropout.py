@@ -1,17 +1,17 @@
 import torch
 
-from lmtrain.model.chance import Chance
 from lmtrain.model.dropout import Dropout
+from lmtrain.model.generator import ModelGenerator
 
 
 def test_nothing_is_dropped_outside_training():
     inputs = torch.ones(3, 4)
 
-    assert Dropout(0.9, Chance(1)).eval()(inputs) is inputs
+    assert Dropout(0.9, ModelGenerator(1)).eval()(inputs) is inputs
 
 
 def test_the_kept_are_scaled_so_that_the_mean_stays():
-    outputs = Dropout(0.25, Chance(1))(torch.ones(100_000))
+    outputs = Dropout(0.25, ModelGenerator(1))(torch.ones(100_000))
 
     assert outputs.unique().tolist() == torch.tensor([0, 1 / 0.75]).tolist()
     assert abs(float((outputs == 0).float().mean()) - 0.25) < 0.01
@@ -19,6 +19,6 @@ def test_the_kept_are_scaled_so_that_the_mean_stays():
 
 
 def test_the_generator_alone_decides():
-    first, second = (Dropout(0.5, Chance(7))(torch.ones(50)) for _ in range(2))
+    first, second = (Dropout(0.5, ModelGenerator(7))(torch.ones(50)) for _ in range(2))
 
     assert torch.equal(first, second)

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from corpora import TINY
 from lmtrain import checkpoint, config, device
-from lmtrain.model.chance import Chance
+from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import State
 from lmtrain.training.recording import Recorder
 from lmtrain.training.run import run_training
@@ -125,7 +125,7 @@ def test_the_second_window_of_each_length_is_recorded():
         worked.append(len(inputs))
         return before.map(lambda part: part + 1), (inputs + targets).sum()
 
-    recorder, chance = Recorder(work, Chance(1), print), device.generator(1)
+    recorder, chance = Recorder(work, ModelGenerator(1), print), device.generator(1)
     state = State([(torch.zeros(2, 4),)])
     for count, steps in enumerate((3, 5, 3, 3, 5, 5, 3), start=1):
         inputs, targets = torch.randint(9, (2, steps, 2), generator=chance)

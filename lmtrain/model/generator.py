@@ -1,11 +1,11 @@
-"""Where a model's chance comes from: for first weights, dropout and the sampled softmax."""
+"""The random generator of a model: for first weights, dropout and the sampled softmax."""
 
 import torch
 
 from lmtrain import device
 
 
-class Chance:
+class ModelGenerator:
     """Random numbers that follow from one generator on the processor, wherever they are drawn.
 
     A GPU has a generator of its own, so that nothing travels; it is seeded from that on the
@@ -38,6 +38,6 @@ class Chance:
         self._there.manual_seed(self._seed)
 
     def restart(self) -> None:
-        """Puts another generator, as it was after `renew`, in place of one that is spoilt."""
+        """Replaces the generator of a GPU by a new one in the state that `renew` left."""
         if self._there is not None:
             self._there = torch.Generator(self._there.device).manual_seed(self._seed)
