@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lmtrain.cells import cell_class
 from lmtrain.data import corpus
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.tokens import Tokens, cached_tokenizer, load_tokens, token_key, tokenize
@@ -114,6 +115,18 @@ def weight_shapes(config: Config, vocab_size: int) -> dict[str, tuple[int, ...]]
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
+def _cell_options(config: Config) -> dict[str, str]:
+    """The settings that are options of the chosen cell."""
+    network = config.model
+    settings = {
+        "cell_output": network.cell_output,
+        "peephole": network.peephole,
+        "activation": network.activation,
+    }
+    options = cell_class(network.cell).options
+    return {name: value for name, value in settings.items() if name in options}
+
+
 def build_model(config: Config, vocab_size: int, *, is_shared: bool = False) -> LanguageModel:
     """The model that the settings describe, with its first weights.
 
@@ -148,11 +161,7 @@ def build_model(config: Config, vocab_size: int, *, is_shared: bool = False) -> 
         num_samples=network.samples,
         init_scale=network.init_scale,
         forget_bias=network.forget_bias,
-        cell_options={
-            "cell_output": network.cell_output,
-            "peephole": network.peephole,
-            "activation": network.activation,
-        },
+        cell_options=_cell_options(config),
         is_mixed=is_mixed(config),
         # Rules that remember or decay need every row in every step.
         has_sparse_embedding=config.optimizer.name == "sgd"

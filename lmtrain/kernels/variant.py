@@ -70,11 +70,14 @@ VARIANTS = (
     Variant("peephole-lstm", PeepholeLSTM, ("linear", "diagonal"), "diagonal", is_other_form=True),
 )
 
-_INDICES = {(variant.cell, variant.options): index for index, variant in enumerate(VARIANTS)}
+_INDICES: dict[type[Cell], dict[tuple[str, ...], int]] = {}
+for _index, _variant in enumerate(VARIANTS):
+    _INDICES.setdefault(_variant.cell, {})[_variant.options] = _index
 
 
 def index_of(cell: Cell) -> int | None:
     """The index in VARIANTS of what a cell is; None for another cell, a subclass included."""
-    kind = type(cell)
-    options = tuple(getattr(cell, option) for option in kind.options)
-    return _INDICES.get((kind, options))  # type: ignore[arg-type]
+    indices = _INDICES.get(type(cell))
+    if indices is None:
+        return None
+    return indices.get(tuple([getattr(cell, option) for option in cell.options]))
