@@ -27,7 +27,6 @@ import torch
 import triton
 import triton.language as tl
 from bench_training import SHAPES, own_step, torch_step
-from lmtrain.model.chance import Chance
 from torch import Tensor, nn
 
 from lmtrain import device
@@ -35,6 +34,7 @@ from lmtrain.cells import create
 from lmtrain.kernels.cross_entropy import cross_entropy
 from lmtrain.kernels.triton.memory import arrive, wait
 from lmtrain.model.dropout import Dropout
+from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import Recurrent
 
 HIDDEN = (256, 512, 1024, 2048)
@@ -65,7 +65,7 @@ def own(cell: str, options: dict[str, str], units: int, layers: int, inputs: Ten
     """Forward and backward of lmtrain's layers."""
     stack = Recurrent(
         lambda size, hidden: create(cell, size, hidden, options),
-        units, [units] * layers, Dropout(0.0, Chance(1)),
+        units, [units] * layers, Dropout(0.0, ModelGenerator(1)),
     ).cuda()  # fmt: skip
     for parameter in stack.parameters():
         nn.init.uniform_(parameter, -(units**-0.5), units**-0.5)

@@ -7,12 +7,14 @@ from lmtrain.cells.base import (
     Weights,
     cell_class,
     cell_names,
+    check_argument,
     create,
-    name_of,
     product_over_time,
     register,
+    split_name,
 )
 from lmtrain.cells.gru import GRU
+from lmtrain.cells.loading import load_file
 from lmtrain.cells.lstm import LSTM
 from lmtrain.cells.peephole_lstm import PeepholeLSTM
 from lmtrain.cells.rnn import RNN
@@ -30,8 +32,10 @@ __all__ = [
     "Weights",
     "cell_class",
     "cell_names",
+    "check_argument",
     "create",
-    "name_of",
+    "load_file",
     "product_over_time",
     "register",
+    "split_name",
 ]

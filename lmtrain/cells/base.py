@@ -6,10 +6,13 @@ parameter: W_gx in `weight_input` (G·H, I), W_ga in `weight_recurrent` (G·H, H
 """
 
 import abc
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
 
 import torch
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from lmtrain.errors import ConfigError
@@ -30,7 +33,7 @@ class Cell(nn.Module, abc.ABC):
         hidden_size: H, numbers in each part of the state, at least 1.
 
     Raises:
-        ConfigError: a size below 1.
+        ConfigError: a size that is no integer of at least 1.
 
     Example:
         >>> class Leaky(Cell):
@@ -51,12 +54,13 @@ class Cell(nn.Module, abc.ABC):
     """The parts of the state; the first is the output."""
     options: ClassVar[tuple[str, ...]] = ()
     """The names of further constructor arguments."""
+    is_differentiated: ClassVar[bool] = False
+    """Whether the backward is given by hand for what `step` computes."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if size < 1:
-                raise ConfigError(f"{name} {size} is below 1")
+            check_argument(name, size, PositiveInt)
         self.input_size = input_size
         self.hidden_size = hidden_size
         rows = len(self.gates) * hidden_size
@@ -134,7 +138,19 @@ class DifferentiatedCell(Cell):
     The pre-activations `z` (B, G·H) hold W_gx x + b_g already when a step begins. With the whole
     sequence done, `local_gradients` gives all factors of the chain rule that need no gradient from
     later steps, for all time steps at once; `backward_step` then has the recurrent products left.
+
+    A subclass that changes `step` and not `forward_step` is differentiated by autograd.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        classes = cls.__mro__
+
+        def depth(name: str) -> int:
+            return next(i for i, each in enumerate(classes) if name in vars(each))
+
+        step = min(depth("step"), depth("forward"), depth("affine"))
+        cls.is_differentiated = depth("forward_step") <= step
 
     @abc.abstractmethod
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
@@ -178,8 +194,28 @@ def product_over_time(dz: Tensor, recurrent: Tensor) -> Tensor:
     return dz.flatten(0, 1).T @ recurrent.flatten(0, 1).to(dz.dtype)
 
 
+def check_argument(name: str, value: Any, kind: Any) -> None:
+    """Refuses an argument that is not of its annotated type.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        kind: the annotation: a type, Literal or Annotated.
+
+    Raises:
+        ConfigError: the value is of another type, or outside the Literal or the range.
+    """
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(f"{name} {value!r}: {reason[0].lower()}{reason[1:]}") from None
+
+
 def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
     """Makes a cell class known by a name, so that `model.cell` can choose it.
+
+    A class that is defined again, as when its file is run again, takes the place of the old one.
 
     Raises:
         ConfigError: another class has this name.
@@ -187,8 +223,10 @@ def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
 
     def add(cell: type[Cell]) -> type[Cell]:
         known = _CELLS.setdefault(name, cell)
-        if known.__qualname__ != cell.__qualname__:
-            raise ConfigError(f"the cell name {name!r} is taken by {known.__qualname__}")
+        if (known.__module__, known.__qualname__) != (cell.__module__, cell.__qualname__):
+            raise ConfigError(
+                f"the cell name {name!r} is taken by {known.__qualname__} of {known.__module__}"
+            )
         _CELLS[name] = cell
         return cell
 
@@ -200,33 +238,59 @@ def cell_names() -> list[str]:
     return list(_CELLS)
 
 
-def name_of(cell: Cell) -> str | None:
-    """The name that the very class of a cell is registered as; None if it is not."""
-    return next((name for name, known in _CELLS.items() if known is type(cell)), None)
+def split_name(name: str) -> tuple[Path | None, str]:
+    """The file and the registered name in FILE:NAME; None for a name without a file.
+
+    Example:
+        >>> split_name("lstm")
+        (None, 'lstm')
+    """
+    file, colon, registered = name.rpartition(":")
+    return (Path(file) if colon else None), registered
 
 
 def cell_class(name: str) -> type[Cell]:
-    """The class registered as `name`.
+    """The class registered as `name`, or as the name in FILE:NAME; no file is run.
 
     Raises:
         ConfigError: no such cell.
     """
-    if name not in _CELLS:
-        raise ConfigError(f"no cell {name!r}", f"cells: {', '.join(_CELLS)}")
-    return _CELLS[name]
+    file, registered = split_name(name)
+    if registered in _CELLS:
+        return _CELLS[registered]
+    if file is not None:
+        raise ConfigError(
+            f"the cell {registered} is Python code in {file}, which is only run when you name it",
+            f"try: --cells {file}",
+        )
+    raise ConfigError(f"no cell {name!r}", f"cells: {', '.join(_CELLS)}")
 
 
 def create(name: str, input_size: int, hidden_size: int, options: Mapping[str, Any]) -> Cell:
     """A new cell of the class registered as `name`, its weights not yet drawn.
 
     Args:
-        name: a registered name.
+        name: a registered name, or FILE:NAME.
         input_size: I.
         hidden_size: H.
-        options: further arguments by name; those that the class does not have are left aside.
+        options: further arguments by name.
 
     Raises:
-        ConfigError: no such cell, or a size below 1.
+        ConfigError: no such cell, a size below 1, or an option that the class does not have, that
+            it needs, or that is not of its annotated type.
     """
     kind = cell_class(name)
-    return kind(input_size, hidden_size, **{k: options[k] for k in kind.options if k in options})
+    if unknown := [option for option in options if option not in kind.options]:
+        raise ConfigError(
+            f"the cell {name} has no option {', '.join(unknown)}",
+            f"its options: {', '.join(kind.options) or 'none'}",
+        )
+    try:
+        inspect.signature(kind).bind(input_size, hidden_size, **options)
+    except TypeError as error:
+        raise ConfigError(f"the cell {name}: {error}") from None
+    hints = get_type_hints(kind.__init__)
+    for option, value in options.items():
+        if option in hints:
+            check_argument(option, value, hints[option])
+    return kind(input_size, hidden_size, **options)

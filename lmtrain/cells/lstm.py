@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lmtrain.cells.base import CellState, DifferentiatedCell, Weights, register
+from lmtrain.cells.base import CellState, DifferentiatedCell, Weights, check_argument, register
 
 CellOutput = Literal["tanh", "linear"]
 
@@ -26,6 +26,9 @@ class LSTM(DifferentiatedCell):
         hidden_size: H, numbers in each part of the state, at least 1.
         cell_output: h: tanh or linear.
 
+    Raises:
+        ConfigError: an argument that is none of these.
+
     Source: Hochreiter & Schmidhuber 1997; forget gate: Gers, Schmidhuber & Cummins 2000.
     """
 
@@ -35,6 +38,7 @@ class LSTM(DifferentiatedCell):
 
     def __init__(self, input_size: int, hidden_size: int, cell_output: CellOutput = "tanh") -> None:
         super().__init__(input_size, hidden_size)
+        check_argument("cell_output", cell_output, CellOutput)
         self.cell_output = cell_output
 
     def step(self, x: Tensor, state: CellState) -> CellState:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lmtrain.cells.base import CellState, Weights, product_over_time, register
+from lmtrain.cells.base import CellState, Weights, check_argument, product_over_time, register
 from lmtrain.cells.lstm import LSTM, CellOutput
 
 Peephole = Literal["full", "diagonal"]
@@ -31,6 +31,9 @@ class PeepholeLSTM(LSTM):
         cell_output: h: tanh or linear.
         peephole: full or diagonal.
 
+    Raises:
+        ConfigError: an argument that is none of these.
+
     Source: Gers & Schmidhuber 2000 (diagonal); the full form is that of Ng's notes.
     """
 
@@ -44,6 +47,7 @@ class PeepholeLSTM(LSTM):
         peephole: Peephole = "full",
     ) -> None:
         super().__init__(input_size, hidden_size, cell_output)
+        check_argument("peephole", peephole, Peephole)
         self.peephole = peephole
         shape = (3 * hidden_size, hidden_size) if peephole == "full" else (3 * hidden_size,)
         self.weight_peephole = nn.Parameter(torch.empty(shape))

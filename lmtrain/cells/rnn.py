@@ -1,9 +1,13 @@
 """The simple recurrent cell."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from lmtrain.cells.base import CellState, DifferentiatedCell, Weights, register
+from lmtrain.cells.base import CellState, DifferentiatedCell, Weights, check_argument, register
+
+Activation = Literal["tanh", "relu"]
 
 
 @register("rnn")
@@ -17,6 +21,9 @@ class RNN(DifferentiatedCell):
         hidden_size: H, numbers in the state, at least 1.
         activation: g, tanh or relu.
 
+    Raises:
+        ConfigError: an argument that is none of these.
+
     Source: Elman 1990.
     """
 
@@ -24,8 +31,9 @@ class RNN(DifferentiatedCell):
     state_names = ("hidden",)
     options = ("activation",)
 
-    def __init__(self, input_size: int, hidden_size: int, activation: str = "tanh") -> None:
+    def __init__(self, input_size: int, hidden_size: int, activation: Activation = "tanh") -> None:
         super().__init__(input_size, hidden_size)
+        check_argument("activation", activation, Activation)
         self.activation = activation
 
     def step(self, x: Tensor, state: CellState) -> CellState:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmtrain.errors import ConfigError
+from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 from lmtrain.kernels.triton import engine as triton
 
@@ -42,10 +43,9 @@ def cross_entropy(
     Raises:
         ConfigError: a target that is no token.
     """
-    loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, scale
-    )
-    return loss
+    needs_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    run = _loss if needs_operator else _loss_and_gradients
+    return run(hidden, weight, bias, targets, scale)[0]
 
 
 @torch.no_grad()
@@ -58,6 +58,11 @@ def log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
         bias: b_y, (V).
         targets: the words that came, (T, B).
     """
+    run = _log_likelihood_operator if torch.compiler.is_compiling() else _log_likelihood
+    return run(hidden, weight, bias, targets)
+
+
+def _log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     weight = weight.to(hidden.dtype)
     nats = [
         _nats(rows @ weight.T, bias, came, None, 1.0)
@@ -66,28 +71,60 @@ def log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
     return -torch.cat(nats).view(targets.shape)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
-    ) -> Tensor:
-        pieces = _pieces(hidden, weight, targets)
-        if len(pieces) <= _MOST_PIECES:
-            total, *gradients = _by_rows(pieces, weight, bias, scale)
-        else:
-            rows = hidden.flatten(0, 1)
-            total, *gradients = _by_slices(rows, weight, bias, targets.flatten(), scale)
-        ctx.save_for_backward(gradients[0].view_as(hidden), *gradients[1:])
-        return total * scale
+_log_likelihood_operator = torch.library.custom_op(
+    "lmtrain::log_likelihood", _log_likelihood, mutates_args=()
+)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients: tuple[Tensor, ...] = ctx.saved_tensors
-        # The gradient of a loss that is the objective itself is 1; to ask would wait for a GPU.
-        if grad.is_cuda or float(grad) != 1:
-            gradients = tuple(gradient * grad.to(gradient.dtype) for gradient in gradients)
-        return (*gradients, None, None)
+
+@_log_likelihood_operator.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    return bias.new_empty(targets.shape)
+
+
+def _loss_and_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scale · Σ L, and its gradients: of the hidden states, of W_y and of b_y."""
+    pieces = _pieces(hidden, weight, targets)
+    if len(pieces) <= _MOST_PIECES:
+        total, grad_hidden, *gradients = _by_rows(pieces, weight, bias, scale)
+    else:
+        rows = hidden.flatten(0, 1)
+        total, grad_hidden, *gradients = _by_slices(rows, weight, bias, targets.flatten(), scale)
+    return total * scale, grad_hidden.view_as(hidden), gradients[0], gradients[1]
+
+
+_loss = torch.library.custom_op("lmtrain::cross_entropy", _loss_and_gradients, mutates_args=())
+
+
+@_loss.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
+    return bias.new_empty(()), *given, bias.new_empty(bias.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, *gradients = output
+    ctx.save_for_backward(*gradients)
+    ctx.mark_non_differentiable(*gradients)
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _backward(ctx: Any, grad: Tensor | None, *_unused: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
+    gradients: tuple[Tensor, ...] = ctx.saved_tensors
+    # The gradient of a loss that is the objective itself is 1. To ask would wait for a GPU, and
+    # a tensor that is traced has no number.
+    if grad.is_cuda or type(grad) is not Tensor or float(grad) != 1:
+        gradients = tuple(gradient * grad.to(gradient.dtype) for gradient in gradients)
+    return (*gradients, None, None)
+
+
+torch.library.register_autograd("lmtrain::cross_entropy", _backward, setup_context=_setup_context)
 
 
 def _pieces(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -196,12 +233,8 @@ def _slice_gradient(
 
 def _kernel(logits: Tensor, bias: Tensor) -> Callable[..., None] | None:
     """What does this where the logits are; None for torch."""
-    if bias.dtype != torch.float32:
-        return None
-    if triton.runs(logits):
+    kernels = kernels_for(logits, bias)
+    if kernels == "triton":
         kernel: Callable[..., None] = triton.module("cross_entropy").cross_entropy
         return kernel
-    if logits.device.type != "cpu" or library.absence():
-        return None
-    is_bf16 = logits.dtype == torch.bfloat16 and library.has_bf16()
-    return library.cross_entropy if is_bf16 or logits.dtype == torch.float32 else None
+    return library.cross_entropy if kernels == "native" else None

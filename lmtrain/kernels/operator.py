@@ -1,67 +1,56 @@
 """Cells whose scan has kernels: `lmtrain::scan`, with its backward, as operators of torch.
 
 Input products and weight gradients are single products over all time steps, done by torch; the
-kernels, C++ on the processor and Triton on CUDA, run what depends on time. Precision follows the
-inputs: with bf16 inputs the operands of all products and the kept activations are bf16; sums, state
-and gradients of weights are fp32.
+kernels, C++ on the processor and Triton on CUDA, run what depends on time. Where neither runs, the
+plain engine does the same, so that a compiled or exported model needs no kernels. Precision follows
+the inputs: with bf16 inputs the operands of all products and the kept activations are bf16; sums,
+state and gradients of weights are fp32.
 
 T steps, B rows, I input_size, H hidden_size, G gates.
 """
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmtrain import cells
-from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights, product_over_time
+from lmtrain.cells import Cell, CellState, Weights, product_over_time
+from lmtrain.errors import ConfigError
+from lmtrain.kernels import plain
+from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
-from lmtrain.kernels.triton import engine as triton
 from lmtrain.kernels.triton import scan as scan_in_triton
+from lmtrain.kernels.variant import VARIANTS, index_of
 
-
-def kernel(cell: Cell, inputs: Tensor) -> str | None:
-    """The name of the kernel that runs this cell on these inputs; None if none does."""
-    registered = cells.name_of(cell)
-    if registered is None or cell.bias.dtype != torch.float32:
-        return None
-    name = " ".join([registered, *(getattr(cell, option) for option in cell.options)])
-    if engine(inputs) == "triton":
-        return name if triton.runs(inputs) and scan_in_triton.has(name) else None
-    if inputs.device.type != "cpu" or library.absence():
-        return None
-    is_bf16 = inputs.dtype == torch.bfloat16 and library.has_bf16()
-    has_kind = is_bf16 or inputs.dtype == torch.float32
-    return name if has_kind and library.cell_number(name) >= 0 else None
-
-
-def engine(inputs: Tensor) -> str:
-    """Whose kernels run where these inputs are: native or triton."""
-    return "triton" if inputs.is_cuda or library.choice() == "triton" else "native"
-
-
-def _run(inputs: Tensor) -> Callable[..., None]:
-    return scan_in_triton.scan if engine(inputs) == "triton" else library.scan
+_KERNELS: dict[str, Callable[..., None]] = {
+    "native": library.scan, "triton": scan_in_triton.scan
+}  # fmt: skip
 
 
 def scan(
-    name: str,
-    cell: DifferentiatedCell,
+    cell: Cell,
     inputs: Tensor,
     state: CellState,
     *,
     reverse: bool,
     weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
-    """As `reference.scan` without lengths, by the kernel of that name.
+    """As `reference.scan` without lengths, of a cell that is one of VARIANTS.
 
     The hidden states have the inputs' precision.
+
+    Raises:
+        ConfigError: another cell.
     """
+    variant = index_of(cell)
+    if variant is None:
+        raise ConfigError(f"no kernel for {type(cell).__name__}")
     weights = weights or dict(cell.named_parameters())
     # An operator of torch costs a second when it is first called; without gradients none is needed.
-    run = _scan if torch.is_grad_enabled() else _forward
+    needs_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    run = _scan if needs_operator else _forward
     hidden, last, _, _ = run(
         inputs.contiguous(),
         list(state),
@@ -69,7 +58,7 @@ def scan(
         weights["bias"],
         weights["weight_recurrent"],
         weights.get("weight_peephole"),
-        name,
+        variant,
         reverse,
     )
     return hidden, tuple(last)
@@ -77,76 +66,165 @@ def scan(
 
 def _forward(
     inputs: Tensor,
-    state: list[Tensor],
+    state: Sequence[Tensor],
     weight_input: Tensor,
     bias: Tensor,
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
-    name: str,
+    variant: int,
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Hidden states, last state, activations (T, B, G·H) and history, each part (T + 1, B, H)."""
     steps, rows, _ = inputs.shape
-    gates = F.linear(inputs, weight_input)
-    history = [part.new_empty(steps + 1, *part.shape) for part in state]
-    for states, part in zip(history, state, strict=True):
-        states[steps if reverse else 0] = part
-    hidden = inputs.new_empty(steps, rows, weight_recurrent.shape[1])
-    _run(inputs)(
-        name,
-        gates=gates,
-        recurrent=weight_recurrent.contiguous(),
-        peephole=None if weight_peephole is None else weight_peephole.contiguous(),
-        bias=bias.contiguous(),
-        history=history,
-        reverse=reverse,
-        hidden=hidden,
-    )
-    last = [states[0 if reverse else steps].clone() for states in history]
-    return hidden, last, gates, history
+    begin, end = (steps, 0) if reverse else (0, steps)
+    engine = kernels_for(inputs, bias)
+    if engine is None:
+        cell = VARIANTS[variant].instance(weight_recurrent.shape[1])
+        gates = F.linear(inputs.to(bias.dtype), weight_input.to(bias.dtype), bias)
+        weights = _recurrent(weight_recurrent, weight_peephole)
+        history, _ = plain.forward(
+            cell, gates, tuple(state), weights, plain.Time(steps, None, reverse)
+        )
+        gates = gates.to(inputs.dtype)
+        hidden = history[0][:-1] if reverse else history[0][1:]
+        hidden = hidden.to(inputs.dtype, copy=True)
+    else:
+        gates = F.linear(inputs, weight_input)
+        history = [part.new_empty(steps + 1, *part.shape) for part in state]
+        for states, part in zip(history, state, strict=True):
+            states[begin] = part
+        hidden = inputs.new_empty(steps, rows, weight_recurrent.shape[1])
+        _KERNELS[engine](
+            VARIANTS[variant],
+            gates=gates,
+            recurrent=weight_recurrent.contiguous(),
+            peephole=None if weight_peephole is None else weight_peephole.contiguous(),
+            bias=bias.contiguous(),
+            history=history,
+            reverse=reverse,
+            hidden=hidden,
+        )
+    return hidden, [states[end].clone() for states in history], gates, history
+
+
+def _recurrent(weight_recurrent: Tensor, weight_peephole: Tensor | None) -> dict[str, Tensor]:
+    """The parameters that meet the state, by name."""
+    weights = {"weight_recurrent": weight_recurrent}
+    if weight_peephole is not None:
+        weights["weight_peephole"] = weight_peephole
+    return weights
 
 
 _scan = torch.library.custom_op("lmtrain::scan", _forward, mutates_args=())
 
 
+@_scan.register_fake
+def _(
+    inputs: Tensor,
+    state: Sequence[Tensor],
+    weight_input: Tensor,
+    bias: Tensor,
+    weight_recurrent: Tensor,
+    weight_peephole: Tensor | None,
+    variant: int,
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    steps, rows, _ = inputs.shape
+    return (
+        inputs.new_empty(steps, rows, weight_recurrent.shape[1]),
+        [part.new_empty(part.shape) for part in state],
+        inputs.new_empty(steps, rows, weight_recurrent.shape[0]),
+        [part.new_empty(steps + 1, *part.shape) for part in state],
+    )
+
+
 @torch.library.custom_op("lmtrain::scan_backward", mutates_args=())
 def _scan_backward(
     grad_hidden: Tensor,
-    grad_last: list[Tensor],
+    grad_last: Sequence[Tensor],
+    inputs: Tensor,
     activations: Tensor,
-    history: list[Tensor],
+    history: Sequence[Tensor],
+    weight_input: Tensor,
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
-    name: str,
+    variant: int,
     reverse: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients at the pre-activations (T, B, G·H), of the bias (G·H) and of the first state."""
-    dz = torch.empty_like(activations)
-    grad_bias = torch.zeros(activations.shape[2], device=activations.device)
+    needs_inputs: bool,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of the first state; of weight_input, bias, recurrent and peephole; of the inputs.
+
+    The last list is empty, and nothing is computed for it, unless `needs_inputs`.
+    """
+    steps = len(activations)
+    weights = _recurrent(weight_recurrent, weight_peephole)
+    kind = VARIANTS[variant]
+    engine = kernels_for(activations, weight_recurrent)
     delta = [part.clone(memory_format=torch.contiguous_format) for part in grad_last]
-    _run(activations)(
-        name,
-        gates=activations,
-        recurrent=weight_recurrent.contiguous(),
-        peephole=None if weight_peephole is None else weight_peephole.contiguous(),
-        history=history,
-        reverse=reverse,
-        grad_hidden=grad_hidden.contiguous(),
-        dz=dz,
-        grad_bias=grad_bias,
-        delta=delta,
+    if engine is None:
+        dz, first = plain.backward(
+            kind.instance(weight_recurrent.shape[1]),
+            *(activations.to(weight_recurrent.dtype), history, weights),
+            *(plain.Time(steps, None, reverse), grad_hidden.to(weight_recurrent.dtype)),
+            tuple(delta),
+        )
+        delta, grad_bias = list(first), dz.sum((0, 1))
+        dz = dz.to(activations.dtype)
+    else:
+        dz = torch.empty_like(activations)
+        grad_bias = torch.zeros(activations.shape[2], device=activations.device)
+        _KERNELS[engine](
+            kind,
+            gates=activations,
+            recurrent=weight_recurrent.contiguous(),
+            peephole=None if weight_peephole is None else weight_peephole.contiguous(),
+            history=history,
+            reverse=reverse,
+            grad_hidden=grad_hidden.contiguous(),
+            dz=dz,
+            grad_bias=grad_bias,
+            delta=delta,
+        )
+    grad_inputs = [dz @ weight_input] if needs_inputs else []
+    # From here on dz only stands in products over time, which take its transpose.
+    dz = library.transposed(dz.flatten(0, 1)).T.view_as(dz)
+    before = slice(1, steps + 1) if reverse else slice(0, steps)
+    previous = tuple(states[before] for states in history)
+    gradients = kind.cell.recurrent_gradients(dz, activations, previous, weights)
+    grad_recurrent = [gradients[name].to(weight.dtype) for name, weight in weights.items()]
+    return delta, [product_over_time(dz, inputs), grad_bias, *grad_recurrent], grad_inputs
+
+
+@_scan_backward.register_fake
+def _(
+    grad_hidden: Tensor,
+    grad_last: Sequence[Tensor],
+    inputs: Tensor,
+    activations: Tensor,
+    history: Sequence[Tensor],
+    weight_input: Tensor,
+    weight_recurrent: Tensor,
+    weight_peephole: Tensor | None,
+    variant: int,
+    reverse: bool,
+    needs_inputs: bool,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    like = [weight_input, weight_recurrent[:, 0], weight_recurrent]
+    like += [] if weight_peephole is None else [weight_peephole]
+    return (
+        [part.new_empty(part.shape) for part in grad_last],
+        [weight.new_empty(weight.shape) for weight in like],
+        [inputs.new_empty(inputs.shape)] if needs_inputs else [],
     )
-    return dz, grad_bias, delta
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    x, _, weight_input, _, weight_recurrent, weight_peephole, ctx.name, ctx.reverse = inputs
+    x, _, weight_input, _, recurrent, peephole, ctx.variant, ctx.reverse = inputs
     hidden, _, activations, history = output
-    ctx.save_for_backward(
-        *(x, weight_input, weight_recurrent, weight_peephole, activations, *history)
-    )
+    ctx.save_for_backward(x, weight_input, recurrent, peephole, activations, *history)
     # Nobody differentiates the activations and the history: no zeros are made for them.
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(activations, *history)
     ctx.hidden = hidden.shape
 
 
@@ -156,33 +234,21 @@ def _backward(
     x, weight_input, recurrent, peephole, activations, *history = ctx.saved_tensors
     if grad_hidden is None:
         grad_hidden = activations.new_zeros(ctx.hidden)
-    dz, grad_bias, grad_state = _scan_backward(
+    grad_state, (grad_weight, grad_bias, *grad_recurrent), grad_inputs = _scan_backward(
         grad_hidden,
         [
             torch.zeros_like(states[0]) if grad is None else grad
             for grad, states in zip(grad_last, history, strict=True)
         ],
-        *(activations, history, recurrent, peephole, ctx.name, ctx.reverse),
+        *(x, activations, history, weight_input, recurrent, peephole),
+        *(ctx.variant, ctx.reverse, ctx.needs_input_grad[0]),
     )
-    steps = len(x)
-    before = slice(1, steps + 1) if ctx.reverse else slice(0, steps)
-    previous = tuple(states[before] for states in history)
-    weights = {"weight_recurrent": recurrent}
-    if peephole is not None:
-        weights["weight_peephole"] = peephole
-    grad_inputs = dz @ weight_input if ctx.needs_input_grad[0] else None
-    # From here on dz only stands in products over time, which take its transpose.
-    dz = library.transposed(dz.flatten(0, 1)).T.view_as(dz)
-    cell = cast("type[DifferentiatedCell]", cells.cell_class(ctx.name.split()[0]))
-    gradients = cell.recurrent_gradients(dz, activations, previous, weights)
     return (
-        grad_inputs,
+        grad_inputs[0] if grad_inputs else None,
         grad_state,
-        product_over_time(dz, x),
-        grad_bias,
-        gradients["weight_recurrent"].to(recurrent.dtype),
-        None if peephole is None else gradients["weight_peephole"].to(peephole.dtype),
-        *(None, None),  # name, reverse
+        *(grad_weight, grad_bias, grad_recurrent[0]),
+        grad_recurrent[1] if len(grad_recurrent) > 1 else None,
+        *(None, None),  # variant, reverse
     )
 
 

@@ -8,6 +8,7 @@ about as much again while backward runs. No second derivatives.
 T steps, B rows, I input_size, H hidden_size, G gates.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,18 +48,10 @@ class _Scan(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         parts = len(cell.state_names)
-        state = tensors[:parts]
         weights = dict(zip(names, tensors[parts:], strict=True))
-        time = _Time(len(inputs), lengths, reverse)
+        time = Time(len(inputs), lengths, reverse)
         activations = F.linear(inputs, weights["weight_input"], weights["bias"])  # (T, B, G·H)
-        history = [part.new_empty(len(inputs) + 1, *part.shape) for part in state]
-        for states, part in zip(history, state, strict=True):
-            states[time.begin] = part
-        for t in time.forward:
-            following = cell.forward_step(activations[t], state, weights)
-            state = time.held(t, following, state)
-            for states, part in zip(history, state, strict=True):
-                states[time.after(t)] = part
+        history, state = forward(cell, activations, tensors[:parts], weights, time)
         ctx.save_for_backward(inputs, activations, *history, *tensors[parts:])
         ctx.cell, ctx.names, ctx.time = cell, names, time
         hidden = time.masked(history[0][time.current])
@@ -71,15 +64,10 @@ class _Scan(torch.autograd.Function):
         parts = len(cell.state_names)
         inputs, activations, *rest = ctx.saved_tensors
         history, weights = rest[:parts], dict(zip(ctx.names, rest[parts:], strict=True))
+        dz, grad_state = backward(
+            cell, activations, history, weights, time, grad_hidden, grad_state
+        )
         previous = tuple(states[time.previous] for states in history)
-        current = tuple(states[time.current] for states in history)
-        local = cell.local_gradients(activations, previous, current)
-        grad_hidden = time.masked(grad_hidden)
-        for t in reversed(time.forward):
-            grad_state = (grad_state[0] + grad_hidden[t], *grad_state[1:])
-            local_t = tuple(factor[t] for factor in local)
-            grad_state = time.held(t, cell.backward_step(grad_state, local_t, weights), grad_state)
-        dz = time.masked(local[0])  # (T, B, G·H)
         gradients = cell.recurrent_gradients(dz, activations, previous, weights)
         flat = dz.flatten(0, 1)  # (T·B, G·H)
         gradients["weight_input"] = flat.T @ inputs.flatten(0, 1)
@@ -92,7 +80,61 @@ class _Scan(torch.autograd.Function):
         )
 
 
-class _Time:
+def forward(
+    cell: DifferentiatedCell, activations: Tensor, state: CellState, weights: Weights, time: "Time"
+) -> tuple[list[Tensor], CellState]:
+    """The states before and after each step, each part (T + 1, B, H), and the last state.
+
+    Args:
+        cell: the cell.
+        activations: W_gx x + b_g of all steps, (T, B, G·H); become the gates' activations.
+        state: the state before the first step.
+        weights: the parameters by name.
+        time: the order of the steps.
+    """
+    history = [part.new_empty(len(activations) + 1, *part.shape) for part in state]
+    for states, part in zip(history, state, strict=True):
+        states[time.begin] = part
+    for t in time.forward:
+        following = cell.forward_step(activations[t], state, weights)
+        state = time.held(t, following, state)
+        for states, part in zip(history, state, strict=True):
+            states[time.after(t)] = part
+    return history, state
+
+
+def backward(
+    cell: DifferentiatedCell,
+    activations: Tensor,
+    history: Sequence[Tensor],
+    weights: Weights,
+    time: "Time",
+    grad_hidden: Tensor,
+    grad_state: CellState,
+) -> tuple[Tensor, CellState]:
+    """Gradients at the pre-activations, (T, B, G·H), and of the first state.
+
+    Args:
+        cell: the cell.
+        activations: as `forward` leaves them.
+        history: as `forward` gives it.
+        weights: the parameters by name.
+        time: the order of the steps.
+        grad_hidden: the gradients of the hidden states, (T, B, H).
+        grad_state: the gradients of the last state.
+    """
+    previous = tuple(states[time.previous] for states in history)
+    current = tuple(states[time.current] for states in history)
+    local = cell.local_gradients(activations, previous, current)
+    grad_hidden = time.masked(grad_hidden)
+    for t in reversed(time.forward):
+        grad_state = (grad_state[0] + grad_hidden[t], *grad_state[1:])
+        local_t = tuple(factor[t] for factor in local)
+        grad_state = time.held(t, cell.backward_step(grad_state, local_t, weights), grad_state)
+    return time.masked(local[0]), grad_state
+
+
+class Time:
     """The order of the steps, and which rows take part in each.
 
     States are kept in T + 1 places; a step at t reads the place before it and writes the one

@@ -1,4 +1,6 @@
-"""The one door to the engines: shapes are checked here once, and the engine is chosen."""
+"""A cell over time: shapes are checked and the engine is chosen here, once."""
+
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -6,19 +8,33 @@ from torch import Tensor
 from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights
 from lmtrain.errors import ConfigError
 from lmtrain.kernels import operator, plain, reference
+from lmtrain.kernels.engines import kernels_for
+from lmtrain.kernels.variant import index_of
+
+Engine = Literal["native", "triton", "operator", "plain", "reference"]
 
 
-def engine(cell: Cell) -> str:
-    """The engine that runs a cell: native, triton, plain (torch) or reference (autograd)."""
-    if _by_hand(cell) is None:
-        return "reference"
-    has_kernel = operator.kernel(cell, cell.weight_input) is not None
-    return operator.engine(cell.weight_input) if has_kernel else "plain"
+def engine(cell: Cell, inputs: Tensor | None = None, *, is_stepwise: bool = False) -> Engine:
+    """The engine that runs a cell.
 
+    Args:
+        cell: the cell.
+        inputs: (T, B, I); None for inputs of the cell's own precision, where the cell is.
+        is_stepwise: whether rows have lengths, which kernels do not take, or there is a single
+            step, for which packing the weights costs a kernel more than it saves.
 
-def _by_hand(cell: Cell) -> DifferentiatedCell | None:
-    """The cell if its backward is given by hand for all that it computes."""
-    return cell if isinstance(cell, DifferentiatedCell) else None
+    Returns:
+        native and triton are kernels; operator, while a model is compiled or exported, chooses one
+        of them or plain when it runs; plain is the hand-derived backward in torch; reference is
+        autograd, for a cell without one.
+    """
+    if not is_stepwise and index_of(cell) is not None:
+        if torch.compiler.is_compiling():
+            return "operator"
+        kernels = kernels_for(cell.weight_input if inputs is None else inputs, cell.bias)
+        if kernels is not None:
+            return kernels
+    return "plain" if cell.is_differentiated else "reference"
 
 
 def scan(
@@ -68,16 +84,15 @@ def scan(
         raise ConfigError(f"scan: state {shapes} is not {len(cell.state_names)} x {expected}")
     if lengths is not None and lengths.shape != (batch_size,):
         raise ConfigError(f"scan: lengths {tuple(lengths.shape)} are not ({batch_size},)")
-    by_hand = _by_hand(cell)
-    # A single step would pay more for packing its weights than the native scan saves.
-    if by_hand is not None and lengths is None and len(inputs) > 1:
-        name = operator.kernel(cell, inputs)
-        if name is not None:
-            return operator.scan(name, by_hand, inputs, state, reverse=reverse, weights=weights)
+    is_stepwise = lengths is not None or inputs.shape[0] == 1
+    chosen = engine(cell, inputs, is_stepwise=is_stepwise)
+    if chosen in {"native", "triton", "operator"}:
+        return operator.scan(cell, inputs, state, reverse=reverse, weights=weights)
     if inputs.dtype == torch.bfloat16:
         inputs = inputs.float()
         hidden, state = scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)
         return hidden.bfloat16(), state
-    if by_hand is not None:
+    if chosen == "plain":
+        by_hand = cast("DifferentiatedCell", cell)
         return plain.scan(by_hand, inputs, state, lengths, reverse=reverse, weights=weights)
     return reference.scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)

@@ -4,10 +4,11 @@ Not only for language models: all hidden states and the last state come back, ro
 and a second direction serves taggers and classifiers.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from lmtrain.cells import Cell, CellState, Weights
 from lmtrain.errors import CheckpointError
@@ -22,13 +23,15 @@ class State(tuple[CellState, ...]):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "State":
         """The state with `change` applied to every part."""
-        return State(tuple(change(part) for part in parts) for parts in self)
+        return State([tuple(change(part) for part in parts) for parts in self])
 
     def where(self, condition: Tensor, other: "State") -> "State":
         """This state if a condition, (), holds, else another of the same shapes."""
         return State(
-            tuple(torch.where(condition, *pair) for pair in zip(*parts, strict=True))
-            for parts in zip(self, other, strict=True)
+            [
+                tuple(torch.where(condition, *pair) for pair in zip(*parts, strict=True))
+                for parts in zip(self, other, strict=True)
+            ]
         )
 
     def named(self) -> dict[str, Tensor]:
@@ -52,13 +55,29 @@ class State(tuple[CellState, ...]):
             if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
                 raise CheckpointError(f"the carried state {name} does not fit the model")
         return State(
-            tuple(tensors[f"{i}/{j}"].to(part.device) for j, part in enumerate(parts))
-            for i, parts in enumerate(self)
+            [
+                tuple(tensors[f"{i}/{j}"].to(part.device) for j, part in enumerate(parts))
+                for i, parts in enumerate(self)
+            ]
         )
 
     def detach(self) -> "State":
         """The same numbers, cut off from the graph: backpropagation through time ends here."""
         return self.map(Tensor.detach)
+
+
+def _flattened_with_keys(state: State) -> tuple[list[tuple[pytree.KeyEntry, CellState]], None]:
+    return [(pytree.SequenceKey(layer), parts) for layer, parts in enumerate(state)], None
+
+
+# torch.export, torch.func and torch.utils.checkpoint find the parts of a state through this.
+pytree.register_pytree_node(
+    State,
+    lambda state: (list(state), None),
+    lambda layers, _: State(layers),
+    serialized_type_name="lmtrain.State",
+    flatten_with_keys_fn=_flattened_with_keys,
+)
 
 
 class Recurrent(nn.Module):
@@ -113,10 +132,10 @@ class Recurrent(nn.Module):
 
     def zero_state(self, batch_size: int) -> State:
         """The state before the first step."""
-        return State(cell.zero_state(batch_size) for cell in self._cells())
+        return State([cell.zero_state(batch_size) for cell in self._cells()])
 
-    def _cells(self) -> Iterable[Cell]:
-        return (cell for cell in self.cells if isinstance(cell, Cell))
+    def _cells(self) -> list[Cell]:
+        return [cell for cell in self.cells if isinstance(cell, Cell)]
 
     def forward(
         self, inputs: Tensor, state: State | None = None, lengths: Tensor | None = None
@@ -131,7 +150,7 @@ class Recurrent(nn.Module):
         hidden = inputs
         state = state or self.zero_state(inputs.shape[1])
         last: list[CellState] = []
-        cells = list(self._cells())
+        cells = self._cells()
         for first in range(0, len(cells), self.directions):
             below, inputs = hidden, self.dropout(hidden) if first else hidden
             outputs = []

@@ -27,7 +27,7 @@ def leaky(monkeypatch):
 
 
 def test_a_cell_of_ones_own_is_found_by_name_and_runs_on_the_reference(leaky):
-    cell = cells.create("leaky", 3, 4, {"peephole": "full"})
+    cell = cells.create("leaky", 3, 4, {})
 
     assert isinstance(cell, leaky)
     assert engine(cell) == "reference"
@@ -46,11 +46,55 @@ def test_an_unknown_cell_names_those_there_are():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "words"), [((-7, 2), "input_size -7"), ((2, 0), "hidden_size 0")]
+    ("sizes", "words"),
+    [
+        ((-7, 2), "input_size -7: input should be greater than 0"),
+        ((2, 0), "hidden_size 0"),
+        ((2, "3"), "hidden_size '3': input should be a valid integer"),
+    ],
 )
-def test_sizes_below_one_are_refused(sizes, words):
+def test_sizes_that_are_no_counts_are_refused(sizes, words):
     with pytest.raises(ConfigError, match=words):
         cells.LSTM(*sizes)
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "words"),
+    [
+        (cells.RNN, {"activation": "sigmoid"}, "activation 'sigmoid': .*'tanh' or 'relu'"),
+        (cells.LSTM, {"cell_output": None}, "cell_output None: .*'tanh' or 'linear'"),
+        (cells.PeepholeLSTM, {"cell_output": 3}, "cell_output 3"),
+        (cells.PeepholeLSTM, {"peephole": "ful"}, "peephole 'ful': .*'full' or 'diagonal'"),
+    ],
+)
+def test_options_outside_their_values_are_refused(cell, options, words):
+    with pytest.raises(ConfigError, match=words):
+        cell(2, 3, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("lstm", {"peephole": "full"}, "the cell lstm has no option peephole\n.*: cell_output"),
+        ("gru", {"leak": 1, "x": 2}, "the cell gru has no option leak, x\n.*: none"),
+        ("clipped", {}, "the cell clipped: missing a required argument: 'limit'"),
+        ("clipped", {"limit": "3"}, "limit '3': input should be a valid number"),
+        ("clipped", {"limit": 3.0, "is_hard": 1}, "is_hard 1: input should be a valid boolean"),
+    ],
+)
+def test_options_that_a_cell_does_not_take_are_refused(name, options, words, monkeypatch):
+    monkeypatch.setattr(base, "_CELLS", dict(base._CELLS))
+
+    @cells.register("clipped")
+    class Clipped(cells.RNN):
+        options = ("limit", "is_hard")
+
+        def __init__(self, input_size, hidden_size, limit: float, is_hard: bool = False):
+            super().__init__(input_size, hidden_size)
+
+    assert isinstance(cells.create("clipped", 2, 3, {"limit": 3}), Clipped)
+    with pytest.raises(ConfigError, match=words):
+        cells.create(name, 2, 3, options)
 
 
 def test_the_first_weights_are_orthogonal_with_a_forget_bias_of_one():

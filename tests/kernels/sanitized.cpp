@@ -31,14 +31,13 @@ static void forget_space() {
   kept.size = 0;
 }
 
-static void scan(int cell, int64_t steps, int64_t rows, int64_t units, int level, bool is_mixed,
+static void scan(int row, int64_t steps, int64_t rows, int64_t units, int level, bool is_mixed,
                  int threads, bool reverse) {
-  const char* name = portable::entries<float>[cell].names[0];
-  int gates = std::strstr(name, "rnn") ? 1 : std::strstr(name, "simple") ? 2
-              : std::strstr(name, "gru") ? 3 : 4;
+  const portable::Entry& entry = portable::entries<float>[row];
+  int gates = entry.gates;
   int64_t state = rows * units;
-  int64_t see = std::strstr(name, "full") ? 3 * units * units
-                : std::strstr(name, "diagonal") ? 3 * units : 0;
+  int64_t see = !std::strcmp(entry.peephole, "full") ? 3 * units * units
+                : !std::strcmp(entry.peephole, "diagonal") ? 3 * units : 0;
   auto z = numbers(steps * state * gates, is_mixed), dz = z;
   auto recurrent = numbers(gates * units * units, false), peephole = numbers(see, false);
   std::vector<char> history[2] = {numbers((steps + 1) * state, false),
@@ -53,7 +52,7 @@ static void scan(int cell, int64_t steps, int64_t rows, int64_t units, int level
               {(float*)delta[0].data(), (float*)delta[1].data()}};
   for (int is_backward : {0, 1}) {
     forget_space();
-    lmtrain_scan(&a, cell, is_mixed, is_backward, level, {threads, nullptr, nullptr});
+    lmtrain_scan(&a, row, is_mixed, is_backward, level, {threads, nullptr, nullptr});
     ++scans;
   }
 }
@@ -79,10 +78,10 @@ int main() {
     for (bool is_mixed : {false, true}) {
       if (is_mixed && level < AVX512_BF16) continue;
       for (int threads : {1, 2, 3}) {
-        for (int cell = 0; cell < 6; ++cell)
+        for (int row = 0; row < 6; ++row)
           for (int64_t units : {1, 7, 17, 65})
             for (int64_t rows : {1, 3, 13})
-              scan(cell, 1 + rows % 3, rows, units, level, is_mixed, threads, units % 2);
+              scan(row, 1 + rows % 3, rows, units, level, is_mixed, threads, units % 2);
         for (int64_t vocab : {1, 7, 16, 33})
           for (int64_t rows : {1, 5}) cross_entropy(rows, vocab, level, is_mixed, threads);
       }

@@ -1,5 +1,6 @@
 """The native scans against the float64 reference: every cell, odd sizes, both precisions."""
 
+import ctypes
 import itertools
 import shutil
 import subprocess
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lmtrain import device
-from lmtrain.cells import LSTM, Cell, create
-from lmtrain.errors import ConfigError
-from lmtrain.kernels import operator as native
-from lmtrain.kernels import plain, reference
+from lmtrain.cells import LSTM, RNN, Cell, create
+from lmtrain.errors import ConfigError, MachineError
+from lmtrain.kernels import operator, plain, reference
+from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 from lmtrain.kernels.scan import engine, scan
+from lmtrain.kernels.variant import VARIANTS, Variant, index_of
 
 if library.absence():
     pytest.skip(f"no native kernels: {library.absence()}", allow_module_level=True)
@@ -56,9 +58,8 @@ def by_reference(cell, inputs, state, reverse):
 
 
 def by_native(cell, inputs, state, reverse):
-    name = native.kernel(cell, inputs)
-    assert name is not None
-    return native.scan(name, cell, inputs, state, reverse=reverse)
+    assert kernels_for(inputs, cell.bias) == "native"
+    return operator.scan(cell, inputs, state, reverse=reverse)
 
 
 def check(name, options, size, kinds=(torch.float32,), reverse=False, has_state=True) -> None:
@@ -137,7 +138,7 @@ def test_the_functions_of_the_gates_are_accurate(kind, level, monkeypatch):
     history = [torch.zeros(2, len(z), 1), torch.zeros(2, len(z), 1)]
 
     library.scan(
-        "lstm tanh",
+        VARIANTS[index_of(LSTM(1, 1))],
         gates=gates,
         recurrent=torch.zeros(4, 1),
         peephole=None,
@@ -224,10 +225,11 @@ def test_what_a_kernel_cannot_take_never_reaches_it(wrong):
         "history": [torch.zeros(3, 3, 8), torch.zeros(3, 3, 8)],
         "hidden": torch.zeros(2, 3, 8),
     }
-    library.scan("lstm tanh", reverse=False, **right)
+    variant = VARIANTS[index_of(LSTM(1, 8))]
+    library.scan(variant, reverse=False, **right)
 
     with pytest.raises(ConfigError):
-        library.scan("lstm tanh", reverse=False, **{**right, **wrong})
+        library.scan(variant, reverse=False, **{**right, **wrong})
 
 
 def test_a_state_of_another_type_is_refused_before_it_is_read():
@@ -256,22 +258,58 @@ def test_extreme_inputs_saturate_the_gates():
     assert hidden.abs().max() <= 1
 
 
-def test_the_operator_keeps_the_rules_of_torch():
-    cell = make("peephole-lstm", {}, 5, 8)
-    weights = [cell.weight_input, cell.bias, cell.weight_recurrent, cell.weight_peephole]
-    state = [torch.zeros(3, 8), torch.zeros(3, 8)]
-    arguments = (chance(4, 3, 5, seed=1), state, *weights, native.kernel(cell, state[0]), False)
-
-    torch.library.opcheck(native._scan, arguments, test_utils=["test_schema"])
-
-
-def test_other_types_and_cells_of_ones_own_take_another_engine():
+def test_other_types_and_subclasses_take_another_engine():
     class Own(LSTM):
         pass
 
     assert engine(LSTM(3, 7)) == "native"
     assert engine(LSTM(3, 7).double()) == "plain"
+    assert engine(LSTM(3, 7), torch.zeros(4, 2, 3).half()) == "plain"
     assert engine(Own(3, 7)) == "plain"
+
+
+def test_a_subclass_that_changes_its_equation_is_not_run_as_its_parent():
+    class Doubled(RNN):
+        def step(self, x, state):
+            return tuple(2 * part for part in super().step(x, state))
+
+    cell = Doubled(5, 8)
+    cell.initialize(device.generator(3), 0.5, 0.0)
+    inputs, state = chance(4, 3, 5, seed=1), (torch.zeros(3, 8),)
+
+    assert engine(cell) == "reference"
+    assert torch.equal(scan(cell, inputs, state)[0][0], 2 * RNN.step(cell, inputs[0], state)[0])
+
+
+class ShorterMatrix(ctypes.Structure):
+    _fields_ = (("rows", ctypes.c_int64), ("from", ctypes.c_void_p), ("to", ctypes.c_void_p))
+
+
+@pytest.fixture
+def reloaded():
+    library._library.cache_clear()
+    yield
+    library._library.cache_clear()
+
+
+def test_a_library_with_other_structures_is_not_called(monkeypatch, reloaded):
+    monkeypatch.setitem(library._STRUCTURES, "Matrix", ShorterMatrix)
+
+    assert "reinstall: pip install -e ." in library.absence()
+    assert engine(LSTM(3, 7)) == "plain"
+
+
+@pytest.mark.parametrize("change", [{"gates": 5}, {"name": "lost"}], ids=str)
+def test_a_library_with_another_table_of_cells_is_not_called(change, monkeypatch, reloaded):
+    class Other(Variant):
+        gates = change.get("gates", 4)
+
+    other = Other(change.get("name", "lstm"), LSTM, ("tanh",))
+    monkeypatch.setattr(library, "VARIANTS", (*VARIANTS, other))
+
+    assert "reinstall" in library.absence()
+    with pytest.raises(MachineError, match="reinstall"):
+        library.cross_entropy(torch.zeros(2, 3), torch.zeros(3), torch.zeros(2, dtype=torch.int64))
 
 
 def test_torch_alone_can_be_asked_for(monkeypatch):

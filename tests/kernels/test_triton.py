@@ -14,19 +14,19 @@ from torch import Tensor
 from lmtrain import device
 from lmtrain.cells import Cell, create
 from lmtrain.kernels import cross_entropy, operator, reference
+from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.scan import engine, scan
 from lmtrain.kernels.triton import engine as triton
 from lmtrain.kernels.triton import scan as scans
+from lmtrain.kernels.variant import VARIANTS, Variant
 
 if triton.absence():
     pytest.skip(f"no Triton kernels: {triton.absence()}", allow_module_level=True)
 
 
-# Kernels by the names that compile_triton.py prints.
-NAMES = {
-    "rnn": "rnn tanh", "lstm": "lstm tanh", "diagonal": "peephole-lstm tanh diagonal",
-    "full": "peephole-lstm tanh full",
-}  # fmt: skip
+def variant(name: str) -> Variant:
+    """By the names that compile_triton.py prints: that of a cell, or of peepholes."""
+    return next(each for each in VARIANTS if name in (each.name, each.peephole))
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +51,8 @@ def results(run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool)
 
 
 def by_triton(cell, inputs, state, reverse):
-    name = operator.kernel(cell, inputs)
-    assert name is not None
-    return operator.scan(name, cell, inputs, state, reverse=reverse)
+    assert kernels_for(inputs, cell.bias) == "triton"
+    return operator.scan(cell, inputs, state, reverse=reverse)
 
 
 def by_reference(cell, inputs, state, reverse):
@@ -135,8 +134,8 @@ def test_every_kernel_compiles_for_a_gpu():
     assert len(persistent) == 34
     for name, _, _, *numbers in persistent:
         units, rows, width, size, shared, spilled = map(int, numbers)
-        form = scans._FORMS[NAMES.get(name, name)]
-        assert shared <= scans._bytes(form, rows, units, width, size), name
+        kind = variant(name)
+        assert shared <= scans._bytes(kind, rows, units, width, size), name
         # Where a program has few units and rows, its weights and states stay in registers.
         assert width > 256 or spilled <= (0 if size == 2 else 32), name
 
@@ -144,15 +143,15 @@ def test_every_kernel_compiles_for_a_gpu():
 @pytest.mark.parametrize(
     ("name", "units", "rows", "kind", "layout"),
     [
-        ("lstm tanh", 650, 20, torch.bfloat16, (16, 16)),
+        ("lstm", 650, 20, torch.bfloat16, (16, 16)),
         # Weights and states would take 256 KiB of the 227, or more programs than the chip runs.
-        ("lstm tanh", 650, 20, torch.float32, None),
+        ("lstm", 650, 20, torch.float32, None),
         ("gru", 650, 20, torch.float32, (32, 8)),
-        ("lstm tanh", 256, 64, torch.float32, (16, 8)),
-        ("lstm tanh", 512, 64, torch.bfloat16, (16, 16)),
-        ("lstm tanh", 512, 256, torch.bfloat16, (32, 32)),
-        ("lstm tanh", 1024, 64, torch.bfloat16, (32, 16)),
-        ("lstm tanh", 2048, 16, torch.bfloat16, None),
+        ("lstm", 256, 64, torch.float32, (16, 8)),
+        ("lstm", 512, 64, torch.bfloat16, (16, 16)),
+        ("lstm", 512, 256, torch.bfloat16, (32, 32)),
+        ("lstm", 1024, 64, torch.bfloat16, (32, 16)),
+        ("lstm", 2048, 16, torch.bfloat16, None),
     ],
 )
 def test_a_schedule_is_chosen_that_fits_an_h100(name, units, rows, kind, layout, monkeypatch):
@@ -160,10 +159,10 @@ def test_a_schedule_is_chosen_that_fits_an_h100(name, units, rows, kind, layout,
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: chip)
     monkeypatch.setattr(triton, "shared_bytes", lambda place: 232_448)
     monkeypatch.setattr(triton, "is_interpreted", lambda: False)
-    form = scans._FORMS[name]
-    gates = torch.empty(5, rows, form.gates * units, dtype=kind, device="meta")
+    cell = variant(name)
+    gates = torch.empty(5, rows, cell.gates * units, dtype=kind, device="meta")
 
-    assert scans._layout(form, gates, units) == layout
+    assert scans._layout(cell, gates, units) == layout
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16], ids=str)

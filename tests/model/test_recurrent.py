@@ -3,9 +3,11 @@ import copy
 import pytest
 import torch
 from numerics import assert_same
+from torch.utils import _pytree as pytree
 
 from lmtrain import device
 from lmtrain.cells import GRU, LSTM, RNN, PeepholeLSTM, SimpleGRU
+from lmtrain.errors import CheckpointError
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import Recurrent, State
@@ -150,3 +152,38 @@ def test_weight_dropout_is_that_of_a_cell_with_these_weights(cell):
     assert_same(hidden, expected)
     assert_same(gradient, 2 * exact * kept[0])
     assert 0.3 < kept[0].double().mean() < 0.7
+
+
+def test_a_state_is_a_container_that_torch_takes_apart():
+    _, state = stack(LSTM)(inputs())
+    stacked = state.map(lambda part: torch.stack([part, 2 * part]))
+
+    assert len(pytree.tree_leaves(state)) == 4
+    assert isinstance(pytree.tree_map(torch.sin, state), State)
+    halved = torch.vmap(lambda each: each.map(lambda part: part / 2))(stacked)
+    assert isinstance(halved, State)
+    assert torch.equal(halved[1][1][1], state[1][1])
+
+
+def test_a_state_keeps_its_kind_when_it_is_compiled():
+    _, state = stack(LSTM)(inputs())
+    state = state.detach()
+
+    def run(state, other, condition):
+        return state.map(torch.sin).where(condition, other).detach()
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    for condition in (torch.tensor(True), torch.tensor(False)):
+        found, expected = (each(state, state, condition) for each in (compiled, run))
+        assert isinstance(found, State)
+        assert all(map(torch.equal, pytree.tree_leaves(found), pytree.tree_leaves(expected)))
+
+
+def test_a_state_goes_by_its_names_and_comes_back():
+    _, state = stack(LSTM)(inputs())
+
+    assert list(state.named()) == [f"{i}/{j}" for i in range(2) for j in range(2)]
+    assert all(map(torch.equal, state.restored(state.named())[1], state[1]))
+    assert state.restored({}) is None
+    with pytest.raises(CheckpointError, match="0/1 does not fit the model"):
+        state.restored({"0/0": state[0][0]})

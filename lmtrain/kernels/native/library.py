@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lmtrain.errors import ConfigError, MachineError
+from lmtrain.kernels.variant import VARIANTS, Variant
 
 LEVELS = ("portable", "AVX2", "AVX512", "AVX512-BF16", "AMX-BF16")
 """What the kernels are compiled for, from the most modest on."""
@@ -25,7 +26,8 @@ _LEVEL_SWITCH = "LMTRAIN_LEVEL"
 
 class _Arguments(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("steps", "rows", "units", "reverse", "other")),
+        *((name, ctypes.c_int64) for name in ("steps", "rows", "units", "reverse")),
+        ("is_other_form", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("gates", "recurrent", "peephole", "bias")),
         ("history", ctypes.c_void_p * 2),
         *((name, ctypes.c_void_p) for name in ("hidden", "grad_hidden", "dz", "grad_bias")),
@@ -38,7 +40,7 @@ class _Loss(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "vocab")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("logits", "bias", "targets", "nats", "sums", "grad_bias")
+            for name in ("logits", "bias", "targets", "nats", "log_sums", "grad_bias")
         ),
         ("scale", ctypes.c_float),
     )
@@ -47,7 +49,7 @@ class _Loss(ctypes.Structure):
 class _Matrix(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "columns")),
-        *((name, ctypes.c_void_p) for name in ("source", "result")),
+        *((name, ctypes.c_void_p) for name in ("from", "to")),
     )
 
 
@@ -59,6 +61,12 @@ class _Threads(ctypes.Structure):
     )
 
 
+# By their names in native.cpp.
+_STRUCTURES: dict[str, type[ctypes.Structure]] = {
+    "Arguments": _Arguments, "Loss": _Loss, "Matrix": _Matrix, "Threads": _Threads
+}  # fmt: skip
+
+
 def absence() -> str | None:
     """Why there are no native kernels here; None where there are.
 
@@ -67,7 +75,8 @@ def absence() -> str | None:
     """
     if choice() != "native":
         return f"{_SWITCH}={choice()}"
-    return None if _library() is not None else "lmtrain was installed without a C++ compiler"
+    library = _library()
+    return library if isinstance(library, str) else None
 
 
 def choice() -> str:
@@ -109,14 +118,8 @@ def has_bf16() -> bool:
     return absence() is None and level() >= LEVELS.index("AVX512-BF16")
 
 
-@functools.cache
-def cell_number(name: str) -> int:
-    """The number of a kernel by its name in table.h; below 0 if it is not there."""
-    return int(_loaded().lmtrain_cell(name.encode()))
-
-
 def scan(
-    name: str,
+    variant: Variant,
     *,
     gates: Tensor,
     recurrent: Tensor,
@@ -133,7 +136,7 @@ def scan(
     """One scan over time: forward where `hidden` is given, else backward.
 
     Args:
-        name: of the kernel, in table.h.
+        variant: what the cell is.
         gates: input products (T, B, G·H), without the bias, which the forward turns into
             activations; bf16 or fp32, as `hidden`, `grad_hidden` and `dz` then are.
         recurrent: (G·H, H), fp32.
@@ -152,17 +155,16 @@ def scan(
         ConfigError: a tensor that is not as described, or not contiguous; nothing was run.
         MachineError: no memory.
     """
-    row, form = divmod(cell_number(name), 2)
     (steps, rows, _), units, kind = gates.shape, recurrent.shape[1], gates.dtype
-    width = _loaded().lmtrain_gates(row) * units
-    seen = {"full": (3 * units, units), "diagonal": (3 * units,)}.get(name.split()[-1])
+    width = variant.gates * units
+    seen = variant.peephole_shape(units)
     if (peephole is None) != (seen is None):
-        raise ConfigError(f"the kernel {name} and the weights disagree about peepholes")
+        raise ConfigError(f"the kernel of {variant.name} and the weights disagree about peepholes")
     if (bias is None) != (hidden is None):
         raise ConfigError("the forward, and it alone, takes a bias")
     outputs = (steps, rows, units)
     arguments = _Arguments(
-        *(steps, rows, units, int(reverse), form),
+        *(steps, rows, units, int(reverse), int(variant.is_other_form)),
         _pointer(gates, (steps, rows, width), kind),
         _pointer(recurrent, (width, units)),
         _pointer(peephole, seen or ()),
@@ -176,7 +178,8 @@ def scan(
     )
     is_mixed, is_backward = kind == torch.bfloat16, hidden is None
     if _loaded().lmtrain_scan(
-        ctypes.byref(arguments), row, is_mixed, is_backward, level(), _threads()
+        *(ctypes.byref(arguments), _rows()[variant.name, variant.peephole]),
+        *(is_mixed, is_backward, level(), _threads()),
     ):
         raise MachineError("no memory for the recurrent weights")
 
@@ -260,29 +263,52 @@ def _pair(tensors: Iterable[Tensor], shape: tuple[int, ...]) -> "ctypes.Array[ct
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
-    for path in Path(__file__).parent.glob("compiled*.so"):
-        library = ctypes.CDLL(str(path))
-        library.lmtrain_cell.argtypes = [ctypes.c_char_p]
-        library.lmtrain_scan.argtypes = [
-            ctypes.c_void_p,
-            *[ctypes.c_int] * 4,
-            _Threads,
-        ]
-        library.lmtrain_transpose.argtypes = [ctypes.c_void_p, _Threads]
-        library.lmtrain_cross_entropy.argtypes = [
-            ctypes.c_void_p,
-            *[ctypes.c_int] * 2,
-            _Threads,
-        ]
-        return library
-    return None
+def _library() -> ctypes.CDLL | str:
+    """The compiled library, or why there is none."""
+    path = next(Path(__file__).parent.glob("compiled*.so"), None)
+    if path is None:
+        return "lmtrain was installed without a C++ compiler"
+    library = ctypes.CDLL(str(path))
+    if _layout(library) != _expected_layout():
+        return "the compiled library is not of this lmtrain; reinstall: pip install -e ."
+    library.lmtrain_scan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, _Threads]
+    library.lmtrain_transpose.argtypes = [ctypes.c_void_p, _Threads]
+    library.lmtrain_cross_entropy.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 2, _Threads]
+    return library
+
+
+def _layout(library: ctypes.CDLL) -> dict[str, int]:
+    """Sizes, offsets and gates as the library was compiled with."""
+    if not hasattr(library, "lmtrain_layout"):
+        return {}
+    library.lmtrain_layout.restype = ctypes.c_char_p
+    words = library.lmtrain_layout().decode().split()
+    return {name: int(number) for name, _, number in (word.partition("=") for word in words)}
+
+
+def _expected_layout() -> dict[str, int]:
+    """The same as Python has them."""
+    sizes = {name: ctypes.sizeof(structure) for name, structure in _STRUCTURES.items()}
+    offsets = {
+        f"{name}.{field}": getattr(structure, field).offset
+        for name, structure in _STRUCTURES.items()
+        for field, *_ in structure._fields_
+    }
+    gates = {f"{variant.name}/{variant.peephole}": variant.gates for variant in VARIANTS}
+    return sizes | offsets | gates
+
+
+@functools.cache
+def _rows() -> dict[tuple[str, str], int]:
+    """The rows of table.h by the names and the peepholes of variants."""
+    names = [name.split("/") for name in _layout(_loaded()) if "/" in name]
+    return {(name, peephole): row for row, (name, peephole) in enumerate(names)}
 
 
 def _loaded() -> ctypes.CDLL:
     library = _library()
-    if library is None:
-        raise MachineError(f"no native kernels: {absence()}")
+    if isinstance(library, str):
+        raise MachineError(f"no native kernels: {library}")
     return library
 
 

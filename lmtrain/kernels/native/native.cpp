@@ -7,10 +7,12 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -156,14 +158,14 @@ bool has_tiles() {
 }
 #endif
 
-Engine choose(int cell, bool is_mixed, int level) {
+Engine choose(int row, bool is_mixed, int level) {
 #ifdef IS_X86
-  if (is_mixed && level == AMX_BF16) return amx::engine<bf16>(cell);
-  if (is_mixed) return avx512_bf16::engine<bf16>(cell);
-  if (level >= AVX512) return avx512::engine<float>(cell);
-  if (level == AVX2) return avx2::engine<float>(cell);
+  if (is_mixed && level == AMX_BF16) return amx::engine<bf16>(row);
+  if (is_mixed) return avx512_bf16::engine<bf16>(row);
+  if (level >= AVX512) return avx512::engine<float>(row);
+  if (level == AVX2) return avx2::engine<float>(row);
 #endif
-  return portable::engine<float>(cell);
+  return portable::engine<float>(row);
 }
 
 // Denormal numbers are taken for 0 in here: they cost a hundred cycles each.
@@ -242,24 +244,64 @@ extern "C" int lmtrain_level() {
   return PORTABLE;
 }
 
-// The number of a cell by its name, twice its row in table.h plus its form, or -1.
-extern "C" int lmtrain_cell(const char* name) {
-  int number = 0;
-  for (const portable::Entry& entry : portable::entries<float>)
-    for (const char* known : entry.names) {
-      if (known && !std::strcmp(known, name)) return number;
-      ++number;
-    }
-  return -1;
+// What library.py must agree with: the size of each structure, the offset of each of its fields, and
+// the rows of table.h with their gates, as words NAME=NUMBER.
+extern "C" const char* lmtrain_layout() {
+  static const std::string text = [] {
+    std::string words;
+    auto add = [&](const std::string& name, int64_t number) {
+      words += name + "=" + std::to_string(number) + " ";
+    };
+#define SIZE(S) add(#S, sizeof(S))
+#define OFFSET(S, FIELD) add(#S "." #FIELD, offsetof(S, FIELD))
+    SIZE(Arguments);
+    OFFSET(Arguments, steps);
+    OFFSET(Arguments, rows);
+    OFFSET(Arguments, units);
+    OFFSET(Arguments, reverse);
+    OFFSET(Arguments, is_other_form);
+    OFFSET(Arguments, gates);
+    OFFSET(Arguments, recurrent);
+    OFFSET(Arguments, peephole);
+    OFFSET(Arguments, bias);
+    OFFSET(Arguments, history);
+    OFFSET(Arguments, hidden);
+    OFFSET(Arguments, grad_hidden);
+    OFFSET(Arguments, dz);
+    OFFSET(Arguments, grad_bias);
+    OFFSET(Arguments, delta);
+    SIZE(Loss);
+    OFFSET(Loss, rows);
+    OFFSET(Loss, vocab);
+    OFFSET(Loss, logits);
+    OFFSET(Loss, bias);
+    OFFSET(Loss, targets);
+    OFFSET(Loss, nats);
+    OFFSET(Loss, log_sums);
+    OFFSET(Loss, grad_bias);
+    OFFSET(Loss, scale);
+    SIZE(Matrix);
+    OFFSET(Matrix, rows);
+    OFFSET(Matrix, columns);
+    OFFSET(Matrix, from);
+    OFFSET(Matrix, to);
+    SIZE(Threads);
+    OFFSET(Threads, count);
+    OFFSET(Threads, parallel);
+    OFFSET(Threads, team_size);
+#undef OFFSET
+#undef SIZE
+    for (const portable::Entry& entry : portable::entries<float>)
+      add(std::string(entry.cell) + "/" + entry.peephole, entry.gates);
+    return words;
+  }();
+  return text.c_str();
 }
 
-// How many gates a row of table.h has.
-extern "C" int lmtrain_gates(int cell) { return portable::entries<float>[cell].gates; }
-
 // Runs one scan over time of a row of table.h, forward or backward. Returns 0, or 1 without memory.
-extern "C" int lmtrain_scan(const Arguments* arguments, int cell, int is_mixed, int is_backward,
+extern "C" int lmtrain_scan(const Arguments* arguments, int row, int is_mixed, int is_backward,
                             int level, Threads threads) {
-  Engine engine = choose(cell, is_mixed, level);
+  Engine engine = choose(row, is_mixed, level);
   void* space = kept.of(engine.workspace(*arguments, threads.count, is_backward));
   if (!space) return 1;
   std::vector<Team> groups(1 + threads.count);  // all threads, then those of each group

@@ -1,4 +1,4 @@
-// The cells by name, in both of their forms: as registered in Python, then the options' values.
+// The cells by the name and the peepholes that ../variant.py knows them by, each in both its forms.
 // Included once for each instruction set, inside its namespace; see native.cpp.
 
 #include "vec.h"
@@ -11,28 +11,29 @@
 #include "transpose.h"
 
 struct Entry {
-  const char* names[2];
+  const char* cell;
+  const char* peephole;
   int gates;
   RunScan run;
   Bytes workspace;
 };
 
 template <class Cell, class Num>
-constexpr Entry entry(const char* name, const char* other = nullptr) {
+constexpr Entry entry(const char* cell, const char* peephole = "none") {
   using W = Worker<Cell, Num>;
-  return {{name, other}, Cell::gates, run<Cell, Num>, W::workspace};
+  return {cell, peephole, Cell::gates, run<Cell, Num>, W::workspace};
 }
 
 template <class Num> static const Entry entries[] = {
-    entry<Rnn, Num>("rnn tanh", "rnn relu"),
+    entry<Rnn, Num>("rnn"),
     entry<SimpleGru, Num>("simple-gru"),
     entry<Gru, Num>("gru"),
-    entry<Lstm<NONE>, Num>("lstm tanh", "lstm linear"),
-    entry<Lstm<FULL>, Num>("peephole-lstm tanh full", "peephole-lstm linear full"),
-    entry<Lstm<DIAGONAL>, Num>("peephole-lstm tanh diagonal", "peephole-lstm linear diagonal"),
+    entry<Lstm<NONE>, Num>("lstm"),
+    entry<Lstm<FULL>, Num>("peephole-lstm", "full"),
+    entry<Lstm<DIAGONAL>, Num>("peephole-lstm", "diagonal"),
 };
 
-template <class Num> static Engine engine(int cell) {
-  const Entry& e = entries<Num>[cell];
+template <class Num> static Engine engine(int row) {
+  const Entry& e = entries<Num>[row];
   return {e.run, e.workspace, cross_entropy<Num>};
 }

@@ -16,13 +16,13 @@ Source: both schedules: FlashRNN (Pöppel, Beck & Hochreiter 2024).
 import itertools
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmtrain.kernels.triton import engine
+from lmtrain.kernels.variant import Variant
 
 # Numbers of a program of the alternating schedule.
 _BLOCK = 256
@@ -37,55 +37,19 @@ _MOST_BYTES_OF_SUMS = 64 << 10
 _SWITCH = "LMTRAIN_SCHEDULE"
 
 
-@dataclass(frozen=True)
-class _Form:
-    """A kernel by its name: the cell's page, its gates and what of it varies.
-
-    Args:
-        page: the module with the cell's functions.
-        gates: G.
-        parts: parts of the state.
-        peephole: none, full or diagonal.
-        is_other: whether the cell has its other form.
-    """
-
-    page: str
-    gates: int
-    parts: int
-    peephole: str = "none"
-    is_other: bool = False
-
-    @property
-    def is_two_phased(self) -> bool:
-        """Whether a step has two products: the GRU's candidate waits for s of all units."""
-        return self.page == "gru"
+# The module with the functions of a cell, by its name.
+_PAGES = {
+    "rnn": "rnn", "simple-gru": "simple_gru", "gru": "gru", "lstm": "lstm", "peephole-lstm": "lstm"
+}  # fmt: skip
 
 
-_FORMS = {
-    "rnn tanh": _Form("rnn", 1, 1),
-    "rnn relu": _Form("rnn", 1, 1, is_other=True),
-    "simple-gru": _Form("simple_gru", 2, 1),
-    "gru": _Form("gru", 3, 1),
-} | {
-    f"{name} {output}{f' {peephole}' if peephole != 'none' else ''}": _Form(
-        "lstm", 4, 2, peephole, output == "linear"
-    )
-    for output in ("tanh", "linear")
-    for name, peephole in (
-        ("lstm", "none"),
-        ("peephole-lstm", "full"),
-        ("peephole-lstm", "diagonal"),
-    )
-}
-
-
-def has(name: str) -> bool:
-    """Whether there is a kernel of that name."""
-    return name in _FORMS
+def _is_two_phased(variant: Variant) -> bool:
+    """Whether a step has two products: the GRU's candidate waits for s of all units."""
+    return variant.name == "gru"
 
 
 def scan(
-    name: str,
+    variant: Variant,
     *,
     gates: Tensor,
     recurrent: Tensor,
@@ -100,13 +64,12 @@ def scan(
     delta: Iterable[Tensor] = (),
 ) -> None:
     """One scan over time, as `kernels.native.library.scan`: forward where `hidden` is given."""
-    form = _FORMS[name]
-    layout = _layout(form, gates, recurrent.shape[1])
+    layout = _layout(variant, gates, recurrent.shape[1])
     run: _Alternating | _Persistent
     if layout is None:
-        run = _Alternating(form, gates, recurrent, peephole, list(history), reverse=reverse)
+        run = _Alternating(variant, gates, recurrent, peephole, list(history), reverse=reverse)
     else:
-        run = _Persistent(form, gates, recurrent, peephole, list(history), reverse=reverse)
+        run = _Persistent(variant, gates, recurrent, peephole, list(history), reverse=reverse)
         run.layout = layout
     if hidden is not None and bias is not None:
         run.forward(bias, hidden)
@@ -115,7 +78,7 @@ def scan(
         grad_bias += dz.sum((0, 1), dtype=torch.float32)
 
 
-def _layout(form: _Form, gates: Tensor, units: int) -> tuple[int, int] | None:
+def _layout(variant: Variant, gates: Tensor, units: int) -> tuple[int, int] | None:
     """Rows and units of a program of the persistent schedule; None for the alternating one."""
     chosen = os.environ.get(_SWITCH)
     if chosen == "alternating":
@@ -127,17 +90,17 @@ def _layout(form: _Form, gates: Tensor, units: int) -> tuple[int, int] | None:
     for own_rows, own_units in itertools.product(_ROWS, _UNITS):
         # All programs must run at once, or they would wait for ever.
         programs = -(-units // own_units) * -(-gates.shape[1] // own_rows)
-        size = _bytes(form, own_rows, own_units, units, gates.element_size())
+        size = _bytes(variant, own_rows, own_units, units, gates.element_size())
         if programs <= cores and size <= shared:
             return own_rows, own_units
     return None
 
 
-def _bytes(form: _Form, rows: int, own_units: int, units: int, size: int) -> int:
+def _bytes(variant: Variant, rows: int, own_units: int, units: int, size: int) -> int:
     """What a program keeps in shared memory: weights, and operands or the sums of its warps."""
     width = _power(units)
     # Gates that a cell lacks are multiplied, too; full peepholes take as many matrices again.
-    matrices = 3 if form.is_two_phased else 8 if form.peephole == "full" else 4
+    matrices = 3 if _is_two_phased(variant) else 8 if variant.peephole == "full" else 4
     operand = rows * width * size
     operands = 2 * operand if _reads_ahead(rows, width, size) else operand
     sums = _split(width) * rows * 4 * own_units * 4
@@ -164,7 +127,7 @@ class _Scan:
 
     def __init__(
         self,
-        form: _Form,
+        variant: Variant,
         gates: Tensor,
         recurrent: Tensor,
         peephole: Tensor | None,
@@ -172,7 +135,7 @@ class _Scan:
         *,
         reverse: bool,
     ) -> None:
-        self.form = form
+        self.variant = variant
         self.gates = gates
         self.history = history
         self.steps, self.rows, _ = gates.shape
@@ -180,10 +143,10 @@ class _Scan:
         self.recurrent = recurrent.to(gates.dtype)
         # Kernels are given something for what they do not read.
         self.peephole = recurrent if peephole is None else peephole
-        if form.peephole == "full":
+        if variant.peephole == "full":
             self.peephole = self.peephole.to(gates.dtype)
         self.reverse = reverse
-        self.page = engine.module(form.page)
+        self.page = engine.module(_PAGES[variant.name])
 
     def _times(self) -> list[tuple[int, int, int]]:
         """Each step in the order of time, with the places of the state before and after it."""
@@ -211,28 +174,28 @@ class _Alternating(_Scan):
         )
 
     def _options(self, count: int) -> dict[str, Any]:
-        form = self.form
+        variant = self.variant
         return {
-            "COUNT": count, "GATES": form.gates, "PARTS": form.parts,
-            "PEEPHOLE": form.peephole, "OTHER": form.is_other,
+            "COUNT": count, "GATES": variant.gates, "PARTS": variant.parts,
+            "PEEPHOLE": variant.peephole, "OTHER": variant.is_other_form,
         }  # fmt: skip
 
     def forward(self, bias: Tensor, hidden: Tensor) -> None:
         """Activations into the gates, states into the history, hidden states."""
-        H, kind, form = self.units, self.gates.dtype, self.form
+        H, kind, variant = self.units, self.gates.dtype, self.variant
         begin = self._times()[0][1]
         operands = [states[begin].to(kind, copy=True) for states in self.history]
-        s = self._numbers(1, kind) if form.is_two_phased else operands[0]
-        last_weights = self.recurrent[: H if form.is_two_phased else form.gates * H].T
-        product = self._numbers(1 if form.is_two_phased else form.gates)
-        gated = self._numbers(form.gates - 1) if form.is_two_phased else product
-        seen = self._numbers(3) if form.peephole == "full" else product
-        options = self._options(1 if form.is_two_phased else form.gates)
+        s = self._numbers(1, kind) if _is_two_phased(variant) else operands[0]
+        last_weights = self.recurrent[: H if _is_two_phased(variant) else variant.gates * H].T
+        product = self._numbers(1 if _is_two_phased(variant) else variant.gates)
+        gated = self._numbers(variant.gates - 1) if _is_two_phased(variant) else product
+        seen = self._numbers(3) if variant.peephole == "full" else product
+        options = self._options(1 if _is_two_phased(variant) else variant.gates)
         first, last = self.history[0], self.history[-1]
         for t, before, after in self._times():
-            if form.peephole == "full":
+            if variant.peephole == "full":
                 _multiply(operands[1], self.peephole.T, seen)
-            if form.is_two_phased:
+            if _is_two_phased(variant):
                 _multiply(operands[0], self.recurrent[H:].T, gated)
                 self._launch("prepare", "prepare", self.gates[t], gated, bias, first[before], s)
             _multiply(s, last_weights, product)
@@ -246,11 +209,11 @@ class _Alternating(_Scan):
 
     def backward(self, grad_hidden: Tensor, dz: Tensor, delta: list[Tensor]) -> None:
         """Gradients at the pre-activations; `delta` becomes the gradients of the first state."""
-        H, form = self.units, self.form
+        H, variant = self.units, self.variant
         product = self._numbers(1).zero_()
-        second = self._numbers(1).zero_() if form.peephole == "full" else product
-        options = self._options(2 if form.is_two_phased else form.gates)
-        gated = H if form.is_two_phased else 0
+        second = self._numbers(1).zero_() if variant.peephole == "full" else product
+        options = self._options(2 if _is_two_phased(variant) else variant.gates)
+        gated = H if _is_two_phased(variant) else 0
         first, last = self.history[0], self.history[-1]
         for t, before, after in reversed(self._times()):
             self._launch(
@@ -260,16 +223,16 @@ class _Alternating(_Scan):
                 *(grad_hidden[t], dz[t], delta[0], delta[-1]),
                 **options,
             )  # fmt: skip
-            if form.is_two_phased:
+            if _is_two_phased(variant):
                 _multiply(dz[t][:, :H], self.recurrent[:H], product)
                 self._launch(
                     *("finish", "finish"), self.gates[t], product, first[before], dz[t], delta[0]
                 )
             _multiply(dz[t][:, gated:], self.recurrent[gated:], product)
-            if form.peephole == "full":
+            if variant.peephole == "full":
                 _multiply(dz[t][:, H:], self.peephole, second)
         delta[0] += product
-        if form.peephole == "full":
+        if variant.peephole == "full":
             delta[1] += second
 
 
@@ -289,7 +252,7 @@ class _Persistent(_Scan):
         spans = [(0, ticks)]
         if engine.is_interpreted():
             options, spans = {}, [(tick, tick + 1) for tick in range(ticks)]
-        name = "persistent_gru" if self.form.is_two_phased else "persistent"
+        name = "persistent_gru" if _is_two_phased(self.variant) else "persistent"
         for begin, end in spans:
             # A line of the cache each.
             counters = torch.zeros(32 * grid[1], dtype=torch.int32, device=self.gates.device)
@@ -316,10 +279,10 @@ class _Persistent(_Scan):
         return self.gates.new_zeros(*shape[:-1], rows, shape[-1] * self.width)
 
     def _constants(self) -> dict[str, Any]:
-        form = self.form
+        variant = self.variant
         return {
-            "GATES": form.gates, "PARTS": form.parts, "PEEPHOLE": form.peephole,
-            "OTHER": form.is_other, "AHEAD": self.reads_ahead,
+            "GATES": variant.gates, "PARTS": variant.parts, "PEEPHOLE": variant.peephole,
+            "OTHER": variant.is_other_form, "AHEAD": self.reads_ahead,
         }  # fmt: skip
 
     def forward(self, bias: Tensor, hidden: Tensor) -> None:
@@ -328,7 +291,7 @@ class _Persistent(_Scan):
         begin = self.steps if self.reverse else 0
         operands, operands_second = self._operands(2, 1), self._operands(2, 1)
         operands[0, : self.rows, : self.units] = first[begin]
-        if self.form.is_two_phased:
+        if _is_two_phased(self.variant):
             self._launch(
                 *("forward", 2 * self.steps),
                 *(self.gates, self.recurrent, bias, first, hidden, *operands),
@@ -346,8 +309,8 @@ class _Persistent(_Scan):
     def backward(self, grad_hidden: Tensor, dz: Tensor, delta: list[Tensor]) -> None:
         """Gradients at the pre-activations; `delta` becomes the gradients of the first state."""
         first, last = self.history[0], self.history[-1]
-        operands = self._operands(2, self.form.gates)
-        if self.form.is_two_phased:
+        operands = self._operands(2, self.variant.gates)
+        if _is_two_phased(self.variant):
             self._launch(
                 *("backward", 2 * self.steps + 1),
                 *(self.gates, self.recurrent, first, grad_hidden, dz, delta[0], operands),

@@ -1,0 +1,149 @@
+"""Cells of a user's own: names with files, and running the files."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmtrain import cells, device
+from lmtrain.cells import base
+from lmtrain.errors import ConfigError
+from lmtrain.kernels.scan import engine
+
+LEAKY = '''
+import torch
+from lmtrain.cells import Cell, register
+
+
+@register("leaky")
+class Leaky(Cell):
+    """h = λ h′ + (1 − λ) c̃"""
+
+    gates = ("candidate",)
+    state_names = ("hidden",)
+    options = ("leak",)
+
+    def __init__(self, input_size: int, hidden_size: int, leak: float = 0.5) -> None:
+        super().__init__(input_size, hidden_size)
+        self.leak = leak
+
+    def step(self, x, state):
+        (h,) = state
+        candidate = torch.tanh(self.affine("candidate", x, h))
+        return (self.leak * h + (1 - self.leak) * candidate,)
+'''
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    monkeypatch.setattr(base, "_CELLS", dict(base._CELLS))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(text: str, name: str = "my_cells.py") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return written
+
+
+def test_a_file_registers_its_cells(write):
+    path = write(LEAKY)
+
+    assert cells.load_file(path) == ["leaky"]
+
+    cell = cells.create("leaky", 3, 4, {"leak": 0.25})
+    assert cell.leak == 0.25
+    assert engine(cell) == "reference"
+    assert not list(path.parent.glob("__pycache__"))
+
+
+def test_a_file_may_be_run_again_and_may_have_changed(write):
+    cells.load_file(write(LEAKY))
+    assert cells.load_file(write(LEAKY)) == ["leaky"]
+
+    assert cells.load_file(write(LEAKY.replace("0.5", "0.1"))) == ["leaky"]
+
+    assert cells.create("leaky", 3, 4, {}).leak == 0.1
+
+
+def test_a_cell_from_a_file_is_pickled(write):
+    cells.load_file(write(LEAKY))
+    cell = cells.create("leaky", 3, 4, {})
+    cell.initialize(device.generator(1), None, 0.0)
+
+    twin = pickle.loads(pickle.dumps(cell))  # noqa: S301 - its own bytes
+
+    assert torch.equal(twin.weight_input, cell.weight_input)
+
+
+def test_two_files_do_not_share_a_name(write):
+    cells.load_file(write(LEAKY))
+
+    with pytest.raises(ConfigError, match=r"other.py, line 6: ConfigError: the cell name 'leaky'"):
+        cells.load_file(write(LEAKY, "other.py"))
+
+
+def test_a_file_does_not_take_the_name_of_a_built_in_cell(write):
+    text = LEAKY.replace("leaky", "lstm").replace("Leaky", "LSTM")
+
+    with pytest.raises(ConfigError, match="the cell name 'lstm' is taken by LSTM of lmtrain"):
+        cells.load_file(write(text))
+
+    assert cells.cell_class("lstm") is cells.LSTM
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\n\nx / 0\n", r"my_cells.py, line 3: ZeroDivisionError: division by zero"),
+        ("def f():\n    raise ValueError('a\\nb')\nf()\n", r"my_cells.py, line 2: ValueError: a$"),
+        ("x = 1\ny = (\n", r"my_cells.py, line 2: SyntaxError: '\(' was never closed"),
+        ("import no_such_module\n", r"line 1: ModuleNotFoundError: No module named"),
+        ("import sys\nsys.exit(3)\n", r"line 2: SystemExit: 3"),
+        ("x = 1\n", r"my_cells.py registers no cell"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_line(text, words, write):
+    with pytest.raises(ConfigError, match=words) as caught:
+        cells.load_file(write(text))
+
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for path in (tmp_path / "lost.py", tmp_path):
+        with pytest.raises(ConfigError, match=f"there is no file {path}"):
+            cells.load_file(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lstm", (None, "lstm")),
+        ("my_cells.py:leaky", (Path("my_cells.py"), "leaky")),
+        ("C:/cells/my.py:leaky", (Path("C:/cells/my.py"), "leaky")),
+    ],
+)
+def test_a_name_has_a_file_or_none(name, expected):
+    assert cells.split_name(name) == expected
+
+
+def test_a_name_with_a_file_runs_nothing(write):
+    path = write("raise SystemExit\n" + LEAKY)
+
+    with pytest.raises(ConfigError, match="only run when you name it") as caught:
+        cells.create(f"{path}:leaky", 3, 4, {})
+
+    assert f"the cell leaky is Python code in {path}" in str(caught.value)
+    assert f"--cells {path}" in str(caught.value)
+
+
+def test_a_name_with_a_file_finds_what_is_registered(write):
+    path = write(LEAKY)
+    cells.load_file(path)
+
+    assert cells.cell_class(f"{path}:leaky") is cells.cell_class("leaky")

@@ -1,0 +1,197 @@
+"""A language model is a module of torch: compiled, exported, copied, pickled."""
+
+import copy
+import functools
+import io
+import pickle
+import shutil
+
+import pytest
+import torch
+from every_cell import CELLS, each_cell
+from networks import language_modelling, loss
+from numerics import assert_same
+from torch.utils import _pytree as pytree
+
+from lmtrain import device
+from lmtrain.model.language_model import LanguageModel
+
+VOCAB_SIZE = 11
+
+
+def task(name: str = "lstm", options: dict | None = None, *, seed: int = 1, dropout: float = 0.0):
+    return language_modelling(
+        VOCAB_SIZE, cell=name, embedding_size=6, hidden_size=6, dropout=dropout,
+        train__seed=seed, **(options or {}),
+    )  # fmt: skip
+
+
+def model(*arguments, **changes) -> LanguageModel:
+    return task(*arguments, **changes).model
+
+
+def tokens(steps: int = 5, rows: int = 3, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, VOCAB_SIZE, (steps, rows), generator=device.generator(seed))
+
+
+def results(network, run, *arguments) -> list[torch.Tensor]:
+    """All tensors that a call gives, and the gradients of their sum."""
+    outputs = pytree.tree_leaves(run(*arguments))
+    total = sum(output.sum() for output in outputs if output.requires_grad)
+    return [*outputs, *torch.autograd.grad(total, list(network.parameters()), allow_unused=True)]
+
+
+def assert_all_same(found, expected) -> None:
+    for index, (ours, truth) in enumerate(zip(found, expected, strict=True)):
+        if truth is None:
+            assert ours is None
+        else:
+            assert_same(ours, truth, f"result {index}")
+
+
+@pytest.fixture
+def no_code_from_other_tests():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@each_cell
+def test_compiled_it_gives_the_same_numbers_and_gradients(name, options, no_code_from_other_tests):
+    language = task(name, options)
+    network, objective = language.model, functools.partial(loss, language)
+    inputs, targets = tokens(), tokens(seed=2)
+    state = network(inputs)[1].detach()
+
+    forward = torch.compile(network, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+
+    expected = results(network, network, inputs, state)
+    assert_all_same(results(network, forward, inputs, state), expected)
+    expected = results(network, objective, inputs, targets, state)
+    assert_all_same(results(network, compiled, inputs, targets, state), expected)
+
+
+# Torch's own import of its compiler warns.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+def test_inductor_compiles_it(no_code_from_other_tests, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    network = model("gru")
+    compiled = torch.compile(network, fullgraph=True, backend="inductor")
+
+    expected = results(network, network, tokens())
+    assert_all_same(results(network, compiled, tokens()), expected)
+
+
+def test_compiled_log_probabilities_are_the_same(no_code_from_other_tests):
+    network = model().eval()
+    compiled = torch.compile(network.log_probs, fullgraph=True, backend="aot_eager")
+    window = tokens(), tokens(seed=2)
+
+    assert_same(compiled(*window)[0], network.log_probs(*window)[0])
+
+
+# Torch looks at the gradients of the tensors that it goes on with after the draw.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_without_fullgraph_dropout_draws_the_same_numbers(no_code_from_other_tests):
+    network, eager = model(dropout=0.5), model(dropout=0.5)
+    compiled = torch.compile(network, backend="aot_eager")
+
+    for _ in range(2):
+        assert_same(compiled(tokens())[0], eager(tokens())[0])
+
+
+@each_cell
+def test_exported_it_takes_any_number_of_steps_and_rows(name, options):
+    network = model(name, options).eval()
+    state = network(tokens())[1].detach()
+    sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
+    rows = [tuple({0: sizes[1]} for _ in parts) for parts in state]
+
+    program = torch.export.export(network, (tokens(), state), dynamic_shapes=(sizes, rows))
+
+    for steps, batch_size in ((9, 2), (2, 7)):
+        inputs = tokens(steps, batch_size, seed=3)
+        state = network(tokens(2, batch_size))[1].detach()
+        found, expected = program.module()(inputs, state), network(inputs, state)
+        assert_all_same(pytree.tree_leaves(found), pytree.tree_leaves(expected))
+
+
+def test_an_exported_program_is_saved_and_loaded():
+    network = model().eval()
+    file = io.BytesIO()
+
+    torch.export.save(torch.export.export(network, (tokens(),)), file)
+    file.seek(0)
+    logits, state = torch.export.load(file).module()(tokens())
+
+    expected, expected_state = network(tokens())
+    assert_same(logits, expected)
+    assert type(state) is type(expected_state)
+
+
+def pickled(network):
+    return pickle.loads(pickle.dumps(network))  # noqa: S301 - its own bytes
+
+
+@each_cell
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_a_copy_is_equal_and_apart(name, options, copied):
+    network = model(name, options, dropout=0.5)
+    network(tokens())  # the generator has drawn
+    twin = copied(network)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+
+    assert torch.equal(twin(tokens())[0], network(tokens())[0])
+    for parameter in twin.parameters():
+        parameter.data += 1
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@each_cell
+def test_its_weights_go_into_another_of_its_kind(name, options):
+    one, other = model(name, options, seed=1), model(name, options, seed=2)
+    assert not torch.equal(other(tokens())[0], one(tokens())[0])
+
+    other.load_state_dict(one.state_dict(), strict=True)
+
+    assert torch.equal(other(tokens())[0], one(tokens())[0])
+
+
+@each_cell
+def test_it_computes_in_float64_and_back(name, options):
+    language = task(name, options)
+    network = language.model
+
+    def objective(*window):
+        return loss(language, *window).objective
+
+    expected = results(network, objective, tokens(), tokens(seed=2))
+    doubled = results(network.to(torch.float64), objective, tokens(), tokens(seed=2))
+    back = results(network.to(torch.float32), objective, tokens(), tokens(seed=2))
+
+    for exact, single, again in zip(doubled, expected, back, strict=True):
+        assert exact.dtype == torch.float64
+        assert_same(single, exact.float())
+        assert torch.equal(again, single)
+
+
+@each_cell
+def test_replaced_parameters_are_those_that_count(name, options):
+    network, other = model(name, options, seed=1), model(name, options, seed=2)
+    replaced = {key: value.detach().requires_grad_() for key, value in other.named_parameters()}
+
+    logits, _ = torch.func.functional_call(network, replaced, (tokens(),))
+    gradients = torch.autograd.grad(logits.square().sum(), list(replaced.values()))
+
+    expected, _ = other(tokens())
+    assert torch.equal(logits, expected)
+    truth = torch.autograd.grad(expected.square().sum(), list(other.parameters()))
+    assert all(map(torch.equal, gradients, truth))
+    assert not torch.equal(logits, network(tokens())[0])
+
+
+def test_every_cell_is_among_those_tested():
+    assert {"rnn", "simple-gru", "gru", "lstm", "peephole-lstm"} <= {name for name, _ in CELLS}
