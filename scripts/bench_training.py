@@ -23,16 +23,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmtrain import device
+from lmtrain import config, device
+from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
+from lmtrain.data.tokens import Tokens
 from lmtrain.kernels.native import library
-from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks.base import Shard
+from lmtrain.tasks.language_model import LanguageModelling, TextData
 from lmtrain.training.optimizer import Optimizer
 from lmtrain.training.ranks import Ranks
 from lmtrain.training.step import Stepper
@@ -130,33 +134,47 @@ def torch_step(
 
 def own_step(shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu") -> Callable[[], None]:
     """A training step of lmtrain."""
-    model = LanguageModel(
-        shape.vocab_size,
-        cell=cell,
-        embedding_size=shape.embedding_size,
-        hidden_size=shape.layers[0],
-        num_layers=len(shape.layers),
-        tied_embeddings=shape.is_tied,
-        is_mixed=is_mixed,
-        has_sparse_embedding=True,
-    ).to(place)
+    chosen = config.load(
+        overrides={
+            "model.cell": cell,
+            "model.embedding_size": shape.embedding_size,
+            "model.hidden_size": shape.layers[0],
+            "model.num_layers": len(shape.layers),
+            "model.tied_embeddings": shape.is_tied,
+            "optimizer.name": "sgd",
+            "train.batch_size": shape.batch_size,
+            "train.seq_len": shape.seq_len,
+            "train.precision": "bf16" if is_mixed else "fp32",
+        }
+    )
+    words = [UNK, EOS, *(f"w{index}" for index in range(2, shape.vocab_size))]
+    data = TextData(Tokenizer(words), {"train": text(shape)})
+    model = LanguageModelling.build(chosen, data).to(place)
+    task = LanguageModelling(chosen, data, model, Shard())
     rule = Optimizer(
         model,
         name="sgd",
         weight_decay=0.0,
         clip="l2",
         max_grad_norm=LIMIT,
-        schedule=lambda _: RATE,
+        schedule=lambda steps: lambda step: RATE,
+        total_steps=1,
     )
-    stepper = Stepper(model, rule, Ranks(), tell=lambda text: print(text, file=sys.stderr))
-    inputs, targets = tokens(shape).to(place)
-    state = model.recurrent.zero_state(shape.batch_size)
+    stepper = Stepper(task, rule, Ranks(), tell=lambda text: print(text, file=sys.stderr))
+    # One window serves all steps; the state is carried.
+    batch = replace(task.batch(0), is_continued=True)
 
     def step() -> None:
-        nonlocal state
-        state = stepper.give(inputs, targets, state, 1.0).state
+        stepper.enqueue(batch)
 
     return step
+
+
+def text(shape: Shape) -> Tokens:
+    """A text whose first window has the inputs of `tokens`."""
+    inputs, targets = tokens(shape)
+    streams = torch.cat([inputs, targets[-1:]]).T.numpy().astype(np.uint32)
+    return Tokens(streams.reshape(-1), streams.size, "0" * 64, "random tokens")
 
 
 def tokens(shape: Shape) -> Tensor:

@@ -7,6 +7,7 @@ import typer
 
 from lmtrain import config as configuration
 from lmtrain import files
+from lmtrain.cli.loading import load_named_cell
 from lmtrain.cli.output import JsonOption, print_json, print_table
 from lmtrain.cli.settings import ConfigOption, SetOption, given
 from lmtrain.errors import ConfigError
@@ -41,6 +42,7 @@ def command(
     overrides = given({}, set_ or [])
     recipe = config or (None if corpus else "python-docs")
     chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
+    load_named_cell(chosen)
     if plot:
         # What cannot be drawn should say so before the training, not after it.
         _drawn([first, last], [0.0, 0.0], plot.suffix[1:])

@@ -1,18 +1,55 @@
-"""Trained models for the commands that use them."""
+"""Trained models, and cells of a user's own, for the commands that use them."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmtrain import screen
 from lmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lmtrain.schema import Config
     from lmtrain.tasks.base import Trained
 
 RunArgument = Annotated[
     str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+CellsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A Python file whose cells are registered first. It is run: name only files you "
+        "trust.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+
+
+def load_cells(path: Path) -> None:
+    """Runs a Python file of the user's, which registers cells.
+
+    Raises:
+        ConfigError: it is missing, fails, or registers none.
+    """
+    from lmtrain.cells.loading import load_file
+
+    names = ", ".join(load_file(path))
+    screen.note(f"running {path}, which registers: {names}")
+
+
+def load_named_cell(config: "Config") -> None:
+    """Runs the Python file that `model.cell` names as FILE.py:NAME, given by the user here.
+
+    Raises:
+        ConfigError: it is missing, fails, or registers none.
+    """
+    path, colon, _ = config.model.cell.rpartition(":")
+    if colon:
+        load_cells(Path(path))
 
 
 def load(run: str, device: str) -> "Trained":

@@ -28,6 +28,7 @@ from lmtrain.cli import (
     tune,
     verify,
 )
+from lmtrain.cli.loading import CellsOption, load_cells
 from lmtrain.cli.output import end_in_silence, use_utf8
 from lmtrain.errors import (
     ConfigError,
@@ -73,7 +74,10 @@ def _before(
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
+    cells: CellsOption = None,
 ) -> None:
+    for path in cells or ():
+        load_cells(path)
     if context.invoked_subcommand is None:
         print(context.get_help())
     elif context.invoked_subcommand != "train":

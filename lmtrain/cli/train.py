@@ -8,6 +8,7 @@ import typer
 
 from lmtrain import config as configuration
 from lmtrain import launched
+from lmtrain.cli.loading import load_named_cell
 from lmtrain.cli.output import JsonOption, end_in_silence, print_json
 from lmtrain.cli.settings import ConfigOption, SetOption, given, setting
 from lmtrain.errors import ConfigError
@@ -74,6 +75,7 @@ def command(
     else:
         recipe = config or (None if corpus else "python-docs")
         chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
+        load_named_cell(chosen)
     # torch is imported only now, so that wrong settings are answered at once.
     from lmtrain.training import launcher
     from lmtrain.training.run import new_run, run_training

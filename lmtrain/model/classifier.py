@@ -34,7 +34,8 @@ class Classifier(Network):
     def pooled(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """P after dropout, (1, B, H): the form that a head takes."""
         hidden, _ = self.encoder(tokens, None, lengths)
-        return self.dropout(self._pool(hidden, lengths)).unsqueeze(0)
+        pooled: Tensor = self.dropout(self._pool(hidden, lengths))
+        return pooled.unsqueeze(0)
 
     def _pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         if self.pooling == "mean":

@@ -2,10 +2,12 @@
 
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Task
+from lmtrain.tasks.classify import Classification
 from lmtrain.tasks.language_model import LanguageModelling
 
 _TASKS: dict[str, type[Task]] = {
     "language-model": LanguageModelling,
+    "classify": Classification,
 }
 
 

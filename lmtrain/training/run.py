@@ -106,7 +106,7 @@ def run_training(
 def new_run(config: Config | None) -> Path:
     """A run folder for these settings that is not there yet."""
     config = config or configuration.load("python-docs")
-    return folder.new_run(config.data.train[0], config.model.cell)
+    return folder.new_run(config.data.train[0], config.model.cell.rpartition(":")[2])
 
 
 def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: bool) -> Summary:

@@ -1,0 +1,114 @@
+"""Text with one label for each example, as classification reads it.
+
+Forms: lines `label<TAB>text`; JSON Lines with `label` and `text` (.jsonl, .jsonl.gz); a folder
+with one file of lines for each label. Knows text, never ids.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmtrain.data import corpus
+from lmtrain.errors import TextError
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text and its label, both without white space around them."""
+
+    label: str
+    text: str
+
+
+def read(places: Sequence[str]) -> Iterator[Example]:
+    """The examples of files, globs, folders and `-`, one after the other.
+
+    Raises:
+        TextError: missing, unreadable, a line without label or text, or no example at all.
+    """
+    found = False
+    for place in places:
+        for example in _read_folder(Path(place)) if Path(place).is_dir() else _read_files(place):
+            found = True
+            yield example
+    if not found:
+        raise TextError(f"{', '.join(places)} has no examples", _TRY)
+
+
+_TRY = "try: one example per line, the label first, then a tab and the text"
+
+
+def read_texts(place: str) -> Iterator[str]:
+    """The texts of a file without labels, one a line; of JSON Lines, their `text`.
+
+    Raises:
+        TextError: missing or unreadable.
+    """
+    for name, number, line in _lines(place):
+        if _is_json(name):
+            line = str(_field(_json(line, name, number), "text", name, number))
+        yield line.strip()
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """SHA-256 over labels and texts in their order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        # Neither a label nor a text holds a newline.
+        digest.update(f"{example.label}\n{example.text}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_folder(folder: Path) -> Iterator[Example]:
+    """The examples of a folder with one file of lines for each label, named after it."""
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        label = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+        for _, _, line in _lines(str(path)):
+            yield Example(label, line.strip())
+
+
+def _read_files(place: str) -> Iterator[Example]:
+    for name, number, line in _lines(place):
+        if _is_json(name):
+            tree = _json(line, name, number)
+            label, text = (str(_field(tree, key, name, number)) for key in ("label", "text"))
+        else:
+            label, tab, text = line.partition("\t")
+            if not tab:
+                raise TextError(f"{name}, line {number}: no tab between label and text", _TRY)
+        label, text = label.strip(), " ".join(text.splitlines()).strip()
+        for what, value in (("label", label), ("text", text)):
+            if not value:
+                raise TextError(f"{name}, line {number}: the {what} is empty", _TRY)
+        yield Example(label, text)
+
+
+def _lines(place: str) -> Iterator[tuple[str, int, str]]:
+    """The lines of files that are not blank, each with its file's name and its number."""
+    for source in corpus.open_text([place]).sources:
+        for number, line in enumerate(corpus.Text((source,)).lines(), start=1):
+            if line.strip():
+                yield source.name, number, line
+
+
+def _is_json(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(".jsonl")
+
+
+def _json(line: str, name: str, number: int) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise TextError(f"{name}, line {number}: not JSON", _TRY_JSON) from None
+
+
+_TRY_JSON = 'try: one object per line, such as {"label": "good", "text": "I liked it"}'
+
+
+def _field(tree: object, key: str, name: str, number: int) -> object:
+    value = tree.get(key) if isinstance(tree, dict) else None
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise TextError(f"{name}, line {number}: no {key} that is text", _TRY_JSON)
+    return value

@@ -1,0 +1,81 @@
+"""Which examples a step sees when they have different lengths, and how they are padded.
+
+Batches hold examples of similar length, so that little of them is padding. Their order is a pure
+function of the seed and the epoch. Knows lengths and ids, never text.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Batches that are sorted by length together: more leave less padding and less chance.
+_POOL = 50
+
+
+class PaddedBatches:
+    """The training steps of a set of examples.
+
+    Args:
+        lengths: tokens of each example, (N,), N at least 1.
+        batch_size: examples of a step; the last step of an epoch may have fewer.
+        seed: of the order.
+
+    Example:
+        >>> batches = PaddedBatches(np.array([3, 1, 2]), batch_size=2, seed=1)
+        >>> sorted(np.concatenate([batches.indices(0), batches.indices(1)]).tolist())
+        [0, 1, 2]
+    """
+
+    def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int) -> None:
+        self.steps_per_epoch: int = -(-len(lengths) // batch_size)
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = -1
+        self._batches: list[NDArray[np.int64]] = []
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """The examples of a step, counted over all epochs."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._batches, self._epoch = self._drawn(epoch), epoch
+        return self._batches[index]
+
+    def _drawn(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The batches of an epoch: shuffled, sorted by length within pools, and shuffled again."""
+        generator = np.random.default_rng([self._seed, epoch])
+        order = generator.permutation(len(self._lengths))
+        pool = _POOL * self._batch_size
+        batches = []
+        for first in range(0, len(order), pool):
+            pooled = order[first : first + pool]
+            pooled = pooled[np.argsort(self._lengths[pooled], kind="stable")]
+            batches += _cut(pooled, self._batch_size)
+        return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def in_order(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Batches of all examples, by length, for evaluation."""
+    yield from _cut(np.argsort(lengths, kind="stable"), batch_size)
+
+
+def _cut(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
+def pad(
+    sequences: Sequence[NDArray[np.int64]], fill: int = -1
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sequences side by side, (T, B), `fill` beyond their ends, and their lengths (B,).
+
+    Example:
+        >>> ids, lengths = pad([np.array([5, 6]), np.array([7])])
+        >>> ids.T.tolist(), lengths.tolist()
+        ([[5, 6], [7, -1]], [2, 1])
+    """
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    ids = np.full((int(lengths.max()), len(sequences)), fill, np.int64)
+    for column, sequence in enumerate(sequences):
+        ids[: len(sequence), column] = sequence
+    return ids, lengths

@@ -1,0 +1,102 @@
+import gzip
+import json
+
+import pytest
+
+from lmtrain.data.labelled import Example, fingerprint, read, read_texts
+from lmtrain.errors import TextError
+
+EXAMPLES = [Example("good", "I liked it"), Example("bad", "not at all"), Example("good", "é 你好")]
+
+
+def written(path, text):
+    path.write_text(text, encoding="utf-8", newline="")
+    return str(path)
+
+
+def test_lines_have_a_label_a_tab_and_a_text(tmp_path):
+    text = "good\tI liked it\r\n\nbad\t not at all \ngood\té 你好\n\n"
+
+    assert list(read([written(tmp_path / "a.tsv", text)])) == EXAMPLES
+
+
+def test_a_text_may_hold_tabs(tmp_path):
+    place = written(tmp_path / "a.tsv", "good\ta\tb\n")
+
+    assert list(read([place])) == [Example("good", "a\tb")]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_json_lines(tmp_path, name):
+    lines = "".join(json.dumps({"label": e.label, "text": e.text}) + "\n" for e in EXAMPLES)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(lines.encode()) if name.endswith("gz") else lines.encode())
+
+    assert list(read([str(path)])) == EXAMPLES
+
+
+def test_labels_in_json_may_be_numbers(tmp_path):
+    place = written(tmp_path / "a.jsonl", '{"label": 1, "text": "one"}\n')
+
+    assert list(read([place])) == [Example("1", "one")]
+
+
+def test_a_folder_has_a_file_of_lines_for_each_label(tmp_path):
+    written(tmp_path / "bad.txt", "not at all\n\n")
+    written(tmp_path / "good.txt", "I liked it\né 你好\n")
+
+    assert sorted(read([str(tmp_path)]), key=EXAMPLES.index) == EXAMPLES
+
+
+def test_several_places_follow_each_other(tmp_path):
+    places = [written(tmp_path / name, f"{name}\ttext\n") for name in ("a", "b")]
+
+    assert [example.label for example in read(places)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.tsv", "good\tfine\nno label here\n", "a.tsv, line 2: no tab between label and text"),
+        ("a.tsv", "\tfine\n", "a.tsv, line 1: the label is empty"),
+        ("a.tsv", "good\tfine\n\ngood\t \n", "a.tsv, line 3: the text is empty"),
+        ("a.tsv", "\n \n", "a.tsv has no examples"),
+        ("a.jsonl", "{\n", "a.jsonl, line 1: not JSON"),
+        ("a.jsonl", "[1]\n", "a.jsonl, line 1: no label that is text"),
+        ("a.jsonl", '{"label": "x"}\n', "a.jsonl, line 1: no text that is text"),
+        ("a.jsonl", '{"label": true, "text": "x"}\n', "a.jsonl, line 1: no label that is text"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path, monkeypatch, name, text, told):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / name, text)
+
+    with pytest.raises(TextError) as caught:
+        list(read([name]))
+
+    lines = str(caught.value).splitlines()
+    assert lines[0] == told
+    assert len(lines) == 2
+    assert lines[1].startswith("  try: ")
+
+
+def test_an_empty_folder_has_no_examples(tmp_path):
+    with pytest.raises(TextError, match="has no examples"):
+        list(read([str(tmp_path)]))
+
+
+def test_the_fingerprint_follows_labels_texts_and_order():
+    changed = [*EXAMPLES[:2], Example("good", "other")]
+
+    prints = {fingerprint(each) for each in (EXAMPLES, EXAMPLES[::-1], EXAMPLES[:2], changed)}
+
+    assert len(prints) == 4
+    assert fingerprint(EXAMPLES) == fingerprint(list(EXAMPLES))
+
+
+def test_texts_without_labels_are_read_line_by_line(tmp_path):
+    lines = written(tmp_path / "a.txt", "one \n\ntwo\tthree\n")
+    objects = written(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": "two"}\n')
+
+    assert list(read_texts(lines)) == ["one", "two\tthree"]
+    assert list(read_texts(objects)) == ["one", "two"]

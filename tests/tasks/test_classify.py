@@ -1,0 +1,238 @@
+"""Classification, through training, resuming, evaluation and prediction."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from numerics import assert_same
+
+import lmtrain
+from lmtrain import checkpoint, config
+from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
+from lmtrain.errors import CheckpointError, ConfigError, TextError
+from lmtrain.tasks.base import Batch, Shard
+from lmtrain.tasks.classify import Classification, Examples, LabelledData
+from lmtrain.training import trainer
+from lmtrain.training.run import find_learning_rate, run_training
+
+LABELS = ("animal", "number", "colour")
+WORDS = {
+    "animal": ("cat", "dog", "cow"),
+    "number": ("one", "two", "three"),
+    "colour": ("red", "blue", "green"),
+}
+SMALL = {
+    "data.task": "classify", "model.embedding_size": 6, "model.hidden_size": 8,
+    "model.num_layers": 1, "train.batch_size": 7, "train.max_steps": 60, "train.eval_every": 20,
+    "train.log_every": 5, "train.threads": 1, "optimizer.learning_rate": 0.05,
+}  # fmt: skip
+
+
+def examples(count: int, seed: int) -> str:
+    generator = np.random.default_rng(seed)
+    lines = []
+    for _ in range(count):
+        label = LABELS[generator.integers(3)]
+        words = ["the", "of", "a", "some"]
+        words = [words[i] for i in generator.integers(4, size=generator.integers(1, 6))]
+        words.insert(generator.integers(len(words) + 1), WORDS[label][generator.integers(3)])
+        lines.append(f"{label}\t{' '.join(words)}\n")
+    return "".join(lines)
+
+
+@pytest.fixture
+def places(tmp_path):
+    for split, count in (("train", 200), ("valid", 40), ("test", 30)):
+        (tmp_path / f"{split}.tsv").write_text(examples(count, len(split)))
+    return {
+        f"data.{split}": [str(tmp_path / f"{split}.tsv")] for split in ("train", "valid", "test")
+    }
+
+
+def settings(places, **changes):
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    return config.load(overrides={**SMALL, **places, **changed})
+
+
+def weights(run, step=60):
+    return (checkpoint.folder(run, step) / "model.safetensors").read_bytes()
+
+
+def test_labels_are_learned_stored_and_predicted(places, tmp_path):
+    summary = run_training(settings(places), tmp_path / "run", is_quiet=True)
+    model = lmtrain.load(tmp_path / "run")
+
+    assert summary.best["accuracy"] == 1
+    assert summary.baseline.accuracy < 0.6
+    found = list(model.predict(["the dog", "some blue of a", "two"]))
+    assert [each.label for each in found] == ["animal", "colour", "number"]
+    for each in found:
+        assert sum(each.probabilities.values()) == pytest.approx(1)
+        assert each.probability == max(each.probabilities.values())
+    measured = {split: model.measure(data) for split, data in model.own().items()}
+    assert (measured["valid"].count, measured["test"].count) == (40, 30)
+    assert measured["test"].accuracy == 1
+    assert model.evaluate(places["data.test"]).sums == pytest.approx(measured["test"].sums)
+    assert json.loads((tmp_path / "run" / "labels.json").read_text())["labels"] == sorted(LABELS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__dropout": 0.2, "model__word_dropout": 0.1, "model__weight_dropout": 0.2},
+        {"model__bidirectional": True, "optimizer__average": "ema", "model__num_layers": 2},
+        {"model__pooling": "max", "model__cell": "gru", "optimizer__name": "sgd"},
+    ],
+)
+def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(places, tmp_path, monkeypatch, changes):
+    chosen = settings(places, train__save_every=1, **changes)
+    run_training(chosen, tmp_path / "straight", is_quiet=True)
+    real = trainer.Trainer._step
+
+    def step(self):
+        if self.optimizer.step == 33:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(chosen, tmp_path / "stopped", is_quiet=True)
+    monkeypatch.undo()
+
+    run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
+
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
+
+
+def task(pooling="last", *, bidirectional=False, shard=None, cell="lstm") -> Classification:
+    chosen = config.load(
+        overrides={
+            **SMALL, "model.pooling": pooling, "model.bidirectional": bidirectional,
+            "model.cell": cell, "train.precision": "fp32",
+        }
+    )  # fmt: skip
+    generator = np.random.default_rng(2)
+    tokens = [generator.integers(0, 9, size) for size in (5, 1, 3, 7, 2)]
+    split = Examples(tokens, np.array([0, 1, 2, 1, 0]), "0" * 64, "examples")
+    words = Tokenizer([UNK, EOS, *"abcdefg"])
+    data = LabelledData(words, LABELS, {"train": split, "valid": split})
+    return Classification(chosen, data, Classification.build(chosen, data), shard or Shard())
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_an_example_does_not_depend_on_those_beside_it(pooling, bidirectional):
+    classification = task(pooling, bidirectional=bidirectional)
+    model, batch = classification.model.eval(), classification.batch(0)
+    tokens, lengths, _ = batch.tensors
+
+    together = model(tokens, lengths)
+
+    for row, length in enumerate(lengths.tolist()):
+        alone = model(tokens[:length, row : row + 1], lengths[row : row + 1])
+        assert_same(together[row], alone[0])
+
+
+def test_the_loss_is_the_cross_entropy_of_the_logits():
+    classification = task()
+    tokens, lengths, labels = classification.batch(0).tensors
+    logits = classification.model(tokens, lengths)
+
+    loss = classification.loss(classification.batch(0), None)
+
+    expected = torch.nn.functional.cross_entropy(logits, labels[0])
+    assert_same(loss.objective, expected)
+    assert_same(loss.total.float(), 5 * expected)
+    assert loss.predictions == 5
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_uneven_shards_have_the_gradient_of_the_whole_batch(size):
+    def gradients(shard):
+        part = task(shard=shard)
+        found = part.loss(part.batch(0), None)
+        weights = list(part.model.parameters())
+        return found, torch.autograd.grad(found.objective, weights)
+
+    whole, expected = gradients(Shard())
+    parts = [gradients(Shard(rank, size)) for rank in range(size)]
+
+    assert sum(int(loss.predictions) for loss, _ in parts) == 5
+    assert_same(sum(loss.total for loss, _ in parts).float(), whole.total.float())
+    for own, truth in zip(zip(*(each for _, each in parts), strict=True), expected, strict=True):
+        assert_same(torch.stack(own).mean(0), truth)
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_the_metrics_of_shards_add_up(size):
+    whole = task().evaluate("valid")
+
+    parts = [task(shard=Shard(rank, size)).evaluate("valid") for rank in range(size)]
+
+    assert whole.summed([part.sums for part in parts]).sums == pytest.approx(whole.sums)
+
+
+def test_the_baseline_is_the_most_frequent_label():
+    baseline = task().baseline("valid")
+
+    assert baseline.accuracy == 2 / 5
+    frequencies = [3 / 8, 3 / 8, 2 / 8, 3 / 8, 3 / 8]
+    assert baseline.total_nats == pytest.approx(-sum(map(math.log, frequencies)))
+
+
+def test_without_validation_data_a_part_of_the_examples_is_drawn(places, tmp_path):
+    own = settings({"data.train": places["data.train"]}, train__max_steps=2)
+
+    run_training(own, tmp_path / "run", is_quiet=True)
+
+    found = lmtrain.load(tmp_path / "run").own()
+    assert {split: len(data.tokens) for split, data in found.items()} == {"valid": 20}
+
+
+def test_a_label_that_training_does_not_have_is_refused(places, tmp_path):
+    (tmp_path / "valid.tsv").write_text("plant\tan oak\n")
+
+    with pytest.raises(TextError, match="the label 'plant' is not in the training data"):
+        run_training(settings(places), tmp_path / "run", is_quiet=True)
+
+
+def test_examples_that_changed_are_refused(places, tmp_path):
+    run_training(settings(places, train__max_steps=2), tmp_path / "run", is_quiet=True)
+    (tmp_path / "train.tsv").write_text(examples(200, seed=99))
+
+    with pytest.raises(CheckpointError, match="is not the one this run was trained with"):
+        run_training(out=tmp_path / "run", resume=True, overrides={"train.max_steps": 3})
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"labels": []}', '{"labels": [1]}', '{"labels": "ab"}', "[" * 9000]
+)
+def test_labels_that_are_damaged_are_refused(content):
+    class Files:
+        def text(self, name):
+            return content
+
+    with pytest.raises(CheckpointError, match=r"labels\.json is damaged"):
+        Classification.restore(Files())
+
+
+def test_what_means_nothing_for_labels_is_refused(places):
+    with pytest.raises(ConfigError, match=r"train\.seq_len = 9 means nothing with data\.task"):
+        settings(places, train__seq_len=9)
+
+
+def test_a_learning_rate_is_found_for_it_too(places):
+    curve = find_learning_rate(settings(places), first=1e-4, last=1.0, steps=20)
+
+    assert len(curve.losses) > 3
+
+
+def test_batches_are_a_function_of_the_step(places):
+    one, other = task(), task()
+
+    for step in (3, 0, 7):
+        first, second = one.batch(step), other.batch(step)
+        assert isinstance(first, Batch)
+        assert all(map(torch.equal, first.tensors, second.tensors))
