@@ -94,8 +94,7 @@ class Cell(nn.Module, abc.ABC):
 
     def zero_state(self, batch_size: int) -> CellState:
         """The state before the first step, zeros, each part (B, H)."""
-        zeros = self.bias.new_zeros(batch_size, self.hidden_size)
-        return tuple(zeros for _ in self.state_names)
+        return tuple(self.bias.new_zeros(batch_size, self.hidden_size) for _ in self.state_names)
 
     def initialize(
         self, generator: torch.Generator, init_scale: float | None, forget_bias: float

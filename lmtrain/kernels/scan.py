@@ -24,13 +24,14 @@ def engine(cell: Cell, inputs: Tensor | None = None, *, is_stepwise: bool = Fals
             step, for which packing the weights costs a kernel more than it saves.
 
     Returns:
-        native and triton are kernels; operator, while a model is compiled or exported, chooses one
-        of them or plain when it runs; plain is the hand-derived backward in torch; reference is
-        autograd, for a cell without one.
+        native and triton are kernels; plain is the hand-derived backward in torch; reference is
+        autograd, for a cell without one. While a model is compiled or exported, operator stands for
+        what has a kernel, and chooses when it runs; all else is then reference.
     """
-    if not is_stepwise and index_of(cell) is not None:
-        if torch.compiler.is_compiling():
-            return "operator"
+    has_kernel = not is_stepwise and index_of(cell) is not None
+    if torch.compiler.is_compiling():
+        return "operator" if has_kernel else "reference"
+    if has_kernel:
         kernels = kernels_for(cell.weight_input if inputs is None else inputs, cell.bias)
         if kernels is not None:
             return kernels

@@ -10,10 +10,9 @@ from lmtrain import device
 from lmtrain.cells import create
 from lmtrain.errors import ConfigError
 from lmtrain.kernels import cross_entropy, operator, plain
-from lmtrain.kernels.native import library
 from lmtrain.kernels.variant import VARIANTS, index_of
 
-KINDS = [torch.float32, torch.bfloat16] if library.has_bf16() else [torch.float32]
+KINDS = [torch.float32, torch.bfloat16]
 STEPS, ROWS, INPUTS, UNITS = 4, 3, 5, 7
 
 

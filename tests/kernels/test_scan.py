@@ -1,7 +1,9 @@
 import pytest
 import torch
+from numerics import assert_same
 
-from lmtrain.cells import LSTM
+from lmtrain import device
+from lmtrain.cells import GRU, LSTM
 from lmtrain.errors import ConfigError
 from lmtrain.kernels.scan import scan
 
@@ -38,3 +40,36 @@ def test_a_scan_starts_from_zeros_without_a_state():
 
     assert torch.equal(hidden, scan(cell, inputs, cell.zero_state(2))[0])
     assert torch.equal(hidden[-1], a)
+
+
+class OwnLSTM(LSTM):
+    """The same equation and backward."""
+
+
+class OwnGRU(GRU):
+    """Another step, which autograd differentiates."""
+
+    def step(self, x, state):
+        return tuple(2 * part for part in super().step(x, state))
+
+
+@pytest.mark.parametrize("cell", [LSTM, OwnLSTM, OwnGRU])
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([1, 1])], ids=["whole", "lengths"])
+def test_compiled_every_engine_gives_the_same(cell, steps, lengths):
+    torch._dynamo.reset()
+    cell = cell(3, 5)
+    cell.initialize(device.generator(1), None, 1.0)
+    inputs = torch.randn(steps, 2, 3, generator=device.generator(2)).requires_grad_()
+
+    def run(inputs):
+        return scan(cell, inputs, lengths=lengths)
+
+    results = []
+    for each in (torch.compile(run, fullgraph=True, backend="aot_eager"), run):
+        hidden, last = each(inputs)
+        wanted = [inputs, *cell.parameters()]
+        results.append([hidden, *last, *torch.autograd.grad(hidden.square().sum(), wanted)])
+
+    for ours, truth in zip(*results, strict=True):
+        assert_same(ours, truth)

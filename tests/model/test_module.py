@@ -92,6 +92,16 @@ def test_compiled_log_probabilities_are_the_same(no_code_from_other_tests):
     assert_same(compiled(*window)[0], network.log_probs(*window)[0])
 
 
+def test_an_exported_program_runs_without_kernels(monkeypatch):
+    network = model("peephole-lstm").eval()
+    program = torch.export.export(network, (tokens(),)).module()
+    expected = network(tokens())
+
+    monkeypatch.setenv("LMTRAIN_KERNELS", "torch")
+
+    assert_all_same(pytree.tree_leaves(program(tokens())), pytree.tree_leaves(expected))
+
+
 # Torch looks at the gradients of the tensors that it goes on with after the draw.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_compiled_without_fullgraph_dropout_draws_the_same_numbers(no_code_from_other_tests):
