@@ -297,7 +297,7 @@ def find(path: Path) -> Path:
             f"no run or checkpoint {path}" if not path.exists() else f"{path} has no checkpoint"
         )
     named = best(path)
-    return folder(path, named if named in known else known[-1])
+    return folder(path, named.step if named and named.step in known else known[-1])
 
 
 def newest_intact(run: Path) -> tuple[Checkpoint, list[str]]:
@@ -336,18 +336,27 @@ def use(path: Path, action: Callable[[Checkpoint], _Result]) -> _Result:
     raise CheckpointError(f"{path} changes faster than it can be read")
 
 
-def best(run: Path) -> int | None:
-    """The step of the best checkpoint, as best.json names it; None if there is none.
+class Best(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
+    """The best checkpoint of a run."""
+
+    step: int
+    metric: str
+    """The name of the headline figure of its validation."""
+    value: float | None
+    """That figure; None if it is not finite."""
+
+
+def best(run: Path) -> Best | None:
+    """The best checkpoint, as best.json names it; None if there is none.
 
     Raises:
         UnreadableError: it is there and cannot be read.
     """
     try:
-        step = json.loads(untrusted.read(run / "best.json"))["step"]
-        return step if type(step) is int else None
+        return Best.model_validate_json(untrusted.read(run / "best.json"))
     except UnreadableError:
         raise
-    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
+    except (CheckpointError, ValidationError):
         return None
 
 
@@ -371,7 +380,7 @@ def rotate(run: Path, keep: int) -> None:
     with contextlib.suppress(UnreadableError):
         named = best(run)
         for step in steps(run)[:-keep]:
-            if step != named:
+            if not named or step != named.step:
                 files.remove_folder(folder(run, step))
 
 

@@ -22,6 +22,7 @@ def command(
     from lmtrain.kernels.scan import engine
 
     progress = model.state["progress"]
+    best = checkpoint.best(model.path.parent.parent)
     layers = [layer for layer in model.model.modules() if isinstance(layer, Cell)]
     settings = model.config.model_dump(mode="json")
     facts: dict[str, Any] = {
@@ -31,7 +32,7 @@ def command(
         "task": model.config.data.task,
         "trained_on": progress.get("count"),
         "seconds": model.state["limits"].get("seconds"),
-        **{f"best_{name}": value for name, value in (progress.get("best") or {}).items()},
+        **({f"best_{best.metric}": best.value} if best else {}),
         "parameters": device.num_parameters(model.model),
         **model.data.sizes(),
         "engines": [engine(layer) for layer in layers],
