@@ -42,12 +42,12 @@ class _Reference(BaseModel):
     key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _State(BaseModel, allow_inf_nan=False, extra="allow"):
-    """What every state.json holds; each part of a training looks at its own."""
+class _State(BaseModel):
+    """What every state.json holds; each part of a training checks its own."""
 
     step: Annotated[int, Field(ge=0, strict=True)]
     data: dict[Literal["train", "valid", "test"], _Reference]
-    __pydantic_extra__: dict[str, dict[str, Any] | int]
+    parts: dict[str, dict[str, Any]]
 
     @field_validator("data")
     @classmethod

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from lmtrain import assembly, config
+from lmtrain import config, device
+from lmtrain.tasks.language_model import LanguageModelling
 from lmtrain.training.run import Summary, run_training
 
 CELLS = ("rnn", "simple-gru", "gru", "lstm", "peephole-lstm")
@@ -34,11 +35,13 @@ Curve = list[tuple[float, int, float]]
 
 def fitted(base: dict[str, Any], cell: str, parameters: float) -> dict[str, Any]:
     """The settings of a cell as large as its parameters allow."""
-    vocab_size = assembly.prepare(config.load(overrides=base))[0].vocab_size
+    data = LanguageModelling.read(config.load(overrides=base))
 
     def count(hidden_size: int) -> int:
         settings = {**base, "model.cell": cell, "model.hidden_size": hidden_size}
-        return assembly.build_model(config.load(overrides=settings), vocab_size).num_parameters
+        with torch.device("meta"):
+            model = LanguageModelling.build(config.load(overrides=settings), data)
+        return device.num_parameters(model)
 
     low, high = 8, 16
     while count(high) < parameters:
@@ -126,7 +129,7 @@ def main() -> None:
         _, tokens, loss = curves[cell][-1]
         rows.append(
             f"| {cell} | {settings['model.hidden_size']} | {rate:g} "
-            f"| {summary.tokens_per_second:,.0f} "
+            f"| {summary.count_per_second:,.0f} "
             f"| {tokens:,} | {loss:.4f} | {math.exp(loss):.2f} |"
         )
         print(rows[-1], flush=True)

@@ -254,11 +254,11 @@ def kills(ground: Ground, number: int, *, whole: bool = False) -> list[Row]:
 PHASES = {
     "reading text": (corpus.FileSource, "chunks"),
     "counting words": ("lmtrain.data.tokens", "_write_array"),
-    "building the model": ("lmtrain.assembly", "build_model"),
-    "opening the record": ("lmtrain.training.run", "Monitor"),
-    "a step": ("lmtrain.training.optimizer:Optimizer", "make"),
+    "building the model": ("lmtrain.tasks.language_model:LanguageModelling", "build"),
+    "opening the record": ("lmtrain.training.run", "Logger"),
+    "a step": ("lmtrain.training.optimizer:Optimizer", "apply"),
     "validation": ("lmtrain.model.language_model:LanguageModel", "log_probs"),
-    "writing a sample": ("lmtrain.training.parts", "stream"),
+    "writing a sample": ("lmtrain.tasks.sampling", "stream"),
     "saving": ("lmtrain.files", "publish_folder"),
     "removing old checkpoints": ("lmtrain.files", "remove_folder"),
 }

@@ -35,8 +35,11 @@ def summary(run: Path) -> list[dict[str, Any]]:
                     "epoch": line["epoch"],
                     "seconds": round(line["time"] - began),
                     "mean_train_loss": round(statistics.mean(losses), 4) if losses else None,
-                    "valid_loss": round(line["loss"], 5),
-                    "valid_perplexity": round(line["perplexity"], 3),
+                    **{
+                        f"valid_{name}": round(line[name], 5)
+                        for name in ("loss", "perplexity", "accuracy")
+                        if name in line
+                    },
                 }
             )
             losses = []

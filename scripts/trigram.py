@@ -15,7 +15,8 @@ import argparse
 import math
 from collections import Counter, defaultdict
 
-from lmtrain import assembly, config
+from lmtrain import config
+from lmtrain.tasks.language_model import LanguageModelling
 
 
 class Order:
@@ -75,7 +76,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     settings = config.load(options.config, config.assignments(options.set))
-    tokenizer, texts = assembly.prepare(settings)
+    data = LanguageModelling.read(settings)
+    tokenizer, texts = data.tokenizer, data.texts
     model = orders(texts["train"].ids.tolist())
     start = tokenizer.start_id if tokenizer.start_id is not None else 0
     for part in ("valid", "test"):

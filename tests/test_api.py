@@ -5,9 +5,10 @@ import torch
 
 import lmtrain
 from corpora import SENTENCES
-from lmtrain import assembly
 from lmtrain.cells import Cell, base, register
+from lmtrain.data.tokenizer import build_tokenizer
 from lmtrain.errors import CheckpointError, ConfigError, TextError
+from lmtrain.tasks.language_model import LanguageModelling, TextData
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_scores_of_lines_are_the_evaluation_of_the_text_they_make(model, tmp_pat
     result = model.evaluate([str(path)])
 
     assert result.total_nats == pytest.approx(-scored.log_prob, rel=1e-5)
-    assert result.num_tokens == len(scored.tokens)
+    assert result.count == len(scored.tokens)
     assert result.oov == scored.oov == 1
 
 
@@ -83,10 +84,10 @@ def test_an_empty_sentence_has_the_probability_of_its_end(model):
 
 
 def test_own_texts_are_the_validation_and_the_test_text(model):
-    own = model.own_texts()
+    own = model.own()
 
     assert list(own) == ["valid", "test"]
-    assert model.evaluate_tokens(own["valid"]).loss < 2.5
+    assert model.measure(own["valid"]).loss < 2.5
 
 
 @pytest.mark.parametrize(
@@ -144,4 +145,6 @@ def test_a_cell_of_ones_own_trains_at_once(tmp_path, monkeypatch):
 def test_a_model_trained_with_cuda_is_built_where_there_is_none():
     chosen = lmtrain.load_config(overrides={"train.device": "cuda", "model.hidden_size": 4})
 
-    assert assembly.build_model(chosen, 50).num_parameters > 0
+    data = TextData(build_tokenizer(["a b c\n"], "word"))
+
+    assert LanguageModelling.build(chosen, data).head.weight.shape == (5, 4)

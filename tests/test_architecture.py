@@ -13,7 +13,7 @@ PACKAGE = ROOT / "lmtrain"
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
 )
-ROW = re.compile(r"^\| (\d) \| `([\w/]+\.py)` \|", re.MULTILINE)
+ROW = re.compile(r"^\| (\d+) \| `([\w/]+\.py)` \|", re.MULTILINE)
 MAP = [
     (int(layer), place)
     for layer, place in ROW.findall((ROOT / "docs" / "architecture.md").read_text("utf-8"))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import language_model
 
 from lmtrain import checkpoint, files
 from lmtrain.errors import CheckpointError, UnreadableError
@@ -11,7 +12,7 @@ from lmtrain.model.language_model import LanguageModel
 
 
 def network(hidden_size: int = 5) -> LanguageModel:
-    return LanguageModel(7, embedding_size=5, hidden_size=hidden_size, num_layers=1)
+    return language_model(7, embedding_size=5, hidden_size=hidden_size, num_layers=1)
 
 
 def save(run, step=3, weights=None):
@@ -19,13 +20,12 @@ def save(run, step=3, weights=None):
     return checkpoint.save(
         run,
         step,
-        config="format = 1\n",
-        tokenizer="{}",
+        texts={"config.toml": "format = 1\n", "tokenizer.json": "{}"},
         weights=network().state_dict() if weights is None else weights,
         state_tensors={"chance": torch.arange(5)},
         state={
-            "step": step, "progress": {}, "average": {}, "window": {},
-            "texts": {"train": {"name": "text", "key": "0" * 64}},
+            "step": step, "parts": {"progress": {}},
+            "data": {"train": {"name": "text", "key": "0" * 64}},
         },
     )  # fmt: skip
 
@@ -36,13 +36,14 @@ def test_what_is_saved_is_read(tmp_path):
     found = checkpoint.read(path)
     other = network()
     with torch.no_grad():
-        other.embedding.zero_()
+        other.encoder.embedding.weight.zero_()
     found.load_weights(other)
 
     assert path.name == "step-00000003"
     assert found.state["step"] == 3
     assert found.tensors("state.safetensors")["chance"].tolist() == [0, 1, 2, 3, 4]
-    assert torch.equal(other.embedding, network().embedding)
+    weights = [model.encoder.embedding.weight for model in (other, network())]
+    assert torch.equal(*weights)
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["step-00000003"]
 
 
@@ -122,9 +123,9 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     weights = network().state_dict()
-    weights["output_bias"][3] = float("nan")
+    weights["head.bias"][3] = float("nan")
 
-    with pytest.raises(CheckpointError, match="output_bias"):
+    with pytest.raises(CheckpointError, match=r"head\.bias"):
         checkpoint.read(save(tmp_path, weights=weights)).load_weights(network())
 
 

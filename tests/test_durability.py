@@ -33,16 +33,13 @@ def save(run, step):
     checkpoint.save(
         run,
         step,
-        config="format = 1\n",
-        tokenizer="{}",
+        texts={"config.toml": "format = 1\n", "tokenizer.json": "{}"},
         weights={"weight": torch.full((3,), float(step))},
         state_tensors={"chance": torch.arange(2)},
         state={
             "step": step,
-            "progress": {},
-            "average": {},
-            "window": {},
-            "texts": {"train": {"name": "text", "key": "0" * 64}},
+            "parts": {"progress": {}},
+            "data": {"train": {"name": "text", "key": "0" * 64}},
         },
     )
     # The second is the best.
@@ -89,7 +86,7 @@ def test_whichever_operation_fails_the_old_or_the_new_checkpoint_is_whole(count,
         done = max(reached, default=0)
         assert found(run) in (done, done + 1)
         if best := checkpoint.best(run):
-            step = best[0]
+            step = best.step
             assert checkpoint.read(checkpoint.folder(run, step)).state["step"] == step
         # Going on, the folder is as good as new.
         files.remove_leftovers(run)
@@ -146,7 +143,7 @@ def kept(run, promised):
     try:
         step = checkpoint.newest_intact(run)[0].state["step"]
         best = checkpoint.best(run)
-        checkpoint.read(checkpoint.folder(run, best[0] if best else step))
+        checkpoint.read(checkpoint.folder(run, best.step if best else step))
     except CheckpointError:
         return promised == 0
     recorded, path = [], run / "metrics.jsonl"

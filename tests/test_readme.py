@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from test_house import ROOT
+from test_architecture import ROOT
 
 import lmtrain
 from corpora import SENTENCES

@@ -43,13 +43,13 @@ def test_a_random_search_trains_every_draw_and_ranks_them(space, tmp_path):
     trials = sweep.run_sweep(space(), tmp_path / "out", say=told.append)
 
     assert len(trials) == len(told) == 4
-    losses = [trial.loss for trial in trials]
+    losses = [trial.cost for trial in trials]
     assert losses == sorted(losses)
     assert len({trial.settings["optimizer.learning_rate"] for trial in trials}) == 4
     for trial in trials:
         assert trial.settings["model.hidden_size"] in (4, 8)
         best = json.loads((tmp_path / "out" / trial.name / "best.json").read_text())
-        assert best["value"] == trial.loss
+        assert best["value"] == trial.value
 
 
 def test_halving_trains_the_best_half_longer(space, tmp_path):
@@ -58,7 +58,7 @@ def test_halving_trains_the_best_half_longer(space, tmp_path):
     rounds = [[t for t in trials if t.name.endswith(f"round-{n}")] for n in (1, 2)]
     assert [len(each) for each in rounds] == [4, 2]
     assert trials[:2] == rounds[1]
-    best = sorted(rounds[0], key=lambda trial: trial.loss)[:2]
+    best = sorted(rounds[0], key=lambda trial: trial.cost)[:2]
     drawn = [sorted(str(trial.settings) for trial in each) for each in (best, rounds[1])]
     assert drawn[0] == drawn[1]
     for number, steps in ((1, 10), (2, 20)):
@@ -85,8 +85,8 @@ def test_an_interrupted_search_goes_on_with_what_is_missing(space, tmp_path, mon
     stopped = sweep.run_sweep(space(), tmp_path / "stopped")
 
     assert len(trained) == 2
-    assert [(t.name, t.settings, t.loss) for t in stopped] == [
-        (t.name, t.settings, t.loss) for t in straight
+    assert [(t.name, t.settings, t.cost) for t in stopped] == [
+        (t.name, t.settings, t.cost) for t in straight
     ]
 
 
@@ -113,7 +113,7 @@ def test_a_trial_cut_short_comes_last_and_goes_on_when_there_is_time(space, tmp_
     assert "cut short" in told[-1]
     assert {trial.name for trial in cut} == {trial.name for trial in straight}
     assert not any(trial.is_cut for trial in whole)
-    assert [(t.name, t.loss) for t in whole] == [(t.name, t.loss) for t in straight]
+    assert [(t.name, t.cost) for t in whole] == [(t.name, t.cost) for t in straight]
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -146,12 +146,12 @@ def test_trials_that_diverge_come_last(space, tmp_path, monkeypatch):
 
     sizes = [trial.settings["model.hidden_size"] for trial in trials]
     assert sizes == sorted(sizes, reverse=True)
-    assert [trial.loss is None for trial in trials] == [size == 4 for size in sizes]
+    assert [trial.cost is None for trial in trials] == [size == 4 for size in sizes]
 
 
 def test_trials_are_ranked_whole_before_cut_before_diverged():
-    def trial(share, loss, is_cut):
-        return sweep.Trial("a", {}, share, loss, 1.0, is_cut)
+    def trial(share, cost, is_cut):
+        return sweep.Trial("a", {}, share, "perplexity", cost, cost, 1.0, is_cut)
 
     best_first = [
         trial(1, 2.0, False), trial(1, 3.0, False), trial(3, 1.0, False), trial(1, 1.5, True),

@@ -21,7 +21,7 @@ def command(
     from lmtrain.cells import Cell
     from lmtrain.kernels.scan import engine
 
-    progress = model.state["progress"]
+    progress, limits = (model.state["parts"].get(name, {}) for name in ("progress", "limits"))
     best = checkpoint.best(model.path.parent.parent)
     layers = [layer for layer in model.model.modules() if isinstance(layer, Cell)]
     settings = model.config.model_dump(mode="json")
@@ -31,7 +31,7 @@ def command(
         "step": model.step,
         "task": model.config.data.task,
         "trained_on": progress.get("count"),
-        "seconds": model.state["limits"].get("seconds"),
+        "seconds": limits.get("seconds"),
         **({f"best_{best.metric}": best.value} if best else {}),
         "parameters": device.num_parameters(model.model),
         **model.data.sizes(),

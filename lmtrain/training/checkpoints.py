@@ -127,7 +127,7 @@ class Checkpoints:
             texts=self._documents.texts,
             weights=weights,
             state_tensors=tensors,
-            state={"step": step, "data": self._documents.data, **values},
+            state={"step": step, "data": self._documents.data, "parts": values},
         )
         checkpoint.rotate(self.run, self._keep)
         log.save_seconds += time.monotonic() - began
@@ -147,7 +147,7 @@ class Checkpoints:
                     for path, tensor in tensors.items()
                     if path.startswith(f"{name}/")
                 }
-                part.load_state_dict({**saved.state[name], **own})
+                part.load_state_dict({**saved.state["parts"][name], **own})
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{saved.path} does not fit this training: {reason}") from None

@@ -257,7 +257,7 @@ def test_the_last_steps_of_a_run_whose_time_is_up_are_recorded(text, tmp_path, e
 
     assert [line["step"] for line in lines(run, "train")] == [first.steps, first.steps + 3]
     saved = checkpoint.read(checkpoint.folder(run, first.steps + 3))
-    assert saved.state["log"]["steps"] == 0
+    assert saved.state["parts"]["log"]["steps"] == 0
 
 
 def test_the_learning_rate_falls_to_its_end_with_the_time(text, tmp_path):
