@@ -20,6 +20,7 @@ def command(
     from lmtrain import checkpoint, device
     from lmtrain.cells import Cell
     from lmtrain.kernels.scan import engine
+    from lmtrain.tasks.registry import task_of
 
     progress, limits = (model.state["parts"].get(name, {}) for name in ("progress", "limits"))
     best = checkpoint.best(model.path.parent.parent)
@@ -30,7 +31,7 @@ def command(
         "checkpoints": checkpoint.steps(Path(path)),
         "step": model.step,
         "task": model.config.data.task,
-        "trained_on": progress.get("count"),
+        task_of(model.config).unit: progress.get("count"),
         "seconds": limits.get("seconds"),
         **({f"best_{best.metric}": best.value} if best else {}),
         "parameters": device.num_parameters(model.model),

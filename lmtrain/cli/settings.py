@@ -19,7 +19,6 @@ OPTIONS: dict[str, str] = {
     "cell": "model.cell",
     "hidden_size": "model.hidden_size",
     "num_layers": "model.num_layers",
-    "dropout": "model.dropout",
     "lr": "optimizer.learning_rate",
     "batch_size": "train.batch_size",
     "seq_len": "train.seq_len",

@@ -41,7 +41,6 @@ def command(
     cell: Annotated[str | None, setting("cell")] = None,
     hidden_size: Annotated[int | None, setting("hidden_size")] = None,
     num_layers: Annotated[int | None, setting("num_layers")] = None,
-    dropout: Annotated[float | None, setting("dropout")] = None,
     lr: Annotated[float | None, setting("lr")] = None,
     batch_size: Annotated[int | None, setting("batch_size")] = None,
     seq_len: Annotated[int | None, setting("seq_len", "--bptt")] = None,
@@ -126,6 +125,7 @@ def _print_json(summary: "Summary") -> None:
             "valid": best,
             "baseline": baseline,
             "parameters": device.num_parameters(summary.task.model),
+            **summary.task.data.sizes(),
         },
     )
 

@@ -114,7 +114,7 @@ def test_a_corpus_shorter_than_a_batch_names_both_counts(
         (("--set", "hidden_size=3"), ["'hidden_size'", "did you mean 'model.hidden_size'?"]),
         (("--set", "train.seq_len"), ["--set train.seq_len: no value", "section.key=value"]),
         (("--hidden-size", "0"), ["model.hidden_size = 0", "greater than or equal to 1"]),
-        (("--dropout", "1.5"), ["model.dropout = 1.5", "less than 1"]),
+        (("--set", "model.dropout=1.5"), ["model.dropout = 1.5", "less than 1"]),
         (("--lr", "nan"), ["optimizer.learning_rate = nan", "finite"]),
         (("--set", "train.batch_size=many"), ["train.batch_size = 'many'", "integer"]),
         (("--level", "sentence"), ["data.level = 'sentence'", "'word', 'char' or 'byte'"]),

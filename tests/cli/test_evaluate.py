@@ -6,9 +6,9 @@ import re
 import pytest
 
 from corpora import TINY
-from lmtrain import api
 from lmtrain.cli import evaluate
 from lmtrain.errors import TextError
+from lmtrain.tasks.language_model import TrainedLanguageModel
 
 
 def test_every_token_of_each_text_counts_once(word_model, lmtrain, parsed, tmp_path):
@@ -22,7 +22,7 @@ def test_every_token_of_each_text_counts_once(word_model, lmtrain, parsed, tmp_p
     assert result["schema"] == "lmtrain.evaluate/1"
     file, stdin = result["results"]
     assert [file["file"], stdin["file"]] == ["text.txt", "-"]
-    assert file["tokens"] == 150 * 4 + 3
+    assert file["count"] == 150 * 4 + 3
     assert file["characters"] == len(text)
     assert [file["oov"], file["oov_rate"]] == [1, pytest.approx(1 / 603)]
     nats = file["loss"]
@@ -43,9 +43,9 @@ def test_without_a_text_the_runs_own_validation_text_is_judged(word_model, lmtra
     (result,) = parsed(outcome.stdout)["results"]
     trained = parsed(word_model.outcome.stdout)
     assert result["file"] == "valid: corpus.txt"
-    assert result["tokens"] == len(tail.split()) + tail.count("\n")
+    assert result["count"] == len(tail.split()) + tail.count("\n")
     assert result["characters"] == len(tail)
-    assert result["loss"] == pytest.approx(trained["valid_loss"], rel=1e-6)
+    assert result["loss"] == pytest.approx(trained["valid"]["loss"], rel=1e-6)
 
 
 def test_a_character_model_prints_a_table(char_model, lmtrain, tmp_path):
@@ -80,7 +80,7 @@ def test_a_model_that_adapts_predicts_a_repeating_text_better(
 
 
 def test_nothing_is_predicted_before_all_texts_are_read(word_model, monkeypatch):
-    monkeypatch.setattr(api.TrainedModel, "evaluate_tokens", lambda *_, **__: pytest.fail("did"))
+    monkeypatch.setattr(TrainedLanguageModel, "measure", lambda *_, **__: pytest.fail("did"))
 
     with pytest.raises(TextError, match=r"no text file nothing\.txt"):
         evaluate.command(str(word_model.run), [str(word_model.corpus), "nothing.txt"])
@@ -93,7 +93,7 @@ def test_a_run_without_held_out_text_wants_a_file(lmtrain, small, assert_refused
 
     outcome = lmtrain("evaluate", "run")
 
-    assert_refused(outcome, 3, "without validation or test text", "lmtrain evaluate run FILE")
+    assert_refused(outcome, 3, "without validation or test data", "lmtrain evaluate run FILE")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_the_surroundings_do_not_matter(lmtrain, small, word_model, tmp_path, pa
     outcome = lmtrain("train", word_model.corpus, *small, "--out", "run", "--json", **surroundings)
 
     assert outcome.returncode == 0, outcome.stderr
-    assert parsed(outcome.stdout)["valid_loss"] == straight["valid_loss"]
+    assert parsed(outcome.stdout)["valid"]["loss"] == straight["valid_loss"]
 
 
 def test_strange_names_are_names(lmtrain, small, word_model, tmp_path):
@@ -111,7 +111,7 @@ def test_a_text_of_unknown_words_alone_is_judged(word_model, lmtrain, tmp_path, 
 
     (result,) = parsed(outcome.stdout)["results"]
     assert result["oov"] == 40
-    assert result["tokens"] == 60
+    assert result["count"] == 60
 
 
 def test_prompts_of_any_kind(char_model, word_model, lmtrain):

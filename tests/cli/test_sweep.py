@@ -24,7 +24,7 @@ def test_a_ranked_table_now_and_again(lmtrain, tmp_path, parsed):
 
     assert first.returncode == again.returncode == 0
     head, *rows = [line.split() for line in first.stdout.splitlines()]
-    assert head == ["trial", "loss", "perplexity", "seconds", "model.hidden_size"]
+    assert head == ["trial", "perplexity", "seconds", "model.hidden_size"]
     assert [row[1] for row in rows] == sorted(row[1] for row in rows)
     assert first.stderr.count("trial-00") == 3
     assert again.stderr == ""

@@ -37,8 +37,10 @@ def test_json_sums_the_training_up(word_model, parsed):
     assert summary["tokens"] == 40 * 4 * 8
     assert summary["vocab_size"] == 11
     assert summary["best_step"] in {20, 40}
-    assert summary["valid_perplexity"] == pytest.approx(math.exp(summary["valid_loss"]))
-    assert 1 < summary["valid_perplexity"] < summary["unigram_perplexity"]
+    valid, baseline = summary["valid"], summary["baseline"]
+    assert (summary["metric"], summary["value"]) == ("perplexity", valid["perplexity"])
+    assert valid["perplexity"] == pytest.approx(math.exp(valid["loss"]))
+    assert 1 < valid["perplexity"] < baseline["perplexity"]
     assert 0 < summary["seconds"] < 60
     assert summary["tokens_per_second"] > summary["tokens"] / summary["seconds"]
 
@@ -49,7 +51,7 @@ def test_a_training_ends_with_its_figures_and_what_to_type_next(char_model):
     assert outcome.returncode == 0
     rows = [line.split(maxsplit=1) for line in outcome.stdout.splitlines()]
     assert [row[0] for row in rows] == [
-        "trained", "validation", "unigram", "run", "next", "lmtrain", "tensorboard",
+        "trained", "validation", "baseline", "run", "next", "lmtrain", "tensorboard",
     ]  # fmt: skip
     assert rows[0][1].startswith("40 steps, 1,280 tokens in ")
     assert rows[1][1].startswith("perplexity ")
@@ -59,10 +61,10 @@ def test_a_training_ends_with_its_figures_and_what_to_type_next(char_model):
 
 def test_progress_stays_out_of_the_results(word_model, char_model):
     for outcome in (word_model.outcome, char_model.outcome):
-        assert "step 20, epoch 1: validation loss" in outcome.stderr
+        assert "step 20, epoch 1: validation perplexity" in outcome.stderr
         assert "step 40, " in outcome.stderr
         assert "40/40" in outcome.stderr
-        assert "validation loss" not in outcome.stdout
+        assert "validation perplexity" not in outcome.stdout
         assert "error" not in outcome.stderr
         assert "Warning" not in outcome.stderr
 
@@ -123,7 +125,7 @@ def test_a_run_from_standard_input_is_the_same_and_goes_on(
     assert not list((tmp_path / "temporary").glob("*lmtrain*"))
 
 
-ENDLESS = ("--epochs", "100000", "--set", "train.max_steps=100000", "--dropout", "0.1",
+ENDLESS = ("--epochs", "100000", "--set", "train.max_steps=100000", "--set", "model.dropout=0.1",
            "--set", "train.eval_every=100000")  # fmt: skip
 
 
