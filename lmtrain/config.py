@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from lmtrain.errors import ConfigError
-from lmtrain.schema import UNKNOWN, Config, default, settings
+from lmtrain.schema import UNKNOWN, Config, default, settings, unknown_options
 
 FORMAT = 1
 _MAX_BYTES = 1_000_000
@@ -76,10 +76,14 @@ def parse(text: str, origin: str, overrides: Mapping[str, object] | None = None)
         if not dot or not isinstance(part, dict):
             raise ConfigError(_unknown(path))
         part[name] = value
+    problems = [_unknown(f"model.{name}") for name in unknown_options(tree.get("model"))]
     try:
-        return Config.model_validate(_with_none(tree))
+        found = Config.model_validate(_with_none(tree))
     except ValidationError as error:
-        raise ConfigError(*_explain(error, origin)) from None
+        problems += _explained(error)
+    if problems:
+        raise ConfigError(*_told(list(dict.fromkeys(problems)), origin))
+    return found
 
 
 def _with_none(tree: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +152,7 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps({"format": FORMAT, **tree}, multiline_strings=False)
 
 
-def _explain(error: ValidationError, origin: str) -> list[str]:
+def _explained(error: ValidationError) -> list[str]:
     problems = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
@@ -160,6 +164,10 @@ def _explain(error: ValidationError, origin: str) -> list[str]:
                 problems.append(_unknown(text.removeprefix(UNKNOWN)) if is_unknown else text)
         else:
             problems.append(f"{path} = {_shown(problem['input'])}: {problem['msg'].lower()}")
+    return problems
+
+
+def _told(problems: list[str], origin: str) -> list[str]:
     if len(problems) == 1:
         return [f"{origin}: {problems[0]}"]
     return [f"{origin}: {len(problems)} settings are wrong", problems[0], "; ".join(problems[1:])]

@@ -245,9 +245,8 @@ class Config(Section):
 
     def _meaningless(self) -> Iterator[str]:
         """What is wrong with settings that mean nothing with the values of others."""
-        if self.model.cell in CELLS:
-            for name in self.model.model_extra or ():
-                yield f"{UNKNOWN}model.{name}"
+        for name in unknown_options(self.model.model_dump()):
+            yield f"{UNKNOWN}model.{name}"
         for path, field in _fields():
             section, name = path.split(".")
             value = getattr(getattr(self, section), name)
@@ -273,6 +272,13 @@ class Config(Section):
 
 UNKNOWN = "unknown setting "
 """What a message about a setting that does not exist begins with; its path follows."""
+
+
+def unknown_options(model: Any) -> list[str]:
+    """The names in a section `model` that are no settings, where its cell takes no others."""
+    if not isinstance(model, dict) or model.get("cell", "lstm") not in CELLS:
+        return []
+    return [name for name in model if name not in ModelConfig.model_fields]
 
 
 def _fields() -> Iterator[tuple[str, Any]]:

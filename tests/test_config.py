@@ -17,6 +17,7 @@ RATE = st.floats(0, exclude_min=True, allow_infinity=False)
 PLACES = st.lists(st.text(), max_size=3).map(tuple)
 # Every setting's own strategy, so that a new one is missed by name.
 VALUES = {
+    "data.task": st.sampled_from(["language-model", "classify"]),
     "data.train": PLACES.filter(bool),
     "data.valid": PLACES,
     "data.test": PLACES,
@@ -42,6 +43,8 @@ VALUES = {
     "model.temporal_regularization": st.floats(0, allow_infinity=False),
     "model.residual": st.booleans(),
     "model.tied_embeddings": st.booleans(),
+    "model.bidirectional": st.booleans(),
+    "model.pooling": st.sampled_from(["last", "mean", "max"]),
     "model.cell_output": st.sampled_from(["tanh", "linear"]),
     "model.peephole": st.sampled_from(["full", "diagonal"]),
     "model.activation": st.sampled_from(["tanh", "relu"]),
@@ -57,7 +60,7 @@ VALUES = {
     "optimizer.weight_decay": st.floats(0, allow_infinity=False),
     "optimizer.clip": st.sampled_from(["l2", "l1"]),
     "optimizer.max_grad_norm": st.none() | RATE,
-    "optimizer.average": st.sampled_from([None, "ema", "triggered"]),
+    "optimizer.average": st.sampled_from([None, "ema", "nt-asgd"]),
     "optimizer.average_decay": FRACTION,
     "optimizer.average_patience": POSITIVE,
     "train.batch_size": POSITIVE,
@@ -98,11 +101,27 @@ def value(found: Config, path: str) -> object:
     return getattr(getattr(found, section), name)
 
 
+def with_what_they_need(overrides: dict[str, object]) -> dict[str, object]:
+    """The settings and the values of others that they mean something with."""
+    needed: dict[str, set[object]] = {}
+    for path, field in schema._fields():
+        for each in (each for each in field.metadata if isinstance(each, schema.For)):
+            if path in overrides:
+                needed.setdefault(each.path, set(each.values)).intersection_update(each.values)
+    # A cell of the user's own may have any option.
+    needed = {path: {"own"} if path == "model.cell" else values for path, values in needed.items()}
+    assume(all(needed.values()))
+    assume("model.samples" not in overrides or "model.tied_embeddings" not in overrides)
+    return overrides | {path: min(values) for path, values in needed.items()}
+
+
 @settings(deadline=None)
 @given(VALID)
 def test_what_is_written_is_read_again(overrides):
     assume(overrides.get("data.valid_fraction", 0.1) + overrides.get("data.test_fraction", 0) < 1)
-    overrides |= {"model.embedding_size": None} if "model.tied_embeddings" in overrides else {}
+    if "model.tied_embeddings" in overrides:
+        overrides |= {"model.embedding_size": None, "model.softmax": "full"}
+    overrides = with_what_they_need(overrides)
     found = config.load(overrides=overrides)
 
     assert parse(to_toml(found), "written") == found
@@ -408,3 +427,39 @@ def test_a_long_value_is_shown_shortened():
     told = message("", {"train.seq_len": "x" * 100_000})
 
     assert len(told) < 200
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            {"model.cell": "gru", "model.peephole": "diagonal"},
+            "model.peephole = diagonal means nothing with model.cell = gru: it is for "
+            "peephole-lstm",
+        ),
+        ({"model.samples": 7}, "with model.softmax = full: it is for sampled"),
+        ({"optimizer.decay": 0.1}, "with optimizer.schedule = cosine: it is for step"),
+        ({"optimizer.average_decay": 0.1}, "with optimizer.average = None: it is for ema"),
+        ({"model.bidirectional": True}, "with data.task = language-model: it is for classify"),
+        (
+            {"data.task": "classify", "model.tied_embeddings": True},
+            "with data.task = classify: it is for language-model",
+        ),
+        ({"model.cell": "lstm", "model.leak": 1}, "unknown setting 'model.leak'"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused_with_the_reason(overrides, told):
+    assert told in message("", overrides)
+
+
+def test_the_default_of_a_setting_is_never_refused():
+    defaults = {path: schema.default(path) for path in SETTINGS}
+
+    assert parse("", "nothing", {**defaults, "model.cell": "gru"}).model.cell == "gru"
+
+
+def test_a_cell_of_ones_own_has_options_of_its_own():
+    found = config.load(overrides={"model.cell": "cells.py:leaky", "model.leak": 0.5})
+
+    assert found.model.model_extra == {"leak": 0.5}
+    assert parse(to_toml(found), "written") == found

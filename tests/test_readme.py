@@ -7,7 +7,7 @@ import pytest
 from test_architecture import ROOT
 
 import lmtrain
-from corpora import SENTENCES
+from corpora import LABELLED, SENTENCES
 from lmtrain import cells, config, schema
 from lmtrain.cells import base
 from lmtrain.cli.main import app
@@ -77,9 +77,11 @@ def test_every_recipe_has_three_lines_of_comment_and_only_what_differs(name):
 
 @pytest.mark.parametrize("name", config.recipes())
 def test_every_recipe_trains(name, tmp_path):
-    (tmp_path / "text.txt").write_text(SENTENCES * 4)
+    is_labelled = config.load(name).data.task == "classify"
+    (tmp_path / "text.txt").write_text(LABELLED * 8 if is_labelled else SENTENCES * 4)
     small = {
-        "data.train": [str(tmp_path / "text.txt")], "data.valid_fraction": 0.2,
+        "data.train": [str(tmp_path / "text.txt")], "data.valid": [], "data.test": [],
+        "data.valid_fraction": 0.2,
         "model.hidden_size": 16, "model.embedding_size": "none", "train.batch_size": 4,
         "train.max_steps": 2, "train.threads": 1,
     }  # fmt: skip

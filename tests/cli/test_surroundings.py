@@ -35,7 +35,7 @@ def test_the_surroundings_do_not_matter(lmtrain, small, word_model, tmp_path, pa
     outcome = lmtrain("train", word_model.corpus, *small, "--out", "run", "--json", **surroundings)
 
     assert outcome.returncode == 0, outcome.stderr
-    assert parsed(outcome.stdout)["valid"]["loss"] == straight["valid_loss"]
+    assert parsed(outcome.stdout)["valid"]["loss"] == straight["valid"]["loss"]
 
 
 def test_strange_names_are_names(lmtrain, small, word_model, tmp_path):
