@@ -74,8 +74,6 @@ keep_checkpoints = 2
 threads = {threads}
 """
 SAVED_EVERY = 3
-# What a whole process takes to import everything.
-_START_SECONDS = 3.5
 TIMES = ("time", "seconds", "tokens_per_second", "train_seconds", "save_seconds")
 NAMES = ("model.safetensors", "state.safetensors", "state.json", "config.toml", "tokenizer.json",
          "MANIFEST.json")  # fmt: skip
@@ -232,12 +230,18 @@ def kills(ground: Ground, number: int, *, whole: bool = False) -> list[Row]:
     usable = Row(f"{what} killed (SIGKILL): the run is usable, at most one save is lost")
     same = Row(f"{what} killed: the run ends bit for bit as if never killed")
     start = whole_process(ground) if whole else lambda: ground.fork(ground.words())
-    longest = ground.duration + _START_SECONDS if whole else 0.0
+    longest = 0.9 * ground.duration
+    if whole:
+        # A whole process imports everything first, which a machine may take seconds for.
+        ground.clear()
+        began = time.monotonic()
+        os.waitpid(start(), 0)
+        longest = 1.1 * (time.monotonic() - began)
     while usable.tried < number:
         ground.clear()
         while True:
             process = start()
-            time.sleep(ground.chance.uniform(0, longest or 0.9 * ground.duration))
+            time.sleep(ground.chance.uniform(0, longest))
             os.kill(process, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
             if code == 0:
