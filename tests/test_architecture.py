@@ -169,3 +169,35 @@ def test_public_names_are_documented():
 def test_the_package_lists_its_parts():
     for part in ("data/", "cells/", "kernels/", "model/", "training/", "api", "cli/"):
         assert f"\n{part}" in (lmtrain.__doc__ or "")
+
+
+def test_only_tasks_and_commands_of_language_models_know_one():
+    known = {"tasks.base", "tasks.registry"}
+    for path in MODULES:
+        if place(path).split("/")[0] in ("tasks", "model"):
+            continue
+        used = {name.removeprefix("lmtrain.") for name in imported(path)}
+        tasks = {name for name in used if re.match(r"(tasks|model)\.\w+$", name)}
+        if place(path) not in ("cli/evaluate.py", "cli/tune.py"):
+            wrong = {name for name in tasks if name.startswith("tasks.")} - known
+            assert not wrong | (tasks & {"model.language_model"}), place(path)
+
+
+def constructors():
+    """Every constructor of the package with the names of its arguments."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            if any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+                fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+                variables = [each for each in fields if "ClassVar" in ast.unparse(each.annotation)]
+                yield f"{place(path)}: {node.name}", len(fields) - len(variables)
+            for each in node.body:
+                if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+                    arguments = each.args.args[1:] + each.args.kwonlyargs
+                    yield f"{place(path)}: {node.name}", len(arguments)
+
+
+def test_no_constructor_takes_more_than_eight_arguments():
+    assert not {name: count for name, count in constructors() if count > 8}

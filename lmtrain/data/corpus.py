@@ -6,6 +6,7 @@ each file ends with one. Knows characters, never tokens.
 """
 
 import codecs
+import functools
 import glob
 import gzip
 import importlib.resources
@@ -127,7 +128,13 @@ class PythonDocs:
 
     def chunks(self) -> Iterator[str]:
         """The text, one sentence a line."""
-        yield from python_docs.sentences()
+        yield from _python_docs()
+
+
+@functools.cache
+def _python_docs() -> tuple[str, ...]:
+    # A text is read more than once, and these few megabytes take seconds to collect.
+    return tuple(python_docs.sentences())
 
 
 @dataclass(frozen=True)

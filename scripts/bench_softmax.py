@@ -1,0 +1,78 @@
+"""Times the softmaxes of a language model with a large vocabulary: a training step, a prediction.
+
+    python scripts/bench_softmax.py --vocab-size 100000
+
+LSTM 1 x 512 on 20 x 35 tokens whose frequencies fall as 1 / rank; SGD; the softmaxes take turns,
+times are medians.
+"""
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from lmtrain import config, device
+from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
+from lmtrain.data.tokens import Tokens
+from lmtrain.tasks.base import Shard
+from lmtrain.tasks.language_model import LanguageModelling, TextData
+
+ROUNDS = 8
+STREAMS, STEPS = 20, 35
+
+
+def task(softmax: str, vocab_size: int) -> LanguageModelling:
+    """A language model with that softmax, on random tokens."""
+    chosen = config.load(
+        overrides={
+            "model.softmax": softmax, "model.hidden_size": 512, "model.num_layers": 1,
+            "optimizer.name": "sgd", "train.batch_size": STREAMS, "train.seq_len": STEPS,
+        }
+    )  # fmt: skip
+    length = STREAMS * (ROUNDS * STEPS + 1)
+    ranks = vocab_size ** np.random.default_rng(1).random(length)
+    ids = ranks.astype(np.uint32).clip(max=vocab_size - 1)
+    tokenizer = Tokenizer([UNK, EOS, *(f"w{index}" for index in range(2, vocab_size))])
+    data = TextData(tokenizer, {"train": Tokens(ids, length, "0" * 64, "random tokens")})
+    return LanguageModelling(chosen, data, LanguageModelling.build(chosen, data), Shard())
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vocab-size", type=int, default=100_000)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device.keep_memory()
+    tasks = {name: task(name, options.vocab_size) for name in ("full", "sampled", "adaptive")}
+    training: dict[str, list[float]] = {name: [] for name in tasks}
+    predicting: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(ROUNDS):
+        for name, each in tasks.items():
+            batch, model = each.batch(number), each.model.train()
+            rule = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+            began = time.perf_counter()
+            each.loss(batch, None).objective.backward()
+            rule.step()
+            training[name].append(time.perf_counter() - began)
+            rule.zero_grad()
+            model.eval()
+            began = time.perf_counter()
+            model.log_probs(*batch.tensors)
+            predicting[name].append(time.perf_counter() - began)
+    print(
+        f"vocabulary {options.vocab_size:,}, {options.threads} threads, torch {torch.__version__}"
+    )
+    for name, each in tasks.items():
+        print(
+            f"{name:>8}: training {1e3 * statistics.median(training[name]):,.0f} ms, predicting "
+            f"{1e3 * statistics.median(predicting[name]):,.0f} ms, "
+            f"{device.num_parameters(each.model):,} parameters"
+        )
+
+
+if __name__ == "__main__":
+    main()
