@@ -42,7 +42,7 @@ def command(
     overrides = given({}, set_ or [])
     recipe = config or (None if corpus else "python-docs")
     chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
-    load_named_cell(chosen)
+    load_named_cell(overrides)
     if plot:
         # What cannot be drawn should say so before the training, not after it.
         _drawn([first, last], [0.0, 0.0], plot.suffix[1:])

@@ -1,5 +1,6 @@
 """Trained models, and cells of a user's own, for the commands that use them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,6 @@ from lmtrain import screen
 from lmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lmtrain.schema import Config
     from lmtrain.tasks.base import Trained
 
 RunArgument = Annotated[
@@ -41,13 +41,15 @@ def load_cells(path: Path) -> None:
     screen.note(f"running {path}, which registers: {names}")
 
 
-def load_named_cell(config: "Config") -> None:
-    """Runs the Python file that `model.cell` names as FILE.py:NAME, given by the user here.
+def load_named_cell(typed: Mapping[str, object]) -> None:
+    """Runs the Python file that `model.cell` names as FILE.py:NAME among the settings typed here.
+
+    What a settings file or a run names is not run: it may come from anyone.
 
     Raises:
         ConfigError: it is missing, fails, or registers none.
     """
-    path, colon, _ = config.model.cell.rpartition(":")
+    path, colon, _ = str(typed.get("model.cell", "")).rpartition(":")
     if colon:
         load_cells(Path(path))
 

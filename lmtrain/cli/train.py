@@ -74,7 +74,7 @@ def command(
     else:
         recipe = config or (None if corpus else "python-docs")
         chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
-        load_named_cell(chosen)
+        load_named_cell(overrides)
     # torch is imported only now, so that wrong settings are answered at once.
     from lmtrain.training import launcher
     from lmtrain.training.run import new_run, run_training

@@ -51,6 +51,20 @@ def test_a_cell_of_ones_own_trains_with_its_own_options(leaky, lmtrain, parsed):
     assert "trained     44 steps" in resumed.stdout, resumed.stderr
 
 
+def test_a_settings_file_never_runs_code(lmtrain, small, tmp_path, assert_refused):
+    (tmp_path / "text.txt").write_text(TINY)
+    (tmp_path / "my_cells.py").write_text(LEAKY)
+    (tmp_path / "settings.toml").write_text('[model]\ncell = "my_cells.py:leaky"\n')
+
+    refused = lmtrain("train", "text.txt", "--config", "settings.toml", *small, "--out", "run")
+    named = lmtrain(
+        "--cells", "my_cells.py", "train", "text.txt", "--config", "settings.toml", *small
+    )
+
+    assert_refused(refused, 2, "--cells my_cells.py")
+    assert named.returncode == 0, named.stderr
+
+
 @pytest.mark.parametrize("command", [("sample", "run"), ("train", "--resume", "run")])
 def test_a_run_never_runs_code(leaky, lmtrain, tmp_path, assert_refused, command):
     (tmp_path / "my_cells.py").write_text("open('canary', 'w')\n" + LEAKY)
