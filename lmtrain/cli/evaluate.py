@@ -60,7 +60,8 @@ def command(
     of_dynamic = _numbers("--dynamic", dynamic, (float, float, int)) if dynamic else None
     adapts = of_cache is not None or of_dynamic is not None
     # Only a language model adapts to the text it predicts.
-    model = load_for("tune_cache", run, device) if adapts else load(run, device)
+    named = "--cache" if cache else "--dynamic"
+    model = load_for("tune_cache", run, device, named=named) if adapts else load(run, device)
     options: dict[str, Any] = {"batch_size": batch_size}
     if adapts:
         from lmtrain.tasks.adaptation import Cache, Dynamic

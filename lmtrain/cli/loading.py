@@ -66,8 +66,14 @@ def load(run: str, device: str) -> "Trained":
     return api.load(run, device_name=device)
 
 
-def load_for(use: str, run: str, device: str) -> Any:
+def load_for(use: str, run: str, device: str, *, named: str = "") -> Any:
     """The model of a run or checkpoint that has the method `use`.
+
+    Args:
+        use: the method.
+        run: the run or checkpoint.
+        device: auto, cpu or cuda.
+        named: what the user asked for, where it is not called like the method.
 
     Raises:
         ConfigError: its task has no such use.
@@ -78,7 +84,8 @@ def load_for(use: str, run: str, device: str) -> Any:
     if not hasattr(trained, use):
         command = task_of(trained.config).command
         raise ConfigError(
-            f"{run} was trained with data.task = {trained.config.data.task}, which has no {use}",
+            f"{run} was trained with data.task = {trained.config.data.task}: "
+            f"{named or use} does not work with it",
             f"try: lmtrain {command} {run}",
         )
     return trained

@@ -32,7 +32,7 @@ def command(
     lmtrain tune runs/ptb
     lmtrain tune runs/ptb --no-dynamic
     """
-    model = load_for("tune_cache", run, device)
+    model = load_for("tune_cache", run, device, named="tune")
     from lmtrain.tasks.perplexity import perplexity
 
     best: dict[str, Trial] = {}
