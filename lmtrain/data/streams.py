@@ -6,6 +6,8 @@ Windows are `seq_len` tokens long, or of lengths drawn around it anew for each e
 never text.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,3 +84,40 @@ class Streams:
         steps = np.arange(1, self.steps_per_epoch + 1)
         ends = steps + np.maximum.accumulate(np.maximum(ends - steps, 0))
         return np.concatenate([[0], np.minimum(ends, last - steps[::-1] + 1)])
+
+
+def windows(
+    ids: NDArray[np.integer], start_id: int | None, batch_size: int, seq_len: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The windows of a text in which every token is a target once, for evaluation.
+
+    Args:
+        ids: token ids of the whole text, (N,), N at least 1.
+        start_id: the token taken to stand before the first; None for nothing.
+        batch_size: streams that the text is cut into, at most one for each token.
+        seq_len: T, time steps of a window.
+
+    Yields:
+        Inputs and targets, each (T, B); −1 stands for inputs that are nothing, and for targets
+        beyond the end of a stream.
+
+    Example:
+        >>> inputs, targets = next(windows(np.arange(3, 8), 0, batch_size=2, seq_len=9))
+        >>> inputs.T.tolist(), targets.T.tolist()
+        ([[0, 3, 4], [5, 6, -1]], [[3, 4, 5], [6, 7, -1]])
+    """
+    batch_size = min(batch_size, len(ids))
+    length = -(-len(ids) // batch_size)
+    for start in range(0, length, seq_len):
+        stop = min(start + seq_len, length)
+        inputs = np.full((stop - start, batch_size), -1, np.int64)
+        targets = np.full((stop - start, batch_size), -1, np.int64)
+        for row in range(batch_size):
+            first = row * length
+            piece = ids[first + start : min(first + stop, first + length)]
+            before = ids[max(first + start - 1, 0) : first + start + len(piece) - 1]
+            targets[: len(piece), row] = piece
+            inputs[len(piece) - len(before) : len(piece), row] = before
+        if start == 0 and start_id is not None:
+            inputs[0, 0] = start_id
+        yield inputs, targets

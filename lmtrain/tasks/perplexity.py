@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain import device
+from lmtrain.data.streams import windows
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.tokens import Tokens
 from lmtrain.model.language_model import LanguageModel
@@ -142,7 +143,7 @@ def evaluate(
     predict = predict or model.log_probs
     batch_size = min(batch_size, len(text))
     seq_len = piece * max(1, _SEQ_LEN // piece)
-    for window in _windows(text.ids, tokenizer.start_id, batch_size, seq_len):
+    for window in windows(text.ids, tokenizer.start_id, batch_size, seq_len):
         inputs, targets = (torch.from_numpy(ids[:, shard.of(batch_size)]) for ids in window)
         is_counted = targets >= 0
         log_probs, state = predict(inputs.to(place), targets.to(place), state)
@@ -155,27 +156,6 @@ def evaluate(
             oov_nats += float(nats[is_unknown].sum())
     model.train(was_training)
     return Perplexity(total, count, 0 if shard.rank else text.characters, oov, oov_nats)
-
-
-def _windows(
-    ids: NDArray[np.integer], start_id: int | None, batch_size: int, seq_len: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Inputs and targets, each (T, B); −1 marks inputs that are nothing, targets not counted."""
-    batch_size = min(batch_size, len(ids))
-    length = math.ceil(len(ids) / batch_size)
-    for start in range(0, length, seq_len):
-        stop = min(start + seq_len, length)
-        inputs = np.full((stop - start, batch_size), -1, np.int64)
-        targets = np.full((stop - start, batch_size), -1, np.int64)
-        for row in range(batch_size):
-            first = row * length
-            piece = ids[first + start : min(first + stop, first + length)]
-            before = ids[max(first + start - 1, 0) : first + start + len(piece) - 1]
-            targets[: len(piece), row] = piece
-            inputs[len(piece) - len(before) : len(piece), row] = before
-        if start == 0 and start_id is not None:
-            inputs[0, 0] = start_id
-        yield inputs, targets
 
 
 def sentence_log_probs(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain import device
+from lmtrain.data.streams import windows
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.tokens import Tokens
 from lmtrain.model.language_model import LanguageModel
@@ -46,20 +47,16 @@ def cache_trials(
         start_id: the token taken to stand before the first; None for nothing.
     """
     model.eval()
-    targets = torch.from_numpy(ids.astype(np.int64)).unsqueeze(1)
-    first = torch.tensor([[-1 if start_id is None else start_id]])
-    inputs = torch.cat([first, targets[:-1]])
-    hidden, log_probs, state = [], [], None
-    for x, y in zip(inputs.split(_WINDOW), targets.split(_WINDOW), strict=True):
-        states, state = model.hidden(x.to(device.of(model)), state)
+    hidden, targets, log_probs, state = [], [], [], None
+    for window in windows(ids, start_id, 1, _WINDOW):
+        x, y = (torch.from_numpy(part).to(device.of(model)) for part in window)
+        states, state = model.hidden(x, state)
         hidden.append(states)
-        log_probs.append(model.head.log_probs(states, y.to(states.device)))
+        targets.append(y)
+        log_probs.append(model.head.log_probs(states, y))
     for size, sharpness in itertools.product(_SIZES, _SHARPNESSES):
         memory = Memory(Cache(size, sharpness, 0.0))
-        parts = [
-            memory.probabilities(states, y.to(states.device))
-            for states, y in zip(hidden, targets.split(_WINDOW), strict=True)
-        ]
+        parts = [memory.probabilities(states, y) for states, y in zip(hidden, targets, strict=True)]
         share, has_seen = (torch.cat(part) for part in zip(*parts, strict=True))
         losses = {
             weight: -float(mixed(torch.cat(log_probs), share, has_seen, weight).mean())
