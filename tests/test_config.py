@@ -102,17 +102,21 @@ def value(found: Config, path: str) -> object:
 
 
 def with_what_they_need(overrides: dict[str, object]) -> dict[str, object]:
-    """The settings and the values of others that they mean something with."""
-    needed: dict[str, set[object]] = {}
-    for path, field in schema._fields():
-        for each in (each for each in field.metadata if isinstance(each, schema.For)):
-            if path in overrides:
-                needed.setdefault(each.path, set(each.values)).intersection_update(each.values)
-    # A cell of the user's own may have any option.
-    needed = {path: {"own"} if path == "model.cell" else values for path, values in needed.items()}
-    assume(all(needed.values()))
+    """The settings and the values of others that they, and these again, mean something with."""
     assume("model.samples" not in overrides or "model.tied_embeddings" not in overrides)
-    return overrides | {path: min(values) for path, values in needed.items()}
+    while True:
+        needed: dict[str, set[object]] = {}
+        for path, field in schema._fields():
+            for each in (each for each in field.metadata if isinstance(each, schema.For)):
+                if path in overrides:
+                    # A cell of the user's own may have any option.
+                    values = {"own"} if each.path == "model.cell" else set(each.values)
+                    needed.setdefault(each.path, values).intersection_update(values)
+        assume(all(needed.values()))
+        more = {path: min(values) for path, values in needed.items()}
+        if more.items() <= overrides.items():
+            return overrides
+        overrides = overrides | more
 
 
 @settings(deadline=None)
