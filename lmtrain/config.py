@@ -142,10 +142,11 @@ def _value(text: str) -> object:
 
 def to_toml(config: Config) -> str:
     """The resolved settings as TOML; a setting that is None is left out, as its default is None."""
-    tree = config.model_dump(mode="json")
+    tree, known = config.model_dump(mode="json"), settings()
     for section, part in tree.items():
         for name, value in list(part.items()):
-            if value is None and default(f"{section}.{name}") is None:
+            path = f"{section}.{name}"
+            if value is None and path in known and default(path) is None:
                 del part[name]
             elif value is None:
                 part[name] = "none"

@@ -101,7 +101,7 @@ class Trial:
         settings: what was drawn, by path.
         share: it was trained for one of so many parts of its length.
         metric: the name of the headline figure.
-        value: that figure of its best validation; None if it diverged.
+        value: that figure of its best validation; None if it is not finite, or it diverged.
         cost: orders trials: smaller is better; None if it diverged.
         seconds: time it took.
         is_cut: the search's time ended it before its own length.
@@ -124,6 +124,13 @@ class Trial:
         """
         cost = math.inf if self.cost is None else self.cost
         return self.cost is None, self.is_cut, self.share, cost
+
+    @property
+    def result(self) -> str:
+        """The figure, as a person reads it."""
+        if self.cost is None:
+            return "diverged"
+        return "inf" if self.value is None else f"{self.value:.4f}"
 
 
 _TRIAL = TypeAdapter(Trial)
@@ -205,7 +212,7 @@ def _ranked(trials: Mapping[str, Trial]) -> list[Trial]:
 
 def described(trial: Trial) -> str:
     """A trial in one line."""
-    result = "diverged" if trial.cost is None else f"{trial.metric} {trial.value:.4f}"
+    result = trial.result if trial.cost is None else f"{trial.metric} {trial.result}"
     if trial.is_cut:
         result += ", cut short"
     settings = ", ".join(f"{path} {value}" for path, value in trial.settings.items())

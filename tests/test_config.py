@@ -467,3 +467,6 @@ def test_a_cell_of_ones_own_has_options_of_its_own():
 
     assert found.model.model_extra == {"leak": 0.5}
     assert parse(to_toml(found), "written") == found
+    none = config.load(overrides={"model.cell": "cells.py:leaky", "model.leak": "none"})
+    assert none.model.model_extra == {"leak": None}
+    assert parse(to_toml(none), "written") == none

@@ -231,3 +231,9 @@ def test_searches_that_say_nothing_are_refused(tmp_path, text, told):
 def test_a_missing_search_is_said(tmp_path):
     with pytest.raises(ConfigError, match="no search"):
         sweep.load_space(tmp_path / "none.toml")
+
+
+def test_a_figure_that_is_not_finite_is_told():
+    trial = sweep.Trial("a", {}, 1, "perplexity", None, 800.0, 1.0)
+
+    assert sweep.described(trial).startswith("a: perplexity inf in")

@@ -46,8 +46,7 @@ def command(
     names = list(search.space)
     rows = [("trial", trials[0].metric if trials else "", "seconds", *names)]
     for trial in trials:
-        result = "diverged" if trial.cost is None else f"{trial.value:.4f}"
-        result += " (cut short)" if trial.is_cut else ""
+        result = trial.result + (" (cut short)" if trial.is_cut else "")
         values = [str(trial.settings[name]) for name in names]
         rows.append((trial.name, result, f"{trial.seconds:.0f}", *values))
     print_table(rows)

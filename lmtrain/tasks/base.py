@@ -120,7 +120,7 @@ class Metrics(abc.ABC):
     @classmethod
     def line(cls, figures: Mapping[str, float | None]) -> str:
         """The figures in one line, as a person reads them."""
-        value, loss = figures[cls.headline], figures["loss"]
+        value, loss = figures.get(cls.headline), figures.get("loss")
         value, loss = (math.inf if each is None else each for each in (value, loss))
         return f"{cls.headline} {value:.{cls.digits}f}, loss {loss:.4f} nats"
 
@@ -135,8 +135,11 @@ class Metrics(abc.ABC):
 
     @classmethod
     def cost(cls, values: Mapping[str, float | None]) -> float:
-        """What makes one model better than another, from its figures: smaller is better."""
-        value = values[cls.headline]
+        """What makes one model better than another, from its figures: smaller is better.
+
+        A figure that is missing, which a damaged file may lack, counts as one that is not finite.
+        """
+        value = values.get(cls.headline)
         if value is None:
             return math.inf
         return -value if cls.is_higher_better else value

@@ -63,7 +63,7 @@ class Perplexity(Metrics):
     @classmethod
     def cost(cls, values: Mapping[str, float | None]) -> float:
         """The loss: it orders models as perplexity does, and stays finite."""
-        loss = values["loss"]
+        loss = values.get("loss")
         return math.inf if loss is None else loss
 
     def values(self) -> dict[str, float | None]:
@@ -96,7 +96,7 @@ class Perplexity(Metrics):
     @classmethod
     def line(cls, figures: Mapping[str, float | None]) -> str:
         """The figures in one line, as a person reads them."""
-        bits = figures["bits_per_char"]
+        bits = figures.get("bits_per_char")
         return super().line(figures) + ("" if bits is None else f", {bits:.3f} bits per character")
 
 

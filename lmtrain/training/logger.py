@@ -42,7 +42,7 @@ class Window:
     skipped: int = 0
 
 
-class _Line(BaseModel, extra="allow", strict=True):
+class _Line(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
     """A line of metrics as far as it is read again."""
 
     kind: Literal["train", "valid"]

@@ -59,7 +59,7 @@ class Summary:
     @property
     def valid_loss(self) -> float | None:
         """Nats a prediction of the best validation; None without validation data."""
-        return None if self.best is None else self.best["loss"]
+        return None if self.best is None else self.best.get("loss")
 
     @property
     def count_per_second(self) -> float:

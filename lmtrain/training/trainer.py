@@ -262,7 +262,7 @@ class Trainer:
             progress.best = figures
             progress.best_step = step
             progress.validations_since_best = 0
-            self.checkpoints.write_best(step, metrics.headline, figures[metrics.headline])
+            self.checkpoints.write_best(step, metrics.headline, figures.get(metrics.headline))
         else:
             progress.validations_since_best += 1
         if self._is_patience_over():
