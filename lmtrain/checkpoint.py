@@ -166,7 +166,7 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.path}: {name} is {theirs.dtype} or not finite; {ours.dtype} is needed"
                 )
-        # A weight that stands in two places is stored once.
+        # A weight that two modules share is stored once.
         model.load_state_dict(tensors, strict=False)
 
 
@@ -213,7 +213,7 @@ def save(
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model as a checkpoint stores them: what stands in two places, once."""
+    """The weights of a model as a checkpoint stores them: those that modules share, once."""
     found: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     for name, weight in state.items():
@@ -339,8 +339,8 @@ def use(path: Path, action: Callable[[Checkpoint], _Result]) -> _Result:
 class Best(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
     """The best checkpoint of a run."""
 
-    step: int
-    metric: str
+    step: Annotated[int, Field(ge=0)]
+    metric: Annotated[str, Field(pattern="^[a-z0-9_]{1,40}$")]
     """The name of the headline figure of its validation."""
     value: float | None
     """That figure; None if it is not finite."""

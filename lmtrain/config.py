@@ -76,14 +76,13 @@ def parse(text: str, origin: str, overrides: Mapping[str, object] | None = None)
         if not dot or not isinstance(part, dict):
             raise ConfigError(_unknown(path))
         part[name] = value
-    problems = [_unknown(f"model.{name}") for name in unknown_options(tree.get("model"))]
     try:
-        found = Config.model_validate(_with_none(tree))
+        return Config.model_validate(_with_none(tree))
     except ValidationError as error:
-        problems += _explained(error)
-    if problems:
-        raise ConfigError(*_told(list(dict.fromkeys(problems)), origin))
-    return found
+        # The tree as a whole is only checked where all sections are right.
+        unknown = [_unknown(f"model.{name}") for name in unknown_options(tree.get("model"))]
+        problems = list(dict.fromkeys([*unknown, *_explained(error)]))
+        raise ConfigError(*_message(problems, origin)) from None
 
 
 def _with_none(tree: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +167,7 @@ def _explained(error: ValidationError) -> list[str]:
     return problems
 
 
-def _told(problems: list[str], origin: str) -> list[str]:
+def _message(problems: list[str], origin: str) -> list[str]:
     if len(problems) == 1:
         return [f"{origin}: {problems[0]}"]
     return [f"{origin}: {len(problems)} settings are wrong", problems[0], "; ".join(problems[1:])]

@@ -48,11 +48,6 @@ def of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def num_parameters(model: nn.Module) -> int:
-    """Trained numbers of a model, shared ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def threads() -> int:
     """Processor threads that torch takes in this process."""
     return torch.get_num_threads()

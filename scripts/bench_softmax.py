@@ -70,7 +70,7 @@ def main() -> None:
         print(
             f"{name:>8}: training {1e3 * statistics.median(training[name]):,.0f} ms, predicting "
             f"{1e3 * statistics.median(predicting[name]):,.0f} ms, "
-            f"{device.num_parameters(each.model):,} parameters"
+            f"{each.model.num_parameters:,} parameters"
         )
 
 

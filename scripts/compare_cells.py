@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from lmtrain import config, device
+from lmtrain import config
 from lmtrain.tasks.language_model import LanguageModelling
 from lmtrain.training.run import Summary, run_training
 
@@ -41,7 +41,7 @@ def fitted(base: dict[str, Any], cell: str, parameters: float) -> dict[str, Any]
         settings = {**base, "model.cell": cell, "model.hidden_size": hidden_size}
         with torch.device("meta"):
             model = LanguageModelling.build(config.load(overrides=settings), data)
-        return device.num_parameters(model)
+        return model.num_parameters
 
     low, high = 8, 16
     while count(high) < parameters:

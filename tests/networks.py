@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmtrain import config
+from lmtrain import config, device
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
 from lmtrain.data.tokens import Tokens
 from lmtrain.model.language_model import LanguageModel
@@ -39,9 +39,19 @@ def language_modelling(vocab_size: int, **settings: Any) -> LanguageModelling:
     """The task of training a language model over so many tokens, on a text of no matter what."""
     chosen = _settings(settings)
     length = chosen.train.batch_size * (chosen.train.seq_len + 1)
-    text = Tokens(np.arange(length, dtype=np.uint16) % vocab_size, length, "0" * 64, "text")
+    text = tokens(np.arange(length, dtype=np.uint16) % vocab_size, length)
     data = TextData(_tokenizer(vocab_size), {"train": text})
     return LanguageModelling(chosen, data, LanguageModelling.build(chosen, data), Shard())
+
+
+def random_ids(length: int) -> np.ndarray:
+    """Ids below 9."""
+    return torch.randint(0, 9, (length,), generator=device.generator(3)).numpy().astype(np.uint16)
+
+
+def tokens(ids: np.ndarray, characters: int = 1) -> Tokens:
+    """A text of these ids."""
+    return Tokens(np.asarray(ids), characters, "0" * 64, "text")
 
 
 def loss(

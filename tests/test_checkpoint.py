@@ -134,18 +134,18 @@ def test_a_run_means_its_best_checkpoint_or_else_its_newest(tmp_path):
         save(tmp_path, step)
 
     newest = checkpoint.find(tmp_path)
-    checkpoint.write_best(tmp_path, 2, "valid_loss", 1.5)
+    checkpoint.write_best(tmp_path, 2, "perplexity", 1.5)
 
     assert newest.name == "step-00000003"
     assert checkpoint.find(tmp_path).name == "step-00000002"
     assert checkpoint.find(checkpoint.folder(tmp_path, 1)).name == "step-00000001"
-    assert json.loads((tmp_path / "best.json").read_text())["metric"] == "valid_loss"
+    assert json.loads((tmp_path / "best.json").read_text())["metric"] == "perplexity"
 
 
 def test_old_checkpoints_go_but_never_the_best(tmp_path):
     for step in (1, 2, 3, 4, 10):
         save(tmp_path, step)
-    checkpoint.write_best(tmp_path, 2, "valid_loss", 1.5)
+    checkpoint.write_best(tmp_path, 2, "perplexity", 1.5)
 
     checkpoint.rotate(tmp_path, 2)
 
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(tmp_path, monke
 def test_while_the_best_cannot_be_known_none_is_removed(tmp_path, monkeypatch):
     for step in (1, 2, 3):
         save(tmp_path, step)
-    checkpoint.write_best(tmp_path, 1, "valid_loss", 1.0)
+    checkpoint.write_best(tmp_path, 1, "perplexity", 1.0)
     real = Path.read_bytes
 
     def stale(path):

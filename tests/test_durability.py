@@ -43,7 +43,7 @@ def save(run, step):
         },
     )
     # The second is the best.
-    checkpoint.write_best(run, min(step, 2), "valid_loss", 1.0)
+    checkpoint.write_best(run, min(step, 2), "perplexity", 1.0)
     checkpoint.rotate(run, 1)
 
 

@@ -265,3 +265,36 @@ def test_a_state_of_another_shape_is_not_resumed(good, tmp_path):
 
         with pytest.raises(CheckpointError, match="does not fit"):
             run_training(out=run, resume=True, overrides={"train.max_steps": 5}, is_quiet=True)
+
+
+@pytest.mark.parametrize("changes", [{"step": "4"}, {"step": -1}, {"metric": "\x1b]0;evil\x07"}])
+def test_a_best_that_cannot_be_names_no_best(good, tmp_path, changes):
+    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+    tree = json.loads((run / "best.json").read_text())
+    assert checkpoint.best(run).step == 4
+    (run / "best.json").write_text(json.dumps(tree | changes))
+
+    assert checkpoint.best(run) is None
+    assert checkpoint.find(run) == checkpoint.folder(run, 4)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"low"', "[1]"])
+def test_a_recorded_validation_that_is_not_finite_is_repeated(good, tmp_path, value):
+    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+    line = f'{{"kind": "valid", "step": 4, "time": 1.0, "loss": 0.1, "perplexity": {value}}}'
+    (run / "metrics.jsonl").write_text(line + "\n")
+
+    run_training(out=run, resume=True, overrides={"train.max_steps": 4}, is_quiet=True)
+
+    (line,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert line["loss"] > 1
+    assert line["perplexity"] > 1
+
+
+def test_a_recorded_validation_without_figures_is_worse_than_any_other(good, tmp_path):
+    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+    (run / "metrics.jsonl").write_text('{"kind": "valid", "step": 4, "time": 1.0}\n')
+
+    summary = run_training(out=run, resume=True, overrides={"train.max_steps": 5}, is_quiet=True)
+
+    assert summary.progress.best_step == 5

@@ -20,7 +20,7 @@ def load_file(path: Path) -> list[str]:
         ConfigError: the file is missing, raises, or registers no cell.
     """
     if not path.is_file():
-        raise ConfigError(f"there is no file {path}", "--cells wants a Python file")
+        raise ConfigError(f"there is no file {path}", "--cells needs a Python file")
     before = {name: cell_class(name) for name in cell_names()}
     # Objects are pickled by the module of their class: it has a name of its own, and is kept.
     name = f"lmtrain_cells_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"

@@ -17,7 +17,7 @@ def command(
     lmtrain info runs/python-docs-lstm-1
     """
     model = load(path, "cpu")
-    from lmtrain import checkpoint, device
+    from lmtrain import checkpoint
     from lmtrain.cells import Cell
     from lmtrain.kernels.scan import engine
     from lmtrain.tasks.registry import task_of
@@ -34,7 +34,7 @@ def command(
         task_of(model.config).unit: progress.get("count"),
         "seconds": limits.get("seconds"),
         **({f"best_{best.metric}": best.value} if best else {}),
-        "parameters": device.num_parameters(model.model),
+        "parameters": model.model.num_parameters,
         **model.data.sizes(),
         "engines": [engine(layer) for layer in layers],
     }

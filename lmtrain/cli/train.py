@@ -106,8 +106,6 @@ def _run_to_resume(places: list[str], out: Path | None, config: str | None) -> P
 
 
 def _print_json(summary: "Summary") -> None:
-    from lmtrain import device
-
     unit, metrics = summary.task.unit, summary.task.metrics
     best = summary.best or {}
     baseline = summary.baseline.figures if summary.baseline else {}
@@ -124,7 +122,7 @@ def _print_json(summary: "Summary") -> None:
             "best_step": summary.progress.best_step,
             "valid": best,
             "baseline": baseline,
-            "parameters": device.num_parameters(summary.task.model),
+            "parameters": summary.task.model.num_parameters,
             **summary.task.data.sizes(),
         },
     )

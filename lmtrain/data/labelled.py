@@ -6,12 +6,16 @@ with one file of lines for each label. Knows text, never ids.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmtrain.data import corpus
 from lmtrain.errors import TextError
+
+_TRY = "try: one example per line, the label first, then a tab and the text"
+_TRY_JSON = 'try: one object per line, such as {"label": "good", "text": "I liked it"}'
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,13 @@ def read(places: Sequence[str]) -> Iterator[Example]:
     """
     found = False
     for place in places:
-        for example in _read_folder(Path(place)) if Path(place).is_dir() else _read_files(place):
+        # Path.is_dir raises where a name is too long for a folder; open_text says so of the file.
+        is_folder = os.path.isdir(place)  # noqa: PTH112
+        for example in _read_folder(Path(place)) if is_folder else _read_files(place):
             found = True
             yield example
     if not found:
         raise TextError(f"{', '.join(places)} has no examples", _TRY)
-
-
-_TRY = "try: one example per line, the label first, then a tab and the text"
 
 
 def read_texts(place: str) -> Iterator[str]:
@@ -48,7 +51,7 @@ def read_texts(place: str) -> Iterator[str]:
     """
     for name, number, line in _lines(place):
         if _is_json(name):
-            line = str(_field(_json(line, name, number), "text", name, number))
+            line = _field(_json(line, name, number), "text", name, number)
         yield line.strip()
 
 
@@ -62,8 +65,16 @@ def fingerprint(examples: Iterable[Example]) -> str:
 
 
 def _read_folder(folder: Path) -> Iterator[Example]:
-    """The examples of a folder with one file of lines for each label, named after it."""
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    """The examples of a folder with one file of lines for each label, named after it.
+
+    Raises:
+        TextError: it cannot be listed.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise TextError(f"cannot read {folder}: {error.strerror}") from None
+    for path in paths:
         label = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
         for _, _, line in _lines(str(path)):
             yield Example(label, line.strip())
@@ -73,12 +84,12 @@ def _read_files(place: str) -> Iterator[Example]:
     for name, number, line in _lines(place):
         if _is_json(name):
             tree = _json(line, name, number)
-            label, text = (str(_field(tree, key, name, number)) for key in ("label", "text"))
+            label, text = (_field(tree, key, name, number) for key in ("label", "text"))
         else:
             label, tab, text = line.partition("\t")
             if not tab:
                 raise TextError(f"{name}, line {number}: no tab between label and text", _TRY)
-        label, text = label.strip(), " ".join(text.splitlines()).strip()
+        label, text = (" ".join(value.splitlines()).strip() for value in (label, text))
         for what, value in (("label", label), ("text", text)):
             if not value:
                 raise TextError(f"{name}, line {number}: the {what} is empty", _TRY)
@@ -104,11 +115,12 @@ def _json(line: str, name: str, number: int) -> object:
         raise TextError(f"{name}, line {number}: not JSON", _TRY_JSON) from None
 
 
-_TRY_JSON = 'try: one object per line, such as {"label": "good", "text": "I liked it"}'
-
-
-def _field(tree: object, key: str, name: str, number: int) -> object:
+def _field(tree: object, key: str, name: str, number: int) -> str:
     value = tree.get(key) if isinstance(tree, dict) else None
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise TextError(f"{name}, line {number}: no {key} that is text", _TRY_JSON)
-    return value
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise TextError(f"{name}, line {number}: the {key} is not valid Unicode") from None
+    return str(value)

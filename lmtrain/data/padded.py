@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Batches that are sorted by length together: more leave less padding and less chance.
+# Batches that are sorted by length together: more of them leave less padding, and less randomness.
 _POOL = 50
 
 

@@ -9,6 +9,7 @@ state and gradients of weights are fp32.
 T steps, B rows, I input_size, H hidden_size, G gates.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,17 +95,27 @@ def _forward(
         for states, part in zip(history, state, strict=True):
             states[begin] = part
         hidden = inputs.new_empty(steps, rows, weight_recurrent.shape[1])
-        _KERNELS[engine](
-            VARIANTS[variant],
-            gates=gates,
-            recurrent=weight_recurrent.contiguous(),
-            peephole=None if weight_peephole is None else weight_peephole.contiguous(),
-            bias=bias.contiguous(),
-            history=history,
-            reverse=reverse,
-            hidden=hidden,
-        )
+        kernel = _kernel(engine, variant, weight_recurrent, weight_peephole, reverse=reverse)
+        kernel(gates=gates, bias=bias.contiguous(), history=history, hidden=hidden)
     return hidden, [states[end].clone() for states in history], gates, history
+
+
+def _kernel(
+    engine: str,
+    variant: int,
+    weight_recurrent: Tensor,
+    weight_peephole: Tensor | None,
+    *,
+    reverse: bool,
+) -> Callable[..., None]:
+    """The kernel of a variant with the weights that meet the state."""
+    return functools.partial(
+        _KERNELS[engine],
+        VARIANTS[variant],
+        recurrent=weight_recurrent.contiguous(),
+        peephole=None if weight_peephole is None else weight_peephole.contiguous(),
+        reverse=reverse,
+    )
 
 
 def _recurrent(weight_recurrent: Tensor, weight_peephole: Tensor | None) -> dict[str, Tensor]:
@@ -173,13 +184,10 @@ def _scan_backward(
     else:
         dz = torch.empty_like(activations)
         grad_bias = torch.zeros(activations.shape[2], device=activations.device)
-        _KERNELS[engine](
-            kind,
+        kernel = _kernel(engine, variant, weight_recurrent, weight_peephole, reverse=reverse)
+        kernel(
             gates=activations,
-            recurrent=weight_recurrent.contiguous(),
-            peephole=None if weight_peephole is None else weight_peephole.contiguous(),
             history=history,
-            reverse=reverse,
             grad_hidden=grad_hidden.contiguous(),
             dz=dz,
             grad_bias=grad_bias,
@@ -222,7 +230,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     x, _, weight_input, _, recurrent, peephole, ctx.variant, ctx.reverse = inputs
     hidden, _, activations, history = output
     ctx.save_for_backward(x, weight_input, recurrent, peephole, activations, *history)
-    # Nobody differentiates the activations and the history: no zeros are made for them.
+    # The activations and the history are not differentiated: no zeros are made for them.
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(activations, *history)
     ctx.hidden = hidden.shape

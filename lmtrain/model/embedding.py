@@ -53,7 +53,7 @@ class Embedding(nn.Module):
         """The vectors (T, B, E) of tokens (T, B).
 
         Outside training, a token below 0 has the zero vector: "nothing yet", x⟨1⟩ = 0 in the
-        notes. In training it has that of token 0; there it only stands beyond the end of a row.
+        notes. In training it has that of token 0: there such tokens are padding only.
         """
         known = tokens.clamp(min=0)
         is_sparse = self.is_sparse and self.training and tokens.numel() < len(self.weight)

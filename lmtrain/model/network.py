@@ -29,6 +29,11 @@ class Network(nn.Module):
         """What dropout draws from."""
         return self.dropout.generator
 
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def initialize(self, init_scale: float | None = None, forget_bias: float = 1.0) -> None:
         """Draws the first weights.
 

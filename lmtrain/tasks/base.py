@@ -24,7 +24,7 @@ from lmtrain.schema import Config, TrainConfig
 
 
 class Loss(NamedTuple):
-    """What a batch costs; all () but the state."""
+    """The loss of a batch; every tensor is ()."""
 
     objective: Tensor
     """What is minimized: the total over the rows of the batch, and penalties."""
@@ -55,7 +55,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process trains on in a step.
+    """The data of one process for a step.
 
     Args:
         tensors: what the task's loss reads, on the model's device.
@@ -326,7 +326,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def preview(self, step: int) -> str:
-        """What the model makes of something, for a person who watches the training."""
+        """Text that shows what the model does, logged at each validation."""
 
     @abc.abstractmethod
     def baseline(self, split: str) -> Metrics | None:
@@ -362,7 +362,7 @@ def weight_shapes(task: type[Task], config: Config, data: Data) -> dict[str, tup
     return {name: tuple(weight.shape) for name, weight in checkpoint.weights(model).items()}
 
 
-def found_anew(split: str, name: str, found: str | None, saved: str) -> None:
+def require_same(split: str, name: str, found: str | None, saved: str) -> None:
     """Checks that a split read again is the one that a run was trained with.
 
     Raises:

@@ -22,7 +22,7 @@ from lmtrain.model.classifier import Classifier
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
-from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Shard, Task, Trained, found_anew
+from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Shard, Task, Trained, require_same
 from lmtrain.tasks.building import Builder
 
 _TOKENIZER, _LABELS = "tokenizer.json", "labels.json"
@@ -279,10 +279,10 @@ class Classification(Task):
     ) -> LabelledData:
         """The examples of a run, read again."""
         wanted = {split: references[split] for split in splits if split in references}
-        read = _read_splits(config) if wanted else {}
+        read = _read_splits(config, tuple(wanted))
         for split, reference in wanted.items():
             key = labelled.fingerprint(read[split]) if split in read else None
-            found_anew(split, reference["name"], key, reference["key"])
+            require_same(split, reference["name"], key, reference["key"])
         found = {split: data.encoded(read[split], _name(config, split)) for split in wanted}
         return LabelledData(data.tokenizer, data.labels, found)
 
@@ -405,27 +405,29 @@ def _name(config: Config, split: str) -> str:
     return ", ".join(places)
 
 
-def _read_splits(config: Config) -> dict[str, list[Example]]:
-    """The examples of each split; those that are not given are drawn from the training data.
+def _read_splits(
+    config: Config, wanted: Sequence[str] = ("train", "valid", "test")
+) -> dict[str, list[Example]]:
+    """The examples of splits; those that have no file are drawn from the training data.
 
     Raises:
         TextError: a file is missing or unreadable, or there are too few examples.
     """
     data = config.data
+    places = {"valid": data.valid, "test": data.test}
+    splits = {s: list(labelled.read(places[s])) for s in wanted if places.get(s)}
+    if splits.keys() == set(wanted):
+        return splits
     train = list(labelled.read(data.train))
-    given = {"valid": data.valid, "test": data.test}
     fractions = {
         "valid": _VALID_FRACTION if data.valid_fraction is None else data.valid_fraction,
         "test": data.test_fraction or 0.0,
     }
-    splits = {}
     # Files are often sorted by label, so that their tail would not do.
     order = np.random.default_rng(len(train)).permutation(len(train))
-    for split, places in given.items():
-        if places:
-            splits[split] = list(labelled.read(places))
-        elif fractions[split]:
-            size = max(1, round(fractions[split] * len(train)))
+    for split, fraction in fractions.items():
+        if fraction and not places[split]:
+            size = max(1, round(fraction * len(train)))
             splits[split] = [train[index] for index in sorted(order[:size])]
             order = order[size:]
     if not len(order):

@@ -29,7 +29,7 @@ from lmtrain.model.sampled_head import SampledSoftmax
 from lmtrain.schema import Config
 from lmtrain.tasks import perplexity, sampling, tuning
 from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
-from lmtrain.tasks.base import Batch, Files, Loss, Shard, Task, Trained, found_anew
+from lmtrain.tasks.base import Batch, Files, Loss, Shard, Task, Trained, require_same
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.perplexity import Perplexity
 from lmtrain.tasks.sampling import Sampling
@@ -297,7 +297,7 @@ class LanguageModelling(Task):
         for split, reference in wanted.items():
             # Compared before anything of it is kept: the run may come from anyone, and so the path.
             key = token_key(opened[split], tokenizer) if split in opened else None
-            found_anew(split, reference["name"], key, reference["key"])
+            require_same(split, reference["name"], key, reference["key"])
             found[split] = tokenize(opened[split], tokenizer)
         return TextData(tokenizer, found)
 

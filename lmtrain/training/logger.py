@@ -24,7 +24,7 @@ from lmtrain.training.step import Numbers
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# What stands in a line of metrics and is no figure of the model.
+# Entries of a line of metrics that are not figures of the model.
 _NO_SCALARS = {"step", "epoch", "time", "skipped", "save_seconds"}
 _Figures = Mapping[str, float | None]
 
@@ -172,9 +172,11 @@ class Logger(NullLogger):
         window.count += round(numbers.predictions)
         window.seconds += made.seconds
         loss = window.total_nats / window.count
-        figures = "".join(f", {k} {v:.4g}" for k, v in [*self._task.derived(loss).items()][:1])
+        headline = self._task.metrics.headline
+        value = self._task.derived(loss).get(headline)
+        shown = "" if value is None else f", {headline} {value:.4g}"
         self._bar.set_postfix_str(
-            f"loss {loss:.3f}{figures}, lr {made.learning_rate:.2g}, "
+            f"loss {loss:.3f}{shown}, lr {made.learning_rate:.2g}, "
             f"{window.count / window.seconds:,.0f} {self._task.unit}/s, "
             f"{_clock(made.seconds_left)} left",
             refresh=False,

@@ -51,8 +51,8 @@ class Recorder:
         work: from a batch and the state before it. Whatever else changes from step to step must
             reach it through tensors that stay where they are.
         generator: what it draws from.
-        tell: is told if it cannot be recorded, since it asks the GPU for numbers; it then stays
-            eager.
+        tell: gets a message if the work cannot be recorded, because it reads numbers from the GPU;
+            it then stays eager.
     """
 
     def __init__(self, work: Work, generator: ModelGenerator, tell: Callable[[str], None]) -> None:

@@ -57,11 +57,6 @@ class Summary:
         return self.progress.best
 
     @property
-    def valid_loss(self) -> float | None:
-        """Nats a prediction of the best validation; None without validation data."""
-        return None if self.best is None else self.best.get("loss")
-
-    @property
     def count_per_second(self) -> float:
         """Predictions over the time spent in training steps."""
         return self.progress.count / max(self.progress.train_seconds, 1e-9)
@@ -110,7 +105,7 @@ def new_run(config: Config | None) -> Path:
 
 
 def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: bool) -> Summary:
-    # Said before a long text is read.
+    # A wrong device is reported before a long text is read.
     device.choose(config.train.device)
     ranks.agreed(lambda: folder.refuse_used(run))
     if not is_quiet and screen.STDERR.isatty():
@@ -133,7 +128,7 @@ def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: b
 
 
 @dataclass(frozen=True)
-class _Told:
+class _SentFiles:
     """Vocabularies that another process sent.
 
     Args:
@@ -155,9 +150,9 @@ def _read(config: Config, ranks: Ranks) -> Data:
         found.append(data)
         return [data.files(), data.references()] if ranks.size > 1 else []
 
-    told = ranks.agreed(read, is_long=True)
+    sent = ranks.agreed(read, is_long=True)
     if not found:
-        found.append(task.find(config, task.restore(_Told(told[0])), told[1]))
+        found.append(task.find(config, task.restore(_SentFiles(sent[0])), sent[1]))
     # Another machine may have to read the text, too.
     ranks.wait_for_all()
     return found[0]
@@ -179,7 +174,7 @@ def prepared(config: Config, data: Data, shard: Shard) -> Task:
     kind = task_of(config)
     model = kind.build(config, data, is_shared=shard.size > 1).to(place)
     task = kind(config, data, model, shard)
-    # The weights are the same everywhere; what is dropped from them is not.
+    # The first weights are the same in all processes; dropout is not.
     if shard.rank:
         task.generator.generator = device.generator(config.train.seed, shard.rank)
     return task
@@ -189,7 +184,8 @@ def _checkpoint_bytes(task: Task) -> int:
     """Roughly what a checkpoint takes: fp32 weights, what the update rule and an average keep."""
     rule = task.config.optimizer
     copies = 1 + (rule.average is not None) + 2 * (rule.name != "sgd")
-    return 4 * copies * device.num_parameters(task.model)
+    parameters: int = task.model.num_parameters
+    return 4 * copies * parameters
 
 
 def _resume(
@@ -337,7 +333,7 @@ def _introduce(run: Path, task: Task, surroundings: Mapping[str, Any], log: Null
     together = f"{size} processes, " if size > 1 else ""
     log.say(
         f"{task.described()}; {task.config.model.cell}, "
-        f"{device.num_parameters(task.model):,} parameters, {surroundings['device']}, {together}"
+        f"{task.model.num_parameters:,} parameters, {surroundings['device']}, {together}"
         f"{surroundings['threads']} threads, {surroundings['precision']}; run {run}"
     )
     if surroundings["device"] == "cpu" and (reason := library.absence()):

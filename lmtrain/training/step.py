@@ -67,7 +67,7 @@ class Stepper:
         task: whose loss is minimized.
         optimizer: the update.
         ranks: the processes that train together.
-        tell: is told what a user should know of it.
+        tell: gets messages for the user.
     """
 
     def __init__(

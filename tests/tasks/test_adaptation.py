@@ -4,11 +4,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from networks import language_model
+from networks import language_model, random_ids, tokens
 from numerics import assert_same
 
-from lmtrain import device
-from lmtrain.data.tokens import Tokens
 from lmtrain.errors import ConfigError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
@@ -22,15 +20,7 @@ def model() -> LanguageModel:
     return network.double().eval()
 
 
-def text(length: int) -> np.ndarray:
-    return torch.randint(0, 9, (length,), generator=device.generator(3)).numpy().astype(np.uint16)
-
-
 TOKENIZER = SimpleNamespace(start_id=1, unk_id=None)
-
-
-def tokens(ids) -> Tokens:
-    return Tokens(ids, 1, "0" * 64, "text")
 
 
 def nats(model, ids, cache=None, dynamic=None, batch_size=1, scales=()):
@@ -70,33 +60,35 @@ def naive_cache_nats(model, ids, cache):
 def test_the_cache_is_that_of_its_definition(model, size):
     cache = Cache(size, 0.7, 0.3)
 
-    assert nats(model, text(40), cache) == pytest.approx(
-        naive_cache_nats(model, text(40), cache), rel=1e-10
+    assert nats(model, random_ids(40), cache) == pytest.approx(
+        naive_cache_nats(model, random_ids(40), cache), rel=1e-10
     )
 
 
 @pytest.mark.parametrize("window", [1, 7, 40])
 def test_the_cache_does_not_depend_on_the_chunk_length(model, monkeypatch, window):
-    expected = nats(model, text(40), Cache(9, 0.7, 0.3))
+    expected = nats(model, random_ids(40), Cache(9, 0.7, 0.3))
     monkeypatch.setattr("lmtrain.tasks.perplexity._SEQ_LEN", window)
 
-    assert nats(model, text(40), Cache(9, 0.7, 0.3)) == pytest.approx(expected, rel=1e-10)
+    assert nats(model, random_ids(40), Cache(9, 0.7, 0.3)) == pytest.approx(expected, rel=1e-10)
 
 
 def test_streams_have_caches_of_their_own(model):
     cache = Cache(9, 0.7, 0.3)
-    both = nats(model, np.concatenate([text(20), text(20)]), cache, batch_size=2)
-    alone = nats(model, np.concatenate([text(20), text(20)]), None, batch_size=2)
+    both = nats(model, np.concatenate([random_ids(20), random_ids(20)]), cache, batch_size=2)
+    alone = nats(model, np.concatenate([random_ids(20), random_ids(20)]), None, batch_size=2)
 
     assert both != pytest.approx(alone)
     # The second stream starts without a token before it, the first with one.
-    first = nats(model, text(20), cache)
+    first = nats(model, random_ids(20), cache)
     second = both - first
     assert second == pytest.approx(first, rel=0.1)
 
 
 def test_a_cache_without_weight_changes_nothing(model):
-    assert nats(model, text(40), Cache(9, 0.7, 0.0)) == pytest.approx(plain_nats(model, text(40)))
+    assert nats(model, random_ids(40), Cache(9, 0.7, 0.0)) == pytest.approx(
+        plain_nats(model, random_ids(40))
+    )
 
 
 def naive_dynamic_nats(model, ids, dynamic, scales):
@@ -126,8 +118,8 @@ def naive_dynamic_nats(model, ids, dynamic, scales):
     [(40, 1, 0.0), (40, 5, 0.0), (40, 5, 0.4), (40, 33, 0.1), (700, 50, 0.1), (700, 300, 0.0)],
 )
 def test_dynamic_evaluation_is_that_of_its_definition(model, length, seq_len, decay):
-    dynamic, ids = Dynamic(0.003, decay, seq_len), text(length)
-    scales = gradient_scales(model, text(300))
+    dynamic, ids = Dynamic(0.003, decay, seq_len), random_ids(length)
+    scales = gradient_scales(model, random_ids(300))
 
     found = nats(model, ids, None, dynamic, scales=scales)
 
@@ -136,7 +128,7 @@ def test_dynamic_evaluation_is_that_of_its_definition(model, length, seq_len, de
 
 
 def test_nothing_is_learned_from_what_fills_the_shorter_streams_up(model):
-    dynamic, scales = Dynamic(0.01, 0.0, 4), gradient_scales(model, text(300))
+    dynamic, scales = Dynamic(0.01, 0.0, 4), gradient_scales(model, random_ids(300))
     adapting = Adaptation(model, None, dynamic, scales)
     inputs, targets = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[3, 4], [5, -1]])
     logits, _ = model(inputs)
@@ -161,7 +153,7 @@ def test_a_model_with_an_adaptive_softmax_learns_on(model):
     network = language_model(
         300, embedding_size=5, hidden_size=16, num_layers=1, softmax="adaptive"
     ).eval()
-    ids = np.tile(text(7), 20)
+    ids = np.tile(random_ids(7), 20)
     scales = gradient_scales(network, torch.arange(300).numpy())
 
     learned = nats(network, ids, None, Dynamic(0.001, 0.0, 5), scales=scales)
@@ -172,7 +164,7 @@ def test_a_model_with_an_adaptive_softmax_learns_on(model):
 def test_the_trained_weights_come_back(model):
     before = [weight.detach().clone() for weight in model.parameters()]
 
-    nats(model, text(40), Cache(9, 0.7, 0.3), Dynamic(0.01, 0.1), scales=[
+    nats(model, random_ids(40), Cache(9, 0.7, 0.3), Dynamic(0.01, 0.1), scales=[
         torch.ones_like(weight) for weight in before
     ])  # fmt: skip
 
@@ -182,7 +174,7 @@ def test_the_trained_weights_come_back(model):
 def test_gradient_scales_are_roots_of_mean_squares(model, monkeypatch):
     monkeypatch.setattr("lmtrain.tasks.adaptation._WINDOWS", 1)
     monkeypatch.setattr("lmtrain.tasks.adaptation._STREAMS", 1)
-    ids = text(51)
+    ids = random_ids(51)
 
     scales = gradient_scales(model, ids)
 
@@ -197,11 +189,11 @@ def test_gradient_scales_are_roots_of_mean_squares(model, monkeypatch):
 
 
 def test_on_a_text_that_repeats_both_help(model):
-    ids = np.tile(text(7), 40)
+    ids = np.tile(random_ids(7), 40)
 
     static = plain_nats(model, ids) / len(ids)
     caches = list(cache_trials(model, ids, 1))
-    scales = gradient_scales(model, text(300))
+    scales = gradient_scales(model, random_ids(300))
     learning = list(dynamic_trials(model, tokens(ids), TOKENIZER, scales, 5))
 
     best = min(caches, key=lambda trial: trial.loss)

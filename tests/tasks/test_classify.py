@@ -191,6 +191,17 @@ def test_without_validation_data_a_part_of_the_examples_is_drawn(places, tmp_pat
     assert {split: len(data.tokens) for split, data in found.items()} == {"valid": 20}
 
 
+def test_evaluating_a_split_with_a_file_of_its_own_does_not_read_the_training_data(
+    places, tmp_path
+):
+    run_training(settings(places, train__max_steps=2), tmp_path / "run", is_quiet=True)
+    (tmp_path / "train.tsv").unlink()
+
+    found = lmtrain.load(tmp_path / "run").own()
+
+    assert {split: len(data.tokens) for split, data in found.items()} == {"valid": 40, "test": 30}
+
+
 def test_a_label_that_training_does_not_have_is_refused(places, tmp_path):
     (tmp_path / "valid.tsv").write_text("plant\tan oak\n")
 

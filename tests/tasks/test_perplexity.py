@@ -4,10 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from networks import language_model
+from networks import language_model, random_ids, tokens
 
-from lmtrain import device
-from lmtrain.data.tokens import Tokens
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks import perplexity
 from lmtrain.tasks.base import Shard
@@ -20,10 +18,6 @@ def model() -> LanguageModel:
     return network.double().eval()
 
 
-def text(length: int) -> np.ndarray:
-    return torch.randint(0, 9, (length,), generator=device.generator(3)).numpy().astype(np.uint16)
-
-
 def naive_nats(model: LanguageModel, ids: list[int], start: int) -> list[float]:
     """One token after the other, by the definition of P."""
     nats, state, before = [], None, start
@@ -34,10 +28,6 @@ def naive_nats(model: LanguageModel, ids: list[int], start: int) -> list[float]:
     return nats
 
 
-def tokens(ids, characters=100) -> Tokens:
-    return Tokens(np.asarray(ids), characters, "0" * 64, "text")
-
-
 def of(model, ids, characters=100, start_id=1, **changes) -> Perplexity:
     tokenizer = SimpleNamespace(start_id=start_id, unk_id=0)
     return evaluate(model, tokens(ids, characters), tokenizer, **changes)
@@ -45,7 +35,7 @@ def of(model, ids, characters=100, start_id=1, **changes) -> Perplexity:
 
 @pytest.mark.parametrize("length", [1, 2, 7, 30])
 def test_every_token_is_predicted_once(model, length):
-    ids = text(length)
+    ids = random_ids(length)
 
     result = of(model, ids)
 
@@ -55,15 +45,15 @@ def test_every_token_is_predicted_once(model, length):
 
 @pytest.mark.parametrize("chunk", [1, 3, 29, 30, 31])
 def test_the_figure_does_not_depend_on_the_chunk_length(model, monkeypatch, chunk):
-    expected = of(model, text(30)).total_nats
+    expected = of(model, random_ids(30)).total_nats
     monkeypatch.setattr(perplexity, "_SEQ_LEN", chunk)
 
-    assert of(model, text(30)).total_nats == pytest.approx(expected, rel=1e-12)
+    assert of(model, random_ids(30)).total_nats == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 7, 30, 100])
 def test_streams_count_every_token_once_each_from_a_fresh_state(model, batch_size):
-    ids = text(30)
+    ids = random_ids(30)
     length = math.ceil(30 / min(batch_size, 30))
     expected = 0.0
     for first in range(0, 30, length):
@@ -77,7 +67,7 @@ def test_streams_count_every_token_once_each_from_a_fresh_state(model, batch_siz
 
 
 def test_unknown_words_are_counted_and_can_be_left_out(model):
-    ids = text(60)
+    ids = random_ids(60)
     nats = np.array(naive_nats(model, ids.tolist(), 1))
 
     result = of(model, ids)
@@ -89,7 +79,7 @@ def test_unknown_words_are_counted_and_can_be_left_out(model):
 
 
 def test_figures_follow_from_sums_and_counts(model):
-    result = of(model, text(60), characters=250)
+    result = of(model, random_ids(60), characters=250)
 
     assert result.loss == result.total_nats / 60
     assert result.perplexity == pytest.approx(math.exp(result.loss))
@@ -101,14 +91,14 @@ def test_a_text_without_a_start_begins_from_nothing(model):
     with torch.no_grad():
         model.encoder.embedding.weight[4] = 0
 
-    assert of(model, text(5), start_id=None).total_nats == pytest.approx(
-        of(model, text(5), start_id=4).total_nats, rel=1e-12
+    assert of(model, random_ids(5), start_id=None).total_nats == pytest.approx(
+        of(model, random_ids(5), start_id=4).total_nats, rel=1e-12
     )
 
 
 def test_a_model_in_training_stays_in_training(model):
     model.train()
-    of(model, text(5))
+    of(model, random_ids(5))
 
     assert model.training
 
@@ -146,9 +136,11 @@ def test_the_unigram_baseline_is_the_cross_entropy_of_smoothed_frequencies():
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_the_shards_of_processes_add_up_to_the_whole(model, size):
-    whole = of(model, text(31), batch_size=5)
+    whole = of(model, random_ids(31), batch_size=5)
 
-    parts = [of(model, text(31), batch_size=5, shard=Shard(rank, size)) for rank in range(size)]
+    parts = [
+        of(model, random_ids(31), batch_size=5, shard=Shard(rank, size)) for rank in range(size)
+    ]
 
     summed = parts[0].summed([part.sums for part in parts])
     assert summed.sums == pytest.approx(whole.sums, rel=1e-12)

@@ -78,7 +78,7 @@ def test_every_cell_learns_more_than_word_frequencies_from_real_text(
 
     summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
-    assert summary.valid_loss < summary.baseline.loss - 0.2
+    assert summary.best["loss"] < summary.baseline.loss - 0.2
 
 
 @pytest.mark.skipif(not library.has_bf16(), reason="no bf16 products on this processor")
@@ -95,7 +95,7 @@ def test_bf16_learns_as_much_from_real_text_as_fp32(cell, shakespeare, tmp_path)
             }
         )  # fmt: skip
         summary = run_training(chosen, tmp_path / precision, is_quiet=True)
-        losses[precision] = summary.valid_loss
+        losses[precision] = summary.best["loss"]
 
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
@@ -240,7 +240,7 @@ def test_training_ends_when_its_time_is_up(text, tmp_path, capsys):
     done, expected = re.findall(r"\| (\d+)/(\d+),", capsys.readouterr().err)[-1]
     assert int(done) == summary.steps <= int(expected) < 10**6
     assert checkpoint.steps(tmp_path / "run")[-1] == summary.steps
-    assert summary.valid_loss is not None
+    assert summary.best is not None
 
 
 @pytest.mark.parametrize("eval_every", [10**6, 1])
@@ -417,7 +417,7 @@ def test_the_average_is_what_is_validated_and_kept(text, tmp_path):
     last = checkpoint.read(checkpoint.folder(run, 30)).tensors("state.safetensors")
 
     measured = model.measure(model.own()["valid"], batch_size=4)
-    assert measured.loss == pytest.approx(summary.valid_loss)
+    assert measured.loss == pytest.approx(summary.best["loss"])
     name = "encoder.embedding.weight"
     assert not torch.equal(last[f"average/last/{name}"], model.model.get_parameter(name))
 

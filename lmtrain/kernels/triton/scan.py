@@ -38,7 +38,7 @@ _SWITCH = "LMTRAIN_SCHEDULE"
 
 
 # The module with the functions of a cell, by its name.
-_PAGES = {
+_MODULES = {
     "rnn": "rnn", "simple-gru": "simple_gru", "gru": "gru", "lstm": "lstm", "peephole-lstm": "lstm"
 }  # fmt: skip
 
@@ -146,7 +146,7 @@ class _Scan:
         if variant.peephole == "full":
             self.peephole = self.peephole.to(gates.dtype)
         self.reverse = reverse
-        self.page = engine.module(_PAGES[variant.name])
+        self.page = engine.module(_MODULES[variant.name])
 
     def _times(self) -> list[tuple[int, int, int]]:
         """Each step in the order of time, with the places of the state before and after it."""
