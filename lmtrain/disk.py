@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # A link that someone put in the place of a file is refused, not followed.
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _KEPT = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -69,12 +69,16 @@ def remove_file(path: Path) -> None:
     path.unlink()
 
 
-class Writer(io.RawIOBase):
+class File(io.RawIOBase):
     """A stream over a descriptor that writes all it is given."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
 
     def writable(self) -> bool:
         """It is."""
@@ -87,6 +91,10 @@ class Writer(io.RawIOBase):
     def fileno(self) -> int:
         """The descriptor."""
         return self._descriptor
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the beginning of `buffer`; returns how many bytes."""
+        return os.readv(self._descriptor, [buffer])
 
     def write(self, content: Any) -> int:
         """Writes all of `content`; returns its bytes.

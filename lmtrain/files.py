@@ -68,7 +68,7 @@ def require_space(path: Path, needed: int) -> None:
 @contextlib.contextmanager
 def _synced(descriptor: int) -> Iterator[BinaryIO]:
     """A stream whose content is durable once the block ends without error."""
-    with disk.Writer(descriptor) as stream:
+    with disk.File(descriptor) as stream:
         yield cast("BinaryIO", stream)
         disk.sync(descriptor)
 
@@ -280,6 +280,21 @@ def spool(pieces: Iterable[bytes]) -> Path:
         spooled.writelines(pieces)
     atexit.register(_clear, path)
     return path
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[BinaryIO]:
+    """A stream to write and to read again; its file is gone however the block or process ends.
+
+    Raises:
+        MachineError: the disk or the permissions refused.
+    """
+    with explained(folder, "write in"):
+        _make_folders(folder)
+        path = _aside(folder / "scratch")
+        with disk.File(disk.create(path)) as stream:
+            _clear(path)
+            yield cast("BinaryIO", stream)
 
 
 @contextlib.contextmanager

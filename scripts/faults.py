@@ -256,7 +256,7 @@ def kills(ground: Ground, number: int, *, whole: bool = False) -> list[Row]:
 
 
 PHASES = {
-    "reading text": (corpus.FileSource, "chunks"),
+    "reading text": (corpus.Source, "chunks"),
     "counting words": ("lmtrain.data.tokens", "_write_array"),
     "building the model": ("lmtrain.tasks.language_model:LanguageModelling", "build"),
     "opening the record": ("lmtrain.training.run", "Logger"),

@@ -14,7 +14,9 @@ from faulty_disk import DiedError, Faults, PowerLoss
 
 from lmtrain import checkpoint, disk, files
 from lmtrain.data import corpus, tokens
+from lmtrain.data.division import Division
 from lmtrain.errors import CheckpointError, MachineError
+from lmtrain.schema import DataConfig
 
 FAILURES = [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EROFS]
 
@@ -162,10 +164,9 @@ def test_no_half_token_file_is_ever_used(failure, tmp_path, monkeypatch):
     def cut(cache):
         monkeypatch.setenv("LMTRAIN_CACHE", str(cache))
         text = corpus.open_text([str(tmp_path / "text.txt")])
-        tokenizer = tokens.cached_tokenizer(
-            text, text, "word", "words", vocab_size=99, min_count=1, lowercase=False
-        )
-        return tokens.tokenize(text, tokenizer).ids.tolist()
+        division = Division(text, ("train", "valid"), (0.1,), at_line_ends=True)
+        _, texts = tokens.read_tokens(division, DataConfig())
+        return [texts[name].ids.tolist() for name in division.names]
 
     with Faults() as faults:
         right = cut(tmp_path / "whole")

@@ -12,8 +12,8 @@ from lmtrain.cli.settings import SetOption, given, setting
 from lmtrain.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from lmtrain.data.corpus import Text
     from lmtrain.data.tokenizer import Tokenizer
+    from lmtrain.data.tokens import Tokens
 
 
 def command(
@@ -34,7 +34,7 @@ def command(
     lmtrain tokenize runs/python-docs-lstm-1 "The cat sat."
     lmtrain tokenize novel.txt --vocab-size 5000
     """
-    tokenizer, own = _tokenizer(source, given(locals(), set_ or []))
+    tokenizer, own = _open(source, given(locals(), set_ or []))
     if text is not None:
         _show_ids(tokenizer, text, json=json)
     elif own is not None:
@@ -45,9 +45,11 @@ def command(
         )
 
 
-def _tokenizer(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, Text | None]":
-    from lmtrain.data import corpus, tokens
+def _open(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, Tokens | None]":
+    from lmtrain.data import corpus
+    from lmtrain.data.division import Division
     from lmtrain.data.tokenizer import Tokenizer
+    from lmtrain.data.tokens import read_tokens
 
     folder = Path(source)
     # Not a Path's own: that a name is too long for a folder is said of the text.
@@ -56,17 +58,9 @@ def _tokenizer(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, T
             raise CheckpointError(f"{source} is no run: it has no tokenizer.json")
         return Tokenizer.from_json(untrusted.text(folder / "tokenizer.json")), None
     data = config.load(overrides={**overrides, "data.train": [source]}).data
-    text = corpus.open_text([source])
-    tokenizer = tokens.cached_tokenizer(
-        text,
-        text,
-        data.level,
-        data.splitter,
-        vocab_size=data.vocab_size,
-        min_count=data.min_count,
-        lowercase=data.lowercase,
-    )
-    return tokenizer, text
+    tokenizer, texts = read_tokens(Division(corpus.open_text([source])), data)
+    [tokens] = texts.values()
+    return tokenizer, tokens
 
 
 def _show_ids(tokenizer: "Tokenizer", text: str, *, json: bool) -> None:
@@ -82,10 +76,7 @@ def _show_ids(tokenizer: "Tokenizer", text: str, *, json: bool) -> None:
     print(f"{len(ids)} tokens, {unknown} out of vocabulary")
 
 
-def _show_coverage(tokenizer: "Tokenizer", text: "Text", source: str, *, json: bool) -> None:
-    from lmtrain.data.tokens import tokenize
-
-    tokens = tokenize(text, tokenizer)
+def _show_coverage(tokenizer: "Tokenizer", tokens: "Tokens", source: str, *, json: bool) -> None:
     unknown = 0
     if tokenizer.unk_id is not None:
         unknown = int((tokens.ids == tokenizer.unk_id).sum())

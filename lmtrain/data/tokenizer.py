@@ -5,10 +5,10 @@ same ids there. To make that exact, words are found by one regular expression th
 library read alike: it names every character class it uses. Knows text, never files or models.
 """
 
+import itertools
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from lmtrain.errors import CheckpointError, TextError
 
 UNK = "<UNK>"
 EOS = "<EOS>"
+# Never counted as words; the last is how the Penn Treebank writes the first.
+_SPECIAL = frozenset({UNK, EOS, "<unk>"})
 
 _SPACE = r" \t\n\r\f\v"
 # Everything printed that is no letter, mark, digit or underscore, in the blocks prose uses.
@@ -120,23 +122,19 @@ class Tokenizer:
             return self._encode_words(text)
         return self._encode_characters(text) if self.level == "char" else self._encode_bytes(text)
 
-    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[NDArray[np.int64]]:
-        """The ids of a corpus that comes in pieces, cut anywhere; its last line gets its end.
-
-        Raises:
-            TextError: at character level, a character outside the vocabulary.
-        """
-        yield from map(self.encode, whole_words(chunks) if self.level == "word" else chunks)
+    def word_ids(self, words: Collection[str]) -> NDArray[np.int64]:
+        """The ids of words, (N,)."""
+        return np.fromiter(map(self._word_ids.__getitem__, words), np.int64, len(words))
 
     def words(self, text: str) -> list[str]:
         """The words of a text that holds no part of a word."""
         return split_words(text, self.splitter, lowercase=self.lowercase)
 
     def _encode_words(self, text: str) -> NDArray[np.int64]:
-        return np.array(list(map(self._word_ids.__getitem__, self.words(text))), np.int64)
+        return self.word_ids(self.words(text))
 
     def _encode_characters(self, text: str) -> NDArray[np.int64]:
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        codes = _codes(text)
         ids: NDArray[np.int64] = self._table[codes]
         if ids.size and ids.min() < 0:
             unknown = chr(codes[int(np.argmin(ids))])
@@ -218,6 +216,14 @@ def _of_kind(kind: tuple[Level, Splitter, bool], vocabulary: Sequence[str]) -> T
     return Tokenizer(vocabulary, level, splitter, lowercase=lowercase)
 
 
+class _Numbers(dict[str, int]):
+    """A number for each word, in the order of first appearance."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        return number
+
+
 class _WordIds(dict[str, int]):
     """The id of each word; of any other word, that of `<UNK>`."""
 
@@ -258,18 +264,96 @@ def build_tokenizer(
     """
     if level == "byte":
         return Tokenizer([chr(byte) for byte in range(256)], "byte")
-    counts: Counter[str] = Counter()
-    if level == "char":
-        for chunk in chunks:
-            counts.update(chunk)
-        known = sorted(token for token, count in counts.items() if count >= min_count)
-        return Tokenizer([*([UNK] if min_count > 1 else []), *known], "char")
-    for piece in whole_words(chunks):
-        counts.update(split_words(piece, splitter, lowercase=lowercase))
-    for special in (UNK, EOS, "<unk>"):
-        counts.pop(special, None)
-    frequent = [word for word, n in counts.most_common(vocab_size - 2) if n >= min_count]
-    return Tokenizer([UNK, EOS, *frequent], "word", splitter, lowercase=lowercase)
+    numbering, pieces = Numbering(level, splitter, lowercase=lowercase), Pieces(level)
+    for chunk in chunks:
+        numbering.count(numbering.encode(pieces.add(chunk)))
+    numbering.count(numbering.encode(pieces.end()))
+    return numbering.tokenizer(vocab_size, min_count)
+
+
+class Numbering:
+    """Numbers for the tokens of a text whose vocabulary is not known yet, and their counts.
+
+    Words are numbered by their first appearance, characters by Unicode.
+
+    Args:
+        level: what a token is: a word or a character.
+        splitter: how words are found.
+        lowercase: whether words are put in lower case first.
+    """
+
+    def __init__(self, level: Level, splitter: Splitter, *, lowercase: bool) -> None:
+        self._level = level
+        self._splitter = splitter
+        self._lowercase = lowercase
+        self._numbers = _Numbers()
+        self._counts = np.zeros(0, np.int64)
+
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+        """The numbers of the tokens of a text that holds no part of a word, (N,)."""
+        if self._level == "char":
+            return _codes(text)
+        words = split_words(text, self._splitter, lowercase=self._lowercase)
+        return np.fromiter(map(self._numbers.__getitem__, words), np.uint32, len(words))
+
+    def count(self, numbers: NDArray[np.unsignedinteger]) -> None:
+        """Counts tokens of training text."""
+        found = np.bincount(numbers, minlength=len(self._counts))
+        found[: len(self._counts)] += self._counts
+        self._counts = found
+
+    def tokenizer(self, vocab_size: int, min_count: int) -> Tokenizer:
+        """The tokenizer of what was counted, as `build_tokenizer` describes it."""
+        frequent = np.flatnonzero(self._counts >= min_count)
+        if self._level == "char":
+            known = [chr(code) for code in frequent]
+            return Tokenizer([*([UNK] if min_count > 1 else []), *known], "char")
+        words = list(self._numbers)
+        by_count = frequent[np.argsort(-self._counts[frequent], kind="stable")]
+        most = (words[number] for number in by_count if words[number] not in _SPECIAL)
+        known = list(itertools.islice(most, vocab_size - 2))
+        return Tokenizer([UNK, EOS, *known], "word", self._splitter, lowercase=self._lowercase)
+
+    def ids(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
+        """The id of each number in a vocabulary; of characters, of those that were counted."""
+        if self._level == "word":
+            return tokenizer.word_ids(self._numbers)
+        codes = np.flatnonzero(self._counts)
+        ids = np.zeros(len(self._counts), np.int64)
+        ids[codes] = tokenizer.encode("".join(map(chr, codes)))
+        return ids
+
+
+class Pieces:
+    """Text that comes in pieces cut anywhere, put together so that none ends within a word.
+
+    At the other levels than that of words a piece is left as it is. A last line of words gets its
+    newline.
+
+    Args:
+        level: what a token is.
+    """
+
+    def __init__(self, level: Level) -> None:
+        self._level = level
+        self._rest = ""
+        self._last = "\n"
+
+    def add(self, chunk: str) -> str:
+        """What is whole after one more chunk."""
+        if self._level != "word" or not chunk:
+            return chunk
+        self._last = chunk[-1]
+        text = self._rest + chunk
+        cut = max(text.rfind(space) for space in " \n\t\r\f\v") + 1
+        if not cut:
+            cut = len(text) - len(text) % _LONGEST_RUN
+        self._rest = text[cut:]
+        return text[:cut]
+
+    def end(self) -> str:
+        """What is left at the end of the text."""
+        return self._rest + "\n" if self._last != "\n" else ""
 
 
 def split_words(text: str, splitter: Splitter, *, lowercase: bool = False) -> list[str]:
@@ -292,23 +376,8 @@ def _cut(run: re.Match[str]) -> str:
     return " ".join(text[i : i + _LONGEST_RUN] for i in range(0, len(text), _LONGEST_RUN))
 
 
-def whole_words(chunks: Iterable[str]) -> Iterator[str]:
-    """The same text in pieces that end where a word ends; a last line gets its newline."""
-    rest = ""
-    last = "\n"
-    for chunk in chunks:
-        if not chunk:
-            continue
-        last = chunk[-1]
-        text = rest + chunk
-        cut = max(text.rfind(space) for space in " \n\t\r\f\v") + 1
-        if not cut:
-            cut = len(text) - len(text) % _LONGEST_RUN
-        rest = text[cut:]
-        if cut:
-            yield text[:cut]
-    if last != "\n":
-        yield rest + "\n"
+def _codes(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def _character_table(vocabulary: Sequence[str], unk_id: int | None) -> NDArray[np.int64]:

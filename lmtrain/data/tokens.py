@@ -1,14 +1,15 @@
 """Token files: a text cut into ids once, stored as one memory-mapped array, reused by content.
 
-The name of a token file is a hash of the text and the tokenizer, never a path or a time; an entry
-is used only if it is whole and its own hash is right. Knows ids and hashes, never models.
+A text is read once for its hash, by which it is looked up, and if it is new once more to be decoded
+and cut into tokens. The name of a token file is a hash of the text, the way it is cut and the
+tokenizer, never a path or a time; an entry is used only if it is whole and its own hash is right.
+Knows ids and hashes, never models.
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmtrain import files
-from lmtrain.data.corpus import Text
-from lmtrain.data.detokenizer import Level, Splitter
-from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
-from lmtrain.errors import CheckpointError, TextError
+from lmtrain.data.detokenizer import Level
+from lmtrain.data.division import Division
+from lmtrain.data.tokenizer import Numbering, Pieces, Tokenizer, build_tokenizer
+from lmtrain.errors import CheckpointError
+from lmtrain.schema import DataConfig
 
-FORMAT = 1
+FORMAT = 2
 _DAY = 86_400
 
 
@@ -33,7 +35,7 @@ class Tokens:
     Args:
         ids: memory-mapped, (N,), uint16 or uint32.
         characters: characters of the text they stand for.
-        key: the hash of text and tokenizer, under which they are cached.
+        key: the hash of text, cut and tokenizer, under which they are cached.
         name: what messages call the text.
     """
 
@@ -46,77 +48,93 @@ class Tokens:
         return len(self.ids)
 
 
-def cached_tokenizer(
-    text: Text,
-    alphabet: Text,
-    level: Level,
-    splitter: Splitter,
-    *,
-    vocab_size: int,
-    min_count: int,
-    lowercase: bool,
-) -> Tokenizer:
-    """The tokenizer of a text, from the cache where the same text was counted before.
+def read_tokens(division: Division, data: DataConfig) -> tuple[Tokenizer, dict[str, Tokens]]:
+    """The tokenizer of a text and the ids of its parts, from the cache or in one pass over it.
+
+    Words are those of the first part, the training text; characters are those of the whole text.
 
     Args:
-        text: the training text, whose words are counted.
-        alphabet: the corpus it was cut from, whose characters are the character level's vocabulary.
-        level: what a token is.
-        splitter: how words are found.
-        vocab_size: most words.
-        min_count: least occurrences.
-        lowercase: whether words are put in lower case first.
+        division: the text and how it is cut.
+        data: what a token is, and which enter the vocabulary.
 
     Raises:
-        TextError: the text cannot be read.
+        TextError: the text cannot be read, or is too short to be cut.
         MachineError: the cache cannot be written.
     """
-    counted = alphabet if level == "char" else text
-    options: dict[str, Any] = {
-        "vocab_size": vocab_size, "min_count": min_count, "lowercase": lowercase,
-    }  # fmt: skip
-    # The bytes are a vocabulary without a text.
-    fingerprint = "" if level == "byte" else counted.fingerprint
-    named = json.dumps([FORMAT, level, splitter, options, fingerprint])
-    path = _cache() / f"{files.sha256([named.encode()])}.tokenizer.json"
-    if path.exists():
-        content, _, digest = path.read_bytes().rpartition(b"\n")
-        # What another version wrote in its own way is counted anew.
-        with contextlib.suppress(CheckpointError):
-            if files.sha256([content]).encode() == digest:
-                return Tokenizer.from_json(content.decode())
-    tokenizer = build_tokenizer(counted.chunks(), level, splitter, **options)
-    content = tokenizer.to_json().encode()
-    files.write(path, content + b"\n" + files.sha256([content]).encode())
-    return tokenizer
+    if data.level == "byte":
+        # The bytes are a vocabulary without a text.
+        tokenizer = build_tokenizer([], "byte")
+        return tokenizer, tokenize(division, tokenizer)
+    rules = [data.level, data.splitter, data.vocab_size, data.min_count, data.lowercase]
+    path = _cache() / f"{_hash([*rules, *_divided(division)])}.tokenizer.json"
+    if known := _load_tokenizer(path):
+        return known, tokenize(division, known)
+    numbering = Numbering(data.level, data.splitter, lowercase=data.lowercase)
+    with _numbered(division, data.level, numbering.encode) as (numbers, parts):
+        counted = parts[-1 if data.level == "char" else 0]
+        for block in numbers.between(0, counted.stop):
+            numbering.count(block)
+        tokenizer = numbering.tokenizer(data.vocab_size, data.min_count)
+        content = tokenizer.to_json().encode()
+        files.write(path, content + b"\n" + files.sha256([content]).encode())
+        return tokenizer, _store(division, tokenizer, numbers, parts, numbering.ids(tokenizer))
 
 
-def tokenize(text: Text, tokenizer: Tokenizer) -> Tokens:
-    """The ids of a text, from the cache where the same text was cut the same way before.
+def tokenize(division: Division, tokenizer: Tokenizer) -> dict[str, Tokens]:
+    """The ids of the parts of a text, from the cache or in one pass over it.
 
     Raises:
-        TextError: the text cannot be read, or has a character the vocabulary lacks.
+        TextError: the text cannot be read, is too short to be cut, or has a character that the
+            vocabulary lacks.
         MachineError: the cache cannot be written.
     """
-    key = token_key(text, tokenizer)
-    return load_tokens(key, tokenizer.vocab_size, text.name) or _store(text, tokenizer, key)
+    found = {}
+    for part, key in token_keys(division, tokenizer).items():
+        if tokens := load_tokens(key, tokenizer.vocab_size, division.text.name):
+            found[part] = tokens
+    if len(found) == len(division.names):
+        return found
+    with _numbered(division, tokenizer.level, tokenizer.encode) as (ids, parts):
+        return _store(division, tokenizer, ids, parts)
 
 
-def token_key(text: Text, tokenizer: Tokenizer) -> str:
-    """The hash of text and tokenizer, under which the text's tokens are cached.
+def token_keys(division: Division, tokenizer: Tokenizer) -> dict[str, str]:
+    """The hash of each part of a text with its tokenizer, under which its tokens are cached.
 
     Raises:
         TextError: the text cannot be read.
     """
     rules = files.sha256([tokenizer.to_json().encode()])
-    return files.sha256([f"{FORMAT} {rules} {text.fingerprint}".encode()])
+    return {
+        name: _hash([rules, *_divided(division), part]) for part, name in enumerate(division.names)
+    }
+
+
+def _divided(division: Division) -> list[object]:
+    """What the parts of a text follow from."""
+    return [division.text.fingerprint, division.shares, division.at_line_ends]
+
+
+def _hash(named: list[object]) -> str:
+    return files.sha256([json.dumps([FORMAT, *named]).encode()])
+
+
+def _load_tokenizer(path: Path) -> Tokenizer | None:
+    if not path.exists():
+        return None
+    content, _, digest = path.read_bytes().rpartition(b"\n")
+    # What another version wrote in its own way is counted anew.
+    with contextlib.suppress(CheckpointError):
+        if files.sha256([content]).encode() == digest:
+            return Tokenizer.from_json(content.decode())
+    return None
 
 
 def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
     """The cached tokens named `key`, or None if there are none that are whole.
 
     Args:
-        key: the hash of text and tokenizer.
+        key: the hash of text, cut and tokenizer.
         vocab_size: every id is below it.
         name: what messages call the text.
     """
@@ -134,43 +152,107 @@ def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
     return None
 
 
-def _store(text: Text, tokenizer: Tokenizer, key: str) -> Tokens:
-    array, note = _paths(key)
-    files.remove_leftovers(array.parent, seconds=_DAY)
-    with files.writing(array) as stream:
-        _write_array(stream, text, tokenizer)
-    known = {"characters": text.characters, "sha256": _digest(array, text.characters)}
-    files.write(note, json.dumps(known).encode())
-    tokens = load_tokens(key, tokenizer.vocab_size, text.name)
-    if tokens is None:
-        raise CheckpointError(f"the token cache {array} changed while it was written")
-    return tokens
+@dataclass(frozen=True)
+class _Part:
+    """Which tokens are a part of a text, and how many characters they stand for."""
+
+    start: int
+    stop: int
+    characters: int
 
 
-def _write_array(stream: BinaryIO, text: Text, tokenizer: Tokenizer) -> None:
-    dtype = _dtype(tokenizer.vocab_size)
-    # The header is as long for every count, so that it can be written last.
-    _write_header(stream, dtype, 0)
-    count = 0
-    digest = hashlib.sha256()
-    for ids in tokenizer.encode_chunks(_hashed(text.chunks(), digest)):
-        stream.write(ids.astype(dtype).tobytes())
-        count += len(ids)
-    if digest.hexdigest() != text.fingerprint:
-        raise TextError(f"{text.name} changed while it was read")
-    stream.seek(0)
-    _write_header(stream, dtype, count)
+class _Numbers:
+    """The numbers of a text's tokens on a scratch file, in as few bytes as each piece allows."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._blocks: list[tuple[np.dtype[Any], int]] = []
+        self.count = 0
+
+    def add(self, numbers: NDArray[Any]) -> None:
+        """Numbers that come next."""
+        small = numbers.astype(np.min_scalar_type(numbers.max(initial=0)))
+        self._stream.write(small.tobytes())
+        self._blocks.append((small.dtype, len(small)))
+        self.count += len(small)
+
+    def between(self, start: int, stop: int) -> Iterator[NDArray[Any]]:
+        """Those from `start` to before `stop`, in pieces."""
+        self._stream.seek(0)
+        first = 0
+        for dtype, count in self._blocks:
+            block = np.frombuffer(self._stream.read(count * dtype.itemsize), dtype)
+            yield block[max(0, start - first) : max(0, stop - first)]
+            first += count
 
 
-def _hashed(chunks: Iterator[str], digest: "hashlib._Hash") -> Iterator[str]:
-    for chunk in chunks:
-        digest.update(chunk.encode())
-        yield chunk
+@contextlib.contextmanager
+def _numbered(
+    division: Division, level: Level, encode: Callable[[str], NDArray[Any]]
+) -> Iterator[tuple[_Numbers, list[_Part]]]:
+    """The numbers that `encode` gives the tokens of a text, and its parts."""
+    cuts, pieces = division.cuts(), Pieces(level)
+    files.remove_leftovers(_cache(), seconds=_DAY)
+    with files.scratch(_cache()) as stream:
+        numbers = _Numbers(stream)
+        position, count_at = 0, {0: 0}
+        for chunk in division.text.checked_chunks():
+            for segment in cuts.segments(chunk):
+                numbers.add(encode(pieces.add(segment)))
+                position += len(segment)
+                count_at[position] = numbers.count
+        numbers.add(encode(pieces.end()))
+        count_at[position] = numbers.count
+        bounds = cuts.bounds()
+        parts = [
+            _Part(count_at[start], count_at[stop], stop - start)
+            for start, stop in itertools.pairwise(bounds)
+        ]
+        yield numbers, parts
 
 
-def _write_header(stream: BinaryIO, dtype: np.dtype[Any], count: int) -> None:
+def _store(
+    division: Division,
+    tokenizer: Tokenizer,
+    numbers: _Numbers,
+    parts: list[_Part],
+    ids: NDArray[np.int64] | None = None,
+) -> dict[str, Tokens]:
+    """Writes the token files of the parts of a text.
+
+    Args:
+        division: the text and its parts.
+        tokenizer: that of the tokens.
+        numbers: those of the text's tokens.
+        parts: where the parts lie among them.
+        ids: the id of each number; None where the numbers are ids.
+
+    Raises:
+        CheckpointError: a file changed as it was written.
+    """
+    stored = {}
+    for (name, key), part in zip(token_keys(division, tokenizer).items(), parts, strict=True):
+        array, note = _paths(key)
+        with files.writing(array) as stream:
+            blocks = numbers.between(part.start, part.stop)
+            mapped = blocks if ids is None else (ids[block] for block in blocks)
+            _write_array(stream, mapped, _dtype(tokenizer.vocab_size), part.stop - part.start)
+        known = {"characters": part.characters, "sha256": _digest(array, part.characters)}
+        files.write(note, json.dumps(known).encode())
+        tokens = load_tokens(key, tokenizer.vocab_size, division.text.name)
+        if tokens is None:
+            raise CheckpointError(f"the token cache {array} changed while it was written")
+        stored[name] = tokens
+    return stored
+
+
+def _write_array(
+    stream: BinaryIO, blocks: Iterable[NDArray[Any]], dtype: np.dtype[Any], count: int
+) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     np.lib.format.write_array_header_1_0(stream, {**header, "shape": (count,)})
+    for block in blocks:
+        stream.write(block.astype(dtype).tobytes())
 
 
 def _digest(array: Path, characters: int) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from lmtrain import device
 from lmtrain.data import corpus
+from lmtrain.data.division import Division, open_parts
 from lmtrain.data.streams import Streams
 from lmtrain.data.tokenizer import Tokenizer
-from lmtrain.data.tokens import Tokens, cached_tokenizer, load_tokens, token_key, tokenize
+from lmtrain.data.tokens import Tokens, load_tokens, read_tokens, token_keys, tokenize
 from lmtrain.errors import ConfigError, TextError
 from lmtrain.model.adaptive_head import AdaptiveSoftmax
 from lmtrain.model.head import Head, Softmax
@@ -144,7 +145,9 @@ class TrainedLanguageModel(Trained):
         Raises:
             TextError: the text cannot be read, or has a character the model does not know.
         """
-        return tokenize(corpus.open_text(places, ("test", "valid", "train")), self.tokenizer)
+        text = corpus.open_text(places, ("test", "valid", "train"))
+        [tokens] = tokenize(Division(text), self.tokenizer).values()
+        return tokens
 
     def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Tokens]:
         """The run's own texts, from the token cache or cut anew.
@@ -257,18 +260,11 @@ class LanguageModelling(Task):
     @classmethod
     def read(cls, config: Config) -> TextData:
         """Reads the texts; the vocabulary is that of the training text."""
-        data = config.data
-        parts = _open_parts(config)
-        tokenizer = cached_tokenizer(
-            parts["train"],
-            corpus.Text(parts["train"].sources),
-            data.level,
-            data.splitter,
-            vocab_size=data.vocab_size,
-            min_count=data.min_count,
-            lowercase=data.lowercase,
-        )
-        return TextData(tokenizer, {part: tokenize(t, tokenizer) for part, t in parts.items()})
+        train, *others = _divisions(config)
+        tokenizer, texts = read_tokens(train, config.data)
+        for division in others:
+            texts |= tokenize(division, tokenizer)
+        return TextData(tokenizer, texts)
 
     @classmethod
     def restore(cls, files: Files) -> TextData:
@@ -293,13 +289,16 @@ class LanguageModelling(Task):
             found[split] = tokens
         if len(found) == len(wanted):
             return TextData(tokenizer, found)
-        opened = _open_parts(config)
+        divisions = [each for each in _divisions(config) if wanted.keys() & set(each.names)]
+        keys: dict[str, str] = {}
+        for division in divisions:
+            keys |= token_keys(division, tokenizer)
+        # Compared before anything of it is kept: the run may come from anyone, and so the path.
         for split, reference in wanted.items():
-            # Compared before anything of it is kept: the run may come from anyone, and so the path.
-            key = token_key(opened[split], tokenizer) if split in opened else None
-            require_same(split, reference["name"], key, reference["key"])
-            found[split] = tokenize(opened[split], tokenizer)
-        return TextData(tokenizer, found)
+            require_same(split, reference["name"], keys.get(split), reference["key"])
+        for division in divisions:
+            found |= tokenize(division, tokenizer)
+        return TextData(tokenizer, {split: found[split] for split in wanted})
 
     @classmethod
     def build(cls, config: Config, data: TextData, *, is_shared: bool = False) -> LanguageModel:
@@ -424,9 +423,9 @@ class LanguageModelling(Task):
         return f"{tokens:,} tokens, vocabulary {vocabulary:,}"
 
 
-def _open_parts(config: Config) -> Mapping[str, corpus.Text]:
+def _divisions(config: Config) -> list[Division]:
     data = config.data
-    return corpus.open_parts(
+    return open_parts(
         data.train,
         data.valid,
         data.test,

@@ -1,4 +1,3 @@
-import contextlib
 import gzip
 import os
 import pathlib
@@ -14,31 +13,14 @@ from hypothesis import strategies as st
 
 from lmtrain import files
 from lmtrain.data import corpus
-from lmtrain.data.corpus import Text, open_parts, open_text
-from lmtrain.errors import ConfigError, LmtrainError, TextError
+from lmtrain.data.corpus import Text, open_text
+from lmtrain.errors import ConfigError, TextError
 
 CHUNK = 1 << 18
-CATALOGUE = {
-    "three-parts": {"files": {"train": {}, "valid": {}, "test": {}}},
-    "one-part": {"files": {"train": {}}},
-    "fractions": {"members": {"train": "x"}, "fractions": {"valid": 0.25, "test": 0.5}},
-}
 
 
 def joined(text: Text) -> str:
     return "".join(text.chunks())
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Writes a file and gives its path, for open_text."""
-
-    def written(content: bytes | str, name: str = "my.txt") -> str:
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
-
-    return written
 
 
 @pytest.fixture
@@ -75,16 +57,6 @@ def standard_input(tmp_path, monkeypatch):
     yield put
     os.dup2(before, 0)
     os.close(before)
-
-
-@pytest.fixture
-def fetched(tmp_path, monkeypatch):
-    """A cache in which three corpora lie as they do once fetched."""
-    monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(corpus, "catalogue", lambda: CATALOGUE)
-    for name, entry in CATALOGUE.items():
-        for part in entry.get("members", entry.get("files")):
-            files.write(corpus.corpus_folder(name) / f"{part}.txt", f"{name} {part}\n".encode() * 9)
 
 
 @settings(deadline=None)
@@ -367,167 +339,12 @@ def test_lines_have_no_newlines(write, monkeypatch):
     assert list(open_text([write("ab\n\n")]).lines()) == ["ab", ""]
 
 
-@settings(deadline=None)
-@given(
-    text=st.text(st.sampled_from("ab\n é🙂"), min_size=1, max_size=60),
-    fractions=st.lists(st.sampled_from([0.1, 0.25, 0.3]), min_size=1, max_size=2),
-    at_line_ends=st.booleans(),
-    size=st.integers(1, 70),
-)
-def test_parts_are_consecutive_and_lose_nothing(
-    tmp_path_factory, text, fractions, at_line_ends, size
-):
-    path = tmp_path_factory.getbasetemp() / "parts.txt"
-    path.write_bytes(text.encode())
-    parts = []
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(TextError):
-        patch.setattr(corpus, "_CHUNK_BYTES", size)
-        parts = open_text([str(path)]).split(fractions, at_line_ends=at_line_ends)
-
-    assert parts or at_line_ends or len(text) < 11
-    assert "".join(map(joined, parts)) in ("", text)
-    assert all(part.characters == len(joined(part)) > 0 for part in parts)
-
-
-def test_characters_are_split_exactly(write):
-    text = open_text([write("0123456789\n\né" * 100)])
-    whole = joined(text)
-
-    train, valid, test = text.split([0.2, 0.1], at_line_ends=False)
-
-    assert [train.characters, valid.characters, test.characters] == [910, 260, 130]
-    assert joined(train) + joined(valid) + joined(test) == whole
-
-
-def test_words_are_split_at_the_next_line_end(write, monkeypatch):
-    monkeypatch.setattr(corpus, "_CHUNK_BYTES", 4)
-    text = open_text([write("one two\nthree four\nfive six\nseven\n")])
-
-    parts = text.split([0.4, 0.2], at_line_ends=True)
-
-    assert [joined(part) for part in parts] == ["one two\nthree four\n", "five six\n", "seven\n"]
-
-
-@pytest.mark.parametrize("end", ["", "\n"])
-def test_a_single_line_is_split_at_a_space(write, end):
-    text = open_text([write("one two three four five six seven" + end)])
-
-    train, valid = text.split([0.4], at_line_ends=True)
-
-    assert joined(train) == "one two three four five "
-    assert joined(valid) == "six seven" + end
-
-
-def test_a_text_that_cannot_be_split_is_refused(write):
-    for content, at_line_ends in (("a", False), ("a", True), ("word" * 9, True), ("a\n", True)):
-        text = open_text([write(content)])
-        with pytest.raises(TextError, match=rf"too short to be split: {len(content)} char") as told:
-            text.split([0.1], at_line_ends=at_line_ends)
-        assert "--valid FILE" in str(told.value)
-
-
-def test_tiny_shakespeare_is_split_as_is_customary(shakespeare):
-    parts = open_parts(
-        [str(shakespeare)], (), (), valid_fraction=0.1, test_fraction=0.0, at_line_ends=False
-    )
-
-    assert {name: part.characters for name, part in parts.items()} == {
-        "train": 1_003_854,
-        "valid": 111_540,
-    }
-
-
-def parts_of(train, valid=(), test=(), valid_fraction=0.25, test_fraction=0.0):
-    parts = open_parts(
-        train,
-        valid,
-        test,
-        valid_fraction=valid_fraction,
-        test_fraction=test_fraction,
-        at_line_ends=False,
-    )
-    return {name: joined(part) for name, part in parts.items()}
-
-
-def test_what_is_not_given_is_cut_from_the_tail(write):
-    text, other = write("01234567"), write("other", "2.txt")
-
-    assert parts_of([text]) == {"train": "012345", "valid": "67"}
-    assert parts_of([text], test_fraction=0.25) == {"train": "0123", "valid": "45", "test": "67"}
-    assert parts_of([text], [other]) == {"train": "01234567", "valid": "other"}
-    assert parts_of([text], [other], [other]) == {
-        "train": "01234567",
-        "valid": "other",
-        "test": "other",
-    }
-    assert parts_of([text], test=[other]) == {"train": "012345", "valid": "67", "test": "other"}
-    assert parts_of([text], valid_fraction=0.0) == {"train": "01234567"}
-
-
-def test_a_given_part_that_is_empty_is_named(write):
-    with pytest.raises(LmtrainError, match=r"2\.txt is empty"):
-        parts_of([write("01234567")], [write("", "2.txt")])
-
-
-def test_a_fetched_corpus_brings_its_parts_along(fetched):
-    assert parts_of(["three-parts"]) == {
-        part: f"three-parts {part}\n" * 9 for part in ("train", "valid", "test")
-    }
-    assert open_text(["three-parts"]).name == "three-parts (train)"
-
-
-def test_a_fetched_corpus_of_one_part_is_split(fetched):
-    whole = "one-part train\n" * 9
-
-    assert parts_of(["one-part"]) == {"train": whole[:101], "valid": whole[101:]}
-
-
-def test_a_fetched_corpus_may_have_customary_shares(fetched):
-    whole = "fractions train\n" * 9
-
-    assert parts_of(["fractions"], valid_fraction=None, test_fraction=None) == {
-        "train": whole[:36],
-        "valid": whole[36:72],
-        "test": whole[72:],
-    }
-
-
-def test_a_given_part_goes_before_the_customary_one(fetched, write):
-    parts = parts_of(["three-parts"], [write("mine\n")])
-
-    assert parts["valid"] == "mine\n"
-    assert parts["test"] == "three-parts test\n" * 9
-
-
-def test_a_part_of_a_fetched_corpus_can_be_named_for_other_text(fetched, write):
-    parts = parts_of([write("mine\n")], ["three-parts"], ["three-parts"])
-
-    assert parts == {
-        "train": "mine\n",
-        "valid": "three-parts valid\n" * 9,
-        "test": "three-parts test\n" * 9,
-    }
-
-
 @pytest.mark.parametrize(("name", "part"), [("three-parts", "test"), ("one-part", "train")])
 def test_of_several_parts_the_first_that_a_corpus_has_is_read(fetched, name, part):
     text = open_text([name], ("test", "valid", "train"))
 
     assert text.name == f"{name} ({part})"
     assert joined(text) == f"{name} {part}\n" * 9
-
-
-def test_a_part_that_a_corpus_does_not_have_is_refused(fetched, write):
-    with pytest.raises(TextError, match="one-part"):
-        parts_of([write("mine\n")], ["one-part"])
-
-
-def test_a_file_goes_before_the_corpus_of_the_same_name(fetched, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "three-parts").write_text("01234567")
-
-    assert parts_of(["three-parts"]) == {"train": "012345", "valid": "67"}
 
 
 def test_a_corpus_that_was_not_fetched_says_how(tmp_path, monkeypatch):

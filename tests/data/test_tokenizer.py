@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpora import SENTENCES, TINY, UNICODE
-from lmtrain.data.tokenizer import EOS, UNK, Tokenizer, build_tokenizer, split_words
+from lmtrain.data.tokenizer import EOS, UNK, Pieces, Tokenizer, build_tokenizer, split_words
 from lmtrain.errors import CheckpointError, TextError
 
 UNHURRIED = settings(deadline=None)
@@ -86,7 +86,9 @@ def cut(text: str, places: list[int]) -> list[str]:
 
 
 def flat(tokenizer: Tokenizer, chunks: list[str]) -> list[int]:
-    return [index for ids in tokenizer.encode_chunks(chunks) for index in ids.tolist()]
+    pieces = Pieces(tokenizer.level)
+    whole = [*map(pieces.add, chunks), pieces.end()]
+    return [index for piece in whole for index in tokenizer.encode(piece).tolist()]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,22 +1,22 @@
-import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from corpora import TINY, UNICODE
-from lmtrain.data import tokens
-from lmtrain.data.corpus import open_text
+from lmtrain.data import corpus, tokens
+from lmtrain.data.corpus import Text, open_text
+from lmtrain.data.division import Division
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer, build_tokenizer
-from lmtrain.data.tokens import cached_tokenizer, load_tokens, tokenize
-from lmtrain.errors import LmtrainError, TextError
+from lmtrain.data.tokens import load_tokens, read_tokens
+from lmtrain.errors import TextError
 from lmtrain.files import sha256
+from lmtrain.schema import DataConfig
 
 COMMON = ["the", "sat", "cat", "on", "dog", "a"]
 # Peak memory of counting and tokenizing a file, over that before; in KiB on Linux, bytes on macOS.
@@ -24,16 +24,17 @@ MEASURE = """
 import json, resource, sys
 from lmtrain.data import tokens
 from lmtrain.data.corpus import open_text
+from lmtrain.data.division import Division
+from lmtrain.schema import DataConfig
 
 def peak():
     unit = 1024 if sys.platform == "darwin" else 1
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 before = peak()
-text = open_text([sys.argv[1]])
-options = {"vocab_size": 10_000, "min_count": 1, "lowercase": False}
-tokenizer = tokens.cached_tokenizer(text, text, "word", sys.argv[2], **options)
-found = tokens.tokenize(text, tokenizer)
+division = Division(open_text([sys.argv[1]]))
+tokenizer, texts = tokens.read_tokens(division, DataConfig(splitter=sys.argv[2]))
+[found] = texts.values()
 print(json.dumps({
     "growth_mb": (peak() - before) // 1024, "tokens": len(found), "vocab_size": tokenizer.vocab_size
 }))
@@ -65,12 +66,17 @@ def no_encoding(monkeypatch):
     def refuse(*arguments):
         pytest.fail("the text was tokenized again")
 
-    return lambda: monkeypatch.setattr(Tokenizer, "encode_chunks", refuse)
+    return lambda: monkeypatch.setattr(Text, "checked_chunks", refuse)
 
 
-def counted(text, alphabet=None, level="word", **options):
-    chosen = {"vocab_size": 10_000, "min_count": 1, "lowercase": False, **options}
-    return cached_tokenizer(text, alphabet or text, level, "words", **chosen)
+def tokenize(text, tokenizer):
+    [found] = tokens.tokenize(Division(text), tokenizer).values()
+    return found
+
+
+def counted(text, level="word", **options):
+    tokenizer, _ = read_tokens(Division(text), DataConfig(level=level, **options))
+    return tokenizer
 
 
 def test_tokens_are_the_ids_of_the_text(place, tokenizer):
@@ -211,21 +217,69 @@ def test_two_that_make_the_same_tokens_at_once_both_get_them(place, tokenizer, c
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
 
 
-def test_text_that_changes_while_it_is_tokenized_is_not_stored_under_its_old_name(tokenizer):
-    pieces = iter([["the cat\n"], ["a dog\n"]])
-    source = SimpleNamespace(name="changing", chunks=lambda: iter(next(pieces, ["a dog\n"])))
-    changing = tokens.Text((source,))
-    steady = tokens.Text((SimpleNamespace(name="steady", chunks=lambda: iter(["the cat\n"])),))
+@pytest.mark.parametrize("content", ["a dog sat on\n", "the cat \n", "the cat\nand more\n"])
+def test_text_that_changes_between_the_two_readings_is_refused(place, tokenizer, cache, content):
+    text = open_text([str(place)])
+    assert text.fingerprint
+    place.write_text(content)
 
-    with contextlib.suppress(LmtrainError):
-        tokenize(changing, tokenizer)
+    with pytest.raises(TextError, match=r"my\.txt changed while it was read"):
+        tokenize(text, tokenizer)
+    with pytest.raises(TextError, match=r"my\.txt changed while it was read"):
+        counted(text)
+    assert list(cache.iterdir()) == []
 
-    assert tokenize(steady, tokenizer).ids.tolist() == tokenizer.encode("the cat\n").tolist()
+
+@pytest.mark.parametrize("level", ["word", "char", "byte"])
+def test_a_new_text_is_decoded_once(place, level, monkeypatch):
+    begun = []
+    real = Text._decoded
+    monkeypatch.setattr(Text, "_decoded", lambda *a: begun.append(1) or real(*a))
+    division = Division(open_text([str(place)]), ("train", "valid"), (0.2,), level == "word")
+
+    read_tokens(division, DataConfig(level=level))
+    assert len(begun) == 1
+
+    read_tokens(division, DataConfig(level=level))
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 18])
+@pytest.mark.parametrize("level", ["word", "char", "byte"])
+def test_parts_of_a_text_have_the_ids_of_their_characters(
+    tmp_path, level, chunk_bytes, monkeypatch
+):
+    monkeypatch.setattr(corpus, "_CHUNK_BYTES", chunk_bytes)
+    path = tmp_path / "unicode.txt"
+    path.write_bytes((TINY + UNICODE).encode())
+    division = Division(
+        open_text([str(path)]), ("train", "valid", "test"), (0.2, 0.1), level == "word"
+    )
+    whole = "".join(division.text.chunks())
+
+    tokenizer, texts = read_tokens(division, DataConfig(level=level))
+
+    done = 0
+    for name in division.names:
+        part = whole[done : done + texts[name].characters]
+        assert texts[name].ids.tolist() == tokenizer.encode(part).tolist()
+        done += len(part)
+        if name == "train":
+            counted = whole if level == "char" else part
+            assert tokenizer.vocabulary == build_tokenizer([counted], level).vocabulary
+    assert done == len(whole)
+    assert len({text.key for text in texts.values()}) == 3
+    again = tokens.tokenize(division, tokenizer)
+    assert {name: text.key for name, text in again.items()} == tokens.token_keys(
+        division, tokenizer
+    )
+    for name, text in texts.items():
+        assert again[name].ids.tolist() == text.ids.tolist()
 
 
 def test_a_vocabulary_is_counted_once(place, monkeypatch):
     first = counted(open_text([str(place)]))
-    monkeypatch.setattr(tokens, "build_tokenizer", lambda *a, **k: pytest.fail("counted again"))
+    monkeypatch.setattr(tokens, "Numbering", lambda *a, **k: pytest.fail("counted again"))
 
     again = counted(open_text([str(place)]))
 
@@ -251,12 +305,14 @@ def test_a_vocabulary_is_known_by_text_and_options(place, tmp_path):
 def test_characters_are_those_of_the_whole_corpus_and_words_those_of_the_training_text(tmp_path):
     path = tmp_path / "unicode.txt"
     path.write_text(TINY + UNICODE, "utf-8")
-    text = open_text([str(path)])
-    train, _ = text.split([0.1], at_line_ends=True)
 
-    assert "你" in counted(train, text, "char").vocabulary
-    assert "你好" not in counted(train, text, "word").vocabulary
-    assert counted(train, text, "byte").vocab_size == 256
+    def vocabulary(level):
+        division = Division(open_text([str(path)]), ("train", "valid"), (0.1,), at_line_ends=True)
+        return read_tokens(division, DataConfig(level=level))[0].vocabulary
+
+    assert "你" in vocabulary("char")
+    assert "你好" not in vocabulary("word")
+    assert len(vocabulary("byte")) == 256
 
 
 def of_another_version(_):
