@@ -315,6 +315,26 @@ def test_a_pipe_is_spooled_to_a_file_of_its_own(tmp_path, monkeypatch):
     assert len(names(tmp_path)) == 2
 
 
+def test_a_scratch_file_can_be_read_again_and_is_never_seen(tmp_path):
+    with files.scratch(tmp_path / "new") as stream:
+        stream.write(b"written")
+        stream.seek(2)
+
+        assert stream.read(3) == b"itt"
+        assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_scratch_file_on_a_full_disk_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "write", fail(NO_SPACE))
+
+    with (
+        pytest.raises(MachineError, match=r"could not write in .*No space left"),
+        files.scratch(tmp_path) as stream,
+    ):
+        stream.write(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_that_is_held_names_its_holder(tmp_path):
     path = tmp_path / "run" / ".lock"
 

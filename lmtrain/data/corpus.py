@@ -6,6 +6,7 @@ with one. Knows characters, never tokens.
 """
 
 import codecs
+import contextlib
 import functools
 import glob
 import gzip
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -46,20 +47,21 @@ class Source:
         Raises:
             TextError: missing, empty, binary or broken.
         """
+        with self._opened() as stream:
+            yield from _newlines(self._checked(stream))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        if self.path.is_dir():
+            raise TextError(f"{self.name} is a folder", f"try: '{self.name}/*.txt'")
+        open_file = gzip.open if self.path.suffix == ".gz" else open
         try:
-            with self._open() as stream:
-                yield from _newlines(self._checked(stream))
+            with open_file(self.path, "rb") as stream:
+                yield cast("BinaryIO", stream)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise TextError(f"{self.name} is not whole gzip data: {error}") from None
         except OSError as error:
             raise TextError(f"cannot read {self.name}: {error.strerror or error}") from None
-
-    def _open(self) -> BinaryIO:
-        if self.path.is_dir():
-            raise TextError(f"{self.name} is a folder", f"try: '{self.name}/*.txt'")
-        if self.path.suffix == ".gz":
-            return gzip.open(self.path, "rb")  # type: ignore[return-value]
-        return self.path.open("rb")
 
     def _checked(self, stream: BinaryIO) -> Iterator[bytes]:
         begun, found, lines = False, False, 1
@@ -90,7 +92,7 @@ class Source:
         """
         decoder = codecs.getincrementaldecoder("utf-8")()
         offset, line = 0, 1
-        with self._open() as stream:
+        with self._opened() as stream:
             while True:
                 raw = stream.read(_CHUNK_BYTES)
                 pending = len(decoder.getstate()[0])
@@ -288,8 +290,7 @@ def _sources(place: str, parts: Sequence[str]) -> list[Source]:
     if is_there:
         return [_file(place)]
     if place == PYTHON_DOCS:
-        sentences = (sentence.encode() for sentence in python_docs.sentences())
-        return [Source(files.spool(sentences), PYTHON_DOCS)]
+        return [_python_docs()]
     if place in catalogue():
         found = [(part, path) for part in parts if (path := fetched_file(place, part))]
         return [Source(path, f"{place} ({part})") for part, path in found[:1]]
@@ -298,6 +299,13 @@ def _sources(place: str, parts: Sequence[str]) -> list[Source]:
         return [_file(path) for path in matches]
     known = ", ".join([PYTHON_DOCS, *catalogue()])
     raise TextError(f"no text file {place}", f"named corpora: {known}")
+
+
+@functools.cache
+def _python_docs() -> Source:
+    # A sweep opens its text for every trial, and these few megabytes take seconds to collect.
+    sentences = (sentence.encode() for sentence in python_docs.sentences())
+    return Source(files.spool(sentences), PYTHON_DOCS)
 
 
 def _file(place: str) -> Source:

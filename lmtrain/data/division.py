@@ -20,55 +20,45 @@ class Division:
     Args:
         text: what is cut.
         names: those of the parts.
-        shares: for each part after the first, its share of the characters.
+        fractions: for each part after the first, its fraction of the characters.
         at_line_ends: whether a cut moves on to the end of its line, or else of its word.
     """
 
     text: Text
     names: tuple[str, ...] = ("text",)
-    shares: tuple[float, ...] = ()
+    fractions: tuple[float, ...] = ()
     at_line_ends: bool = False
-
-    def cuts(self) -> "Cuts":
-        """Where the parts end, to be found while the text is read.
-
-        Raises:
-            TextError: the text cannot be read.
-        """
-        return Cuts(self)
 
 
 class Cuts:
     """The places where a text is cut, found while it is read.
 
     Args:
-        division: the text and its shares.
+        division: the text and its fractions.
+
+    Raises:
+        TextError: the text cannot be read.
     """
 
     def __init__(self, division: Division) -> None:
-        self._division = division
+        self._text = division.text
         self._total = division.text.characters
         # Exact: in floats, 0.2 + 0.1 is more than 0.3.
-        shares = [Fraction(str(share)) for share in division.shares]
-        targets = [int(self._total * (1 - sum(shares[index:]))) for index in range(len(shares))]
-        self._cuts = [_Cut(target) for target in targets]
+        fractions = [Fraction(str(fraction)) for fraction in division.fractions]
+        targets = [int(self._total * (1 - sum(fractions[i:]))) for i in range(len(fractions))]
+        self._cuts = [_Cut(each, None if division.at_line_ends else each) for each in targets]
         self._position = 0
 
     def segments(self, chunk: str) -> Iterator[str]:
-        """The next piece of the text, itself in pieces: one ends at each place for a cut."""
-        places = {len(chunk)}
+        """The next piece of the text, itself in pieces: one ends at each possible cut."""
+        ends = {len(chunk)}
         for cut in self._cuts:
-            start = max(0, cut.target - self._position)
-            if start >= len(chunk):
-                continue
-            if not self._division.at_line_ends:
-                places.add(start)
-            elif cut.line_end is None:
-                places |= cut.look(chunk, start, self._position)
+            cut.look(chunk, self._position)
+            ends |= {end - self._position for end in cut.found()}
         done = 0
-        for place in sorted(places - {0}):
-            yield chunk[done:place]
-            done = place
+        for end in sorted(end for end in ends if 0 < end <= len(chunk)):
+            yield chunk[done:end]
+            done = end
         self._position += len(chunk)
 
     def bounds(self) -> list[int]:
@@ -77,14 +67,10 @@ class Cuts:
         Raises:
             TextError: a part would be empty.
         """
-        inner = [
-            cut.place(self._total) if self._division.at_line_ends else cut.target
-            for cut in self._cuts
-        ]
-        bounds = [0, *inner, self._total]
+        bounds = [0, *(cut.end(self._total) for cut in self._cuts), self._total]
         if any(start >= stop for start, stop in itertools.pairwise(bounds)):
             raise TextError(
-                f"{self._division.text.name} is too short to be split: {self._total:,} characters",
+                f"{self._text.name} is too short to be split: {self._total:,} characters",
                 "give validation text of its own: --valid FILE",
             )
         return bounds
@@ -92,24 +78,33 @@ class Cuts:
 
 @dataclass
 class _Cut:
-    """A cut that moves on from its target to the end of a line, or else of a word."""
+    """A cut, which moves on from its target to the end of a line, or else of a word.
+
+    Args:
+        target: where the fractions put it, in characters.
+        line_end: the first line end after it; the target itself where the cut does not move.
+        word_end: the first space after it.
+    """
 
     target: int
     line_end: int | None = None
     word_end: int | None = None
 
-    def look(self, chunk: str, start: int, position: int) -> set[int]:
-        """Looks for the ends in a chunk; returns those that were found, counted in the chunk."""
-        found = set()
-        if (line_end := chunk.find("\n", start) + 1) > 0:
-            self.line_end = position + line_end
-            found.add(line_end)
-        if self.word_end is None and (word_end := chunk.find(" ", start) + 1) > 0:
-            self.word_end = position + word_end
-            found.add(word_end)
-        return found
+    def look(self, chunk: str, position: int) -> None:
+        """Looks for the ends in a chunk that begins at `position`."""
+        start = max(0, self.target - position)
+        if self.line_end is not None or start >= len(chunk):
+            return
+        if (at := chunk.find("\n", start)) >= 0:
+            self.line_end = position + at + 1
+        if self.word_end is None and (at := chunk.find(" ", start)) >= 0:
+            self.word_end = position + at + 1
 
-    def place(self, total: int) -> int:
+    def found(self) -> set[int]:
+        """Where the cut may be."""
+        return {end for end in (self.line_end, self.word_end) if end is not None}
+
+    def end(self, total: int) -> int:
         """Where the cut is, in a text of so many characters."""
         # A newline at the very end would leave nothing behind it.
         if self.line_end is not None and self.line_end < total:
@@ -134,7 +129,7 @@ def open_parts(
         train: places of the training text.
         valid: places of the validation text; may be empty.
         test: places of the test text; may be empty.
-        valid_fraction: share cut off for validation if `valid` is empty; None for what is
+        valid_fraction: fraction cut off for validation if `valid` is empty; None for what is
             customary for the corpus, else `VALID_FRACTION`.
         test_fraction: the same for testing, else none.
         at_line_ends: whether cuts are moved to line ends.
@@ -144,19 +139,18 @@ def open_parts(
     """
     text = open_text(train)
     places = {"valid": list(valid), "test": list(test)}
-    shares = {"valid": VALID_FRACTION, "test": 0.0}
+    fractions = {"valid": VALID_FRACTION, "test": 0.0}
     if len(train) == 1 and train[0] in corpus.catalogue() and not Path(train[0]).exists():
         # A public corpus brings its customary division along.
         for part in places:
             if not places[part] and corpus.fetched_file(train[0], part):
                 places[part] = [train[0]]
-        shares |= corpus.catalogue()[train[0]].get("fractions", {})
-    for part, share in (("valid", valid_fraction), ("test", test_fraction)):
-        if share is not None:
-            shares[part] = share
-    cut = [part for part in places if not places[part] and shares[part] > 0]
-    shared = tuple(shares[part] for part in cut)
+        fractions |= corpus.catalogue()[train[0]].get("fractions", {})
+    for part, fraction in (("valid", valid_fraction), ("test", test_fraction)):
+        if fraction is not None:
+            fractions[part] = fraction
+    cut = [part for part in places if not places[part] and fractions[part] > 0]
     return [
-        Division(text, ("train", *cut), shared, at_line_ends),
+        Division(text, ("train", *cut), tuple(fractions[part] for part in cut), at_line_ends),
         *(Division(open_text(given, (part,)), (part,)) for part, given in places.items() if given),
     ]

@@ -216,7 +216,7 @@ def _of_kind(kind: tuple[Level, Splitter, bool], vocabulary: Sequence[str]) -> T
     return Tokenizer(vocabulary, level, splitter, lowercase=lowercase)
 
 
-class _Numbers(dict[str, int]):
+class _FirstAppearance(dict[str, int]):
     """A number for each word, in the order of first appearance."""
 
     def __missing__(self, word: str) -> int:
@@ -286,7 +286,7 @@ class Numbering:
         self._level = level
         self._splitter = splitter
         self._lowercase = lowercase
-        self._numbers = _Numbers()
+        self._numbers = _FirstAppearance()
         self._counts = np.zeros(0, np.int64)
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from lmtrain import files
 from lmtrain.data.detokenizer import Level
-from lmtrain.data.division import Division
+from lmtrain.data.division import Cuts, Division
 from lmtrain.data.tokenizer import Numbering, Pieces, Tokenizer, build_tokenizer
 from lmtrain.errors import CheckpointError
 from lmtrain.schema import DataConfig
 
-FORMAT = 2
+FORMAT = 1
 _DAY = 86_400
 
 
@@ -112,7 +112,7 @@ def token_keys(division: Division, tokenizer: Tokenizer) -> dict[str, str]:
 
 def _divided(division: Division) -> list[object]:
     """What the parts of a text follow from."""
-    return [division.text.fingerprint, division.shares, division.at_line_ends]
+    return [division.text.fingerprint, division.fractions, division.at_line_ends]
 
 
 def _hash(named: list[object]) -> str:
@@ -161,7 +161,7 @@ class _Part:
     characters: int
 
 
-class _Numbers:
+class _NumberFile:
     """The numbers of a text's tokens on a scratch file, in as few bytes as each piece allows."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -189,12 +189,12 @@ class _Numbers:
 @contextlib.contextmanager
 def _numbered(
     division: Division, level: Level, encode: Callable[[str], NDArray[Any]]
-) -> Iterator[tuple[_Numbers, list[_Part]]]:
+) -> Iterator[tuple[_NumberFile, list[_Part]]]:
     """The numbers that `encode` gives the tokens of a text, and its parts."""
-    cuts, pieces = division.cuts(), Pieces(level)
+    cuts, pieces = Cuts(division), Pieces(level)
     files.remove_leftovers(_cache(), seconds=_DAY)
     with files.scratch(_cache()) as stream:
-        numbers = _Numbers(stream)
+        numbers = _NumberFile(stream)
         position, count_at = 0, {0: 0}
         for chunk in division.text.checked_chunks():
             for segment in cuts.segments(chunk):
@@ -214,7 +214,7 @@ def _numbered(
 def _store(
     division: Division,
     tokenizer: Tokenizer,
-    numbers: _Numbers,
+    numbers: _NumberFile,
     parts: list[_Part],
     ids: NDArray[np.int64] | None = None,
 ) -> dict[str, Tokens]:

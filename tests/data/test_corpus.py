@@ -1,3 +1,4 @@
+import functools
 import gzip
 import os
 import pathlib
@@ -215,6 +216,19 @@ def test_a_place_with_nothing_is_named():
         open_text([])
     with pytest.raises(ConfigError, match=r"no file can be called 'a\\x00b'"):
         open_text(["a\0b"])
+
+
+def test_the_python_manuals_are_collected_once(tmp_path, monkeypatch):
+    collected = []
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(corpus, "_python_docs", functools.cache(corpus._python_docs.__wrapped__))
+    monkeypatch.setattr(corpus.python_docs, "sentences", lambda: collected.append(1) or ["é\n"])
+
+    texts = [open_text(["python-docs"]) for _ in range(2)]
+
+    assert [joined(text) for text in texts] == ["é\n", "é\n"]
+    assert texts[0].name == "python-docs"
+    assert collected == [1]
 
 
 def test_a_file_that_goes_away_is_named(write):

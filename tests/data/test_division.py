@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lmtrain.data import corpus
 from lmtrain.data.corpus import open_text
-from lmtrain.data.division import Division, open_parts
+from lmtrain.data.division import Cuts, Division, open_parts
 from lmtrain.errors import LmtrainError, TextError
 
 NAMES = ("train", "valid", "test")
@@ -14,7 +14,7 @@ NAMES = ("train", "valid", "test")
 
 def cut(division: Division) -> list[str]:
     """The parts of a text; what is read ends at each cut once."""
-    cuts, text, ends = division.cuts(), "", {0}
+    cuts, text, ends = Cuts(division), "", {0}
     for chunk in division.text.chunks():
         for segment in cuts.segments(chunk):
             text += segment
@@ -24,8 +24,8 @@ def cut(division: Division) -> list[str]:
     return [text[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
-def divided(text, shares, *, at_line_ends):
-    return cut(Division(text, NAMES[: len(shares) + 1], tuple(shares), at_line_ends))
+def divided(text, fractions, *, at_line_ends):
+    return cut(Division(text, NAMES[: len(fractions) + 1], tuple(fractions), at_line_ends))
 
 
 @settings(deadline=None)
@@ -150,7 +150,7 @@ def test_a_fetched_corpus_of_one_part_is_split(fetched):
     assert parts_of(["one-part"]) == {"train": whole[:101], "valid": whole[101:]}
 
 
-def test_a_fetched_corpus_may_have_customary_shares(fetched):
+def test_a_fetched_corpus_may_have_customary_fractions(fetched):
     whole = "fractions train\n" * 9
 
     assert parts_of(["fractions"], valid_fraction=None, test_fraction=None) == {
