@@ -6,6 +6,9 @@ plain engine does the same, so that a compiled or exported model needs no kernel
 the inputs: with bf16 inputs the operands of all products and the kept activations are bf16; sums,
 state and gradients of weights are fp32.
 
+Where rows have lengths, the kernels of the processor are given them packed (`layout`), in memory
+of the padded size; those of CUDA skip what is beyond.
+
 T steps, B rows, I input_size, H hidden_size, G gates.
 """
 
@@ -17,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmtrain.cells import Cell, CellState, Weights, product_over_time
+from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights, product_over_time
 from lmtrain.errors import ConfigError
 from lmtrain.kernels import plain
 from lmtrain.kernels.engines import kernels_for
+from lmtrain.kernels.layout import Layout, Packed, SideBySide
 from lmtrain.kernels.native import library
 from lmtrain.kernels.triton import scan as scan_in_triton
 from lmtrain.kernels.variant import VARIANTS, index_of
@@ -34,16 +38,17 @@ def scan(
     cell: Cell,
     inputs: Tensor,
     state: CellState,
+    lengths: Tensor | None,
     *,
     reverse: bool,
     weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
-    """As `reference.scan` without lengths, of a cell that is one of VARIANTS.
+    """As `reference.scan`, of a cell that is one of VARIANTS.
 
     The hidden states have the inputs' precision.
 
     Raises:
-        ConfigError: another cell.
+        ConfigError: another cell, or on the processor a length below 1 or above T.
     """
     variant = index_of(cell)
     if variant is None:
@@ -59,6 +64,7 @@ def scan(
         weights["bias"],
         weights["weight_recurrent"],
         weights.get("weight_peephole"),
+        lengths,
         variant,
         reverse,
     )
@@ -72,41 +78,42 @@ def _forward(
     bias: Tensor,
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
+    lengths: Tensor | None,
     variant: int,
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
-    """Hidden states, last state, activations (T, B, G·H) and history, each part (T + 1, B, H)."""
-    steps, rows, _ = inputs.shape
-    begin, end = (steps, 0) if reverse else (0, steps)
+    """Hidden states, last state, activations (T, B, G·H) and history, each part (T + 1, B, H).
+
+    Activations and history are memory of these shapes; how they lie in it is the layout's matter.
+    """
     engine = kernels_for(inputs, bias)
     if engine is None:
-        cell = VARIANTS[variant].instance(weight_recurrent.shape[1])
+        cell, time = _cell(variant, weight_recurrent), plain.Time(len(inputs), lengths, reverse)
         gates = F.linear(inputs.to(bias.dtype), weight_input.to(bias.dtype), bias)
         weights = _recurrent(weight_recurrent, weight_peephole)
-        history, _ = plain.forward(
-            cell, gates, tuple(state), weights, plain.Time(steps, None, reverse)
-        )
-        gates = gates.to(inputs.dtype)
-        hidden = history[0][:-1] if reverse else history[0][1:]
-        hidden = hidden.to(inputs.dtype, copy=True)
-    else:
-        gates = F.linear(inputs, weight_input)
-        history = [part.new_empty(steps + 1, *part.shape) for part in state]
-        for states, part in zip(history, state, strict=True):
-            states[begin] = part
-        hidden = inputs.new_empty(steps, rows, weight_recurrent.shape[1])
-        kernel = _kernel(engine, variant, weight_recurrent, weight_peephole, reverse=reverse)
-        kernel(gates=gates, bias=bias.contiguous(), history=history, hidden=hidden)
-    return hidden, [states[end].clone() for states in history], gates, history
+        history, last = plain.forward(cell, gates, tuple(state), weights, time)
+        hidden = time.masked(history[0][time.current]).to(inputs.dtype, copy=True)
+        return hidden, [part.clone() for part in last], gates.to(inputs.dtype), history
+    layout = _layout(engine, lengths, len(inputs), reverse=reverse)
+    gates = layout.linear(inputs, weight_input)
+    history = [part.new_empty(len(inputs) + 1, *part.shape) for part in state]
+    states = [layout.begin(*pair) for pair in zip(history, state, strict=True)]
+    lines = layout.view(gates)
+    hidden = inputs.new_empty(*lines.shape[:-1], weight_recurrent.shape[1])
+    kernel = _kernel(engine, variant, weight_recurrent, weight_peephole)
+    kernel(gates=lines, bias=bias.contiguous(), history=states, hidden=hidden, **layout.options)
+    return layout.pad(hidden), [layout.last(part) for part in states], gates, history
+
+
+def _layout(engine: str, lengths: Tensor | None, steps: int, *, reverse: bool) -> Layout:
+    """Packed where rows have lengths that the processor knows; on CUDA, reading them would wait."""
+    if engine == "native" and lengths is not None:
+        return Packed(lengths, steps, reverse=reverse)
+    return SideBySide(steps, lengths, reverse=reverse)
 
 
 def _kernel(
-    engine: str,
-    variant: int,
-    weight_recurrent: Tensor,
-    weight_peephole: Tensor | None,
-    *,
-    reverse: bool,
+    engine: str, variant: int, weight_recurrent: Tensor, weight_peephole: Tensor | None
 ) -> Callable[..., None]:
     """The kernel of a variant with the weights that meet the state."""
     return functools.partial(
@@ -114,8 +121,11 @@ def _kernel(
         VARIANTS[variant],
         recurrent=weight_recurrent.contiguous(),
         peephole=None if weight_peephole is None else weight_peephole.contiguous(),
-        reverse=reverse,
     )
+
+
+def _cell(variant: int, weight_recurrent: Tensor) -> DifferentiatedCell:
+    return VARIANTS[variant].instance(weight_recurrent.shape[1])
 
 
 def _recurrent(weight_recurrent: Tensor, weight_peephole: Tensor | None) -> dict[str, Tensor]:
@@ -137,6 +147,7 @@ def _(
     bias: Tensor,
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
+    lengths: Tensor | None,
     variant: int,
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
@@ -159,6 +170,7 @@ def _scan_backward(
     weight_input: Tensor,
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
+    lengths: Tensor | None,
     variant: int,
     reverse: bool,
     needs_inputs: bool,
@@ -167,40 +179,41 @@ def _scan_backward(
 
     The last list is empty, and nothing is computed for it, unless `needs_inputs`.
     """
-    steps = len(activations)
     weights = _recurrent(weight_recurrent, weight_peephole)
-    kind = VARIANTS[variant]
     engine = kernels_for(activations, weight_recurrent)
-    delta = [part.clone(memory_format=torch.contiguous_format) for part in grad_last]
     if engine is None:
-        dz, first = plain.backward(
-            kind.instance(weight_recurrent.shape[1]),
-            *(activations.to(weight_recurrent.dtype), history, weights),
-            *(plain.Time(steps, None, reverse), grad_hidden.to(weight_recurrent.dtype)),
-            tuple(delta),
-        )
-        delta, grad_bias = list(first), dz.sum((0, 1))
+        cell, time = _cell(variant, weight_recurrent), plain.Time(len(inputs), lengths, reverse)
+        kind = weight_recurrent.dtype
+        gates, upstream = activations.to(kind), grad_hidden.to(kind)
+        dz, first = plain.backward(cell, gates, history, weights, time, upstream, tuple(grad_last))
+        grad_bias, grad_state = dz.sum((0, 1)), list(first)
         dz = dz.to(activations.dtype)
+        layout: Layout = SideBySide(len(inputs), lengths, reverse=reverse)
+        states = history
     else:
-        dz = torch.empty_like(activations)
-        grad_bias = torch.zeros(activations.shape[2], device=activations.device)
-        kernel = _kernel(engine, variant, weight_recurrent, weight_peephole, reverse=reverse)
-        kernel(
+        layout = _layout(engine, lengths, len(inputs), reverse=reverse)
+        activations, states = layout.view(activations), [layout.view(part) for part in history]
+        dz, delta = torch.empty_like(activations), [layout.ordered(part) for part in grad_last]
+        grad_bias = weight_recurrent.new_zeros(activations.shape[-1])
+        _kernel(engine, variant, weight_recurrent, weight_peephole)(
             gates=activations,
-            history=history,
-            grad_hidden=grad_hidden.contiguous(),
+            history=states,
+            grad_hidden=layout.pack(grad_hidden),
             dz=dz,
             grad_bias=grad_bias,
             delta=delta,
+            **layout.options,
         )
-    grad_inputs = [dz @ weight_input] if needs_inputs else []
+        grad_state = [layout.restored(part) for part in delta]
+    grad_inputs = [layout.pad(dz @ weight_input)] if needs_inputs else []
     # From here on dz only stands in products over time, which take its transpose.
-    dz = library.transposed(dz.flatten(0, 1)).T.view_as(dz)
-    before = slice(1, steps + 1) if reverse else slice(0, steps)
-    previous = tuple(states[before] for states in history)
-    gradients = kind.cell.recurrent_gradients(dz, activations, previous, weights)
+    dz = library.transposed(dz.flatten(0, -2)).T.unsqueeze(0)
+    before = tuple(layout.before(part).flatten(0, -2).unsqueeze(0) for part in states)
+    activations = activations.flatten(0, -2).unsqueeze(0)
+    gradients = VARIANTS[variant].cell.recurrent_gradients(dz, activations, before, weights)
     grad_recurrent = [gradients[name].to(weight.dtype) for name, weight in weights.items()]
-    return delta, [product_over_time(dz, inputs), grad_bias, *grad_recurrent], grad_inputs
+    inputs = layout.pack(inputs).flatten(0, -2).unsqueeze(0)
+    return grad_state, [product_over_time(dz, inputs), grad_bias, *grad_recurrent], grad_inputs
 
 
 @_scan_backward.register_fake
@@ -213,6 +226,7 @@ def _(
     weight_input: Tensor,
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
+    lengths: Tensor | None,
     variant: int,
     reverse: bool,
     needs_inputs: bool,
@@ -227,9 +241,9 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    x, _, weight_input, _, recurrent, peephole, ctx.variant, ctx.reverse = inputs
+    x, _, weight_input, _, recurrent, peephole, lengths, ctx.variant, ctx.reverse = inputs
     hidden, _, activations, history = output
-    ctx.save_for_backward(x, weight_input, recurrent, peephole, activations, *history)
+    ctx.save_for_backward(x, weight_input, recurrent, peephole, lengths, activations, *history)
     # The activations and the history are not differentiated: no zeros are made for them.
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(activations, *history)
@@ -239,7 +253,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
 def _backward(
     ctx: Any, grad_hidden: Tensor | None, grad_last: list[Tensor | None], *_unused: Any
 ) -> tuple[Any, ...]:
-    x, weight_input, recurrent, peephole, activations, *history = ctx.saved_tensors
+    x, weight_input, recurrent, peephole, lengths, activations, *history = ctx.saved_tensors
     if grad_hidden is None:
         grad_hidden = activations.new_zeros(ctx.hidden)
     grad_state, (grad_weight, grad_bias, *grad_recurrent), grad_inputs = _scan_backward(
@@ -248,7 +262,7 @@ def _backward(
             torch.zeros_like(states[0]) if grad is None else grad
             for grad, states in zip(grad_last, history, strict=True)
         ],
-        *(x, activations, history, weight_input, recurrent, peephole),
+        *(x, activations, history, weight_input, recurrent, peephole, lengths),
         *(ctx.variant, ctx.reverse, ctx.needs_input_grad[0]),
     )
     return (
@@ -256,7 +270,7 @@ def _backward(
         grad_state,
         *(grad_weight, grad_bias, grad_recurrent[0]),
         grad_recurrent[1] if len(grad_recurrent) > 1 else None,
-        *(None, None),  # variant, reverse
+        *(None, None, None),  # lengths, variant, reverse
     )
 
 

@@ -20,8 +20,8 @@ def engine(cell: Cell, inputs: Tensor | None = None, *, is_stepwise: bool = Fals
     Args:
         cell: the cell.
         inputs: (T, B, I); None for inputs of the cell's own precision, where the cell is.
-        is_stepwise: whether rows have lengths, which kernels do not take, or there is a single
-            step, for which packing the weights costs a kernel more than it saves.
+        is_stepwise: whether there is a single step, for which packing the weights costs a kernel
+            more than it saves.
 
     Returns:
         native and triton are kernels; plain is the hand-derived backward in torch; reference is
@@ -85,10 +85,9 @@ def scan(
         raise ConfigError(f"scan: state {shapes} is not {len(cell.state_names)} x {expected}")
     if lengths is not None and lengths.shape != (batch_size,):
         raise ConfigError(f"scan: lengths {tuple(lengths.shape)} are not ({batch_size},)")
-    is_stepwise = lengths is not None or inputs.shape[0] == 1
-    chosen = engine(cell, inputs, is_stepwise=is_stepwise)
+    chosen = engine(cell, inputs, is_stepwise=len(inputs) == 1)
     if chosen in {"native", "triton", "operator"}:
-        return operator.scan(cell, inputs, state, reverse=reverse, weights=weights)
+        return operator.scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)
     if inputs.dtype == torch.bfloat16:
         inputs = inputs.float()
         hidden, state = scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)

@@ -26,7 +26,7 @@ from lmtrain.kernels.triton import (
 )
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-NUMBERS = {"begin", "end", "steps", "rows", "H"}
+NUMBERS = {"begin", "end", "steps", "rows", "H", "t"}
 HALVES = {"gates", "recurrent", "hidden", "operand", "operand_second", "operand_gated", "operands",
           "operands_second", "dz", "grad_hidden"}  # fmt: skip
 CELLS = {
@@ -44,7 +44,7 @@ def compiled(function, constants, *, is_half, **options):
             kinds[name] = "constexpr"
         elif name in NUMBERS:
             kinds[name] = "i32"
-        elif name == "counters":
+        elif name in ("counters", "lengths"):
             kinds[name] = "*i32"
         else:
             is_operand = name in HALVES or (name == "peephole" and constants["PEEPHOLE"] == "full")
@@ -75,7 +75,8 @@ def show(*words: object) -> None:
 def alternating(name, page, form):
     """The kernels between two products."""
     for kind in ("forward", "backward"):
-        constants = {"CELL": getattr(page, kind), "COUNT": form["GATES"], **form, "BLOCK": 256}
+        constants = {"CELL": getattr(page, kind), "LENGTHS": True, "COUNT": form["GATES"], **form,
+                     "BLOCK": 256}  # fmt: skip
         show(name, kind, compiled(getattr(steps, kind), constants, is_half=True))
     if name == "gru":
         for kind in ("prepare", "finish"):
@@ -95,7 +96,8 @@ def all_at_once(name, page, form):
                 function, own = getattr(persistent_gru, kind), {other.upper(): getattr(page, other)}
             constants = {"CELL": getattr(page, kind), **own, "REVERSE": False, "PRECISION": "ieee",
                          "ROWS": rows, "UNITS": units, "K": width, "SPLIT": 8}  # fmt: skip
-            for is_half in (True, False) if width == 256 else (True,):
+            ways = ((True, False), (True, True), (False, False))  # of bf16; with lengths
+            for is_half, constants["LENGTHS"] in ways if width == 256 else ways[:1]:
                 if "AHEAD" in function.arg_names:
                     constants["AHEAD"] = scan._reads_ahead(rows, width, 2 if is_half else 4)
                 sizes = compiled(

@@ -32,20 +32,25 @@ static void forget_space() {
 }
 
 static void scan(int row, int64_t steps, int64_t rows, int64_t units, int level, bool is_mixed,
-                 int threads, bool reverse) {
+                 int threads, bool reverse, bool has_lengths) {
   const portable::Entry& entry = portable::entries<float>[row];
   int gates = entry.gates;
   int64_t state = rows * units;
   int64_t see = !std::strcmp(entry.peephole, "full") ? 3 * units * units
                 : !std::strcmp(entry.peephole, "diagonal") ? 3 * units : 0;
-  auto z = numbers(steps * state * gates, is_mixed), dz = z;
+  // With lengths, a third of the rows ends at each step but the last, and all memory is shorter.
+  std::vector<int64_t> offsets{0};
+  for (int64_t t = 0; t < steps; ++t)
+    offsets.push_back(offsets.back() + (has_lengths ? std::max<int64_t>(1, rows - t * rows / 3) : rows));
+  int64_t lines = offsets.back() * units;
+  auto z = numbers(lines * gates, is_mixed), dz = z;
   auto recurrent = numbers(gates * units * units, false), peephole = numbers(see, false);
-  std::vector<char> history[2] = {numbers((steps + 1) * state, false),
-                                  numbers((steps + 1) * state, false)};
+  std::vector<char> history[2] = {numbers(state + lines, false), numbers(state + lines, false)};
   std::vector<char> delta[2] = {numbers(state, false), numbers(state, false)};
   auto bias = numbers(gates * units, false), grad_bias = bias;
-  auto hidden = numbers(steps * state, is_mixed);
-  Arguments a{steps, rows, units, reverse, steps % 2, z.data(), (float*)recurrent.data(),
+  auto hidden = numbers(lines, is_mixed);
+  Arguments a{steps, rows, units, reverse && !has_lengths, steps % 2,
+              has_lengths ? offsets.data() : nullptr, z.data(), (float*)recurrent.data(),
               (float*)peephole.data(), (float*)bias.data(),
               {(float*)history[0].data(), (float*)history[1].data()},
               hidden.data(), hidden.data(), dz.data(), (float*)grad_bias.data(),
@@ -81,7 +86,9 @@ int main() {
         for (int row = 0; row < 6; ++row)
           for (int64_t units : {1, 7, 17, 65})
             for (int64_t rows : {1, 3, 13})
-              scan(row, 1 + rows % 3, rows, units, level, is_mixed, threads, units % 2);
+              for (bool has_lengths : {false, true})
+                scan(row, 1 + rows % 3, rows, units, level, is_mixed, threads, units % 2,
+                     has_lengths);
         for (int64_t vocab : {1, 7, 16, 33})
           for (int64_t rows : {1, 5}) cross_entropy(rows, vocab, level, is_mixed, threads);
       }

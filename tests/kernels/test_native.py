@@ -42,36 +42,42 @@ def chance(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=device.generator(seed))
 
 
-def results(run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool) -> list[Tensor]:
+def results(
+    run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool, lengths=None
+) -> list[Tensor]:
     """Outputs, last state, and every gradient with upstream gradients into all of them."""
     inputs = inputs.clone().requires_grad_()
     state = [part.clone().requires_grad_() for part in state]
-    hidden, last = run(cell, inputs, tuple(state), reverse)
+    hidden, last = run(cell, inputs, tuple(state), reverse, lengths)
     outputs = [hidden, *last]
     upstream = [chance(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
     gradients = torch.autograd.grad(outputs, [inputs, *state, *cell.parameters()], upstream)
     return [tensor.detach().double() for tensor in (*outputs, *gradients)]
 
 
-def by_reference(cell, inputs, state, reverse):
-    return reference.scan(cell, inputs, state, None, reverse=reverse)
+def by_reference(cell, inputs, state, reverse, lengths):
+    return reference.scan(cell, inputs, state, lengths, reverse=reverse)
 
 
-def by_native(cell, inputs, state, reverse):
+def by_native(cell, inputs, state, reverse, lengths):
     assert kernels_for(inputs, cell.bias) == "native"
-    return operator.scan(cell, inputs, state, reverse=reverse)
+    return operator.scan(cell, inputs, state, lengths, reverse=reverse)
 
 
-def check(name, options, size, kinds=(torch.float32,), reverse=False, has_state=True) -> None:
+def check(
+    name, options, size, kinds=(torch.float32,), reverse=False, has_state=True, lengths=None
+) -> None:
     """The results of each kind, a precision, for a size H, B, T: the reference runs once."""
     hidden_size, rows, steps = size
     cell = make(name, options, 5, hidden_size)
     inputs = chance(steps, rows, 5, seed=1).bfloat16()  # numbers that both precisions have
     parts = range(len(cell.state_names))
     state = [chance(rows, hidden_size, seed=2 + part) * has_state for part in parts]
-    found = {kind: results(by_native, cell, inputs.to(kind), state, reverse) for kind in kinds}
+    found = {
+        kind: results(by_native, cell, inputs.to(kind), state, reverse, lengths) for kind in kinds
+    }
     expected = results(
-        by_reference, cell.double(), inputs.double(), [s.double() for s in state], reverse
+        by_reference, cell.double(), inputs.double(), [s.double() for s in state], reverse, lengths
     )
     largest = max(truth.norm() for truth in expected)
     for kind, actual in found.items():
@@ -97,11 +103,44 @@ def test_every_size_equals_the_reference(name, options):
 
 
 @each_cell
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_with_lengths_equal_the_reference(name, options, reverse):
+    sizes = itertools.product((7, 17, 200), (3, 20), (2, 33))
+    for (hidden_size, rows, steps), threads in zip(sizes, itertools.cycle([1, 2])):
+        torch.set_num_threads(threads)
+        drawn = device.generator(hidden_size)
+        lengths = torch.randint(1, steps + 1, (rows,), generator=drawn)
+        check(name, options, (hidden_size, rows, steps), KINDS, reverse, lengths=lengths)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_beyond_its_length_a_row_has_no_output_and_no_gradient(reverse):
+    cell, lengths = make("peephole-lstm", {}, 5, 8), torch.tensor([2, 4, 1])
+    inputs, state = chance(6, 3, 5, seed=1), [chance(3, 8, seed=2), chance(3, 8, seed=3)]
+
+    hidden, a, _, grad_inputs, *_ = results(by_native, cell, inputs, state, reverse, lengths)
+
+    for row, length in enumerate(lengths.tolist()):
+        assert not hidden[length:, row].any()
+        assert not grad_inputs[length:, row].any()
+        assert hidden[:length, row].all()
+        assert torch.equal(a[row], hidden[0 if reverse else length - 1, row])
+
+
+@pytest.mark.parametrize("lengths", [[0, 2, 1], [5, 1, 1], [-1, 2, 2]], ids=str)
+def test_a_length_outside_of_the_steps_is_refused(lengths):
+    with pytest.raises(ConfigError, match=r"lengths .* are not in 1 to 4"):
+        scan(make("lstm", {}, 5, 8), torch.zeros(4, 3, 5), lengths=torch.tensor(lengths))
+
+
+@each_cell
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set_computes_the_same(name, options, level, monkeypatch):
     monkeypatch.setenv("LMTRAIN_LEVEL", level)
+    lengths = torch.tensor([3, 1, 5, 2, 2, 4, 1])
     for reverse, has_state in itertools.product((False, True), repeat=2):
         check(name, options, (21, 7, 5), reverse=reverse, has_state=has_state)
+        check(name, options, (21, 7, 5), reverse=reverse, has_state=has_state, lengths=lengths)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

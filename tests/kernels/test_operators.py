@@ -20,7 +20,7 @@ def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=device.generator(seed))
 
 
-def arguments(name, options, kind, *, reverse=False, requires_grad=True):
+def arguments(name, options, kind, *, reverse=False, requires_grad=True, lengths=None):
     cell = create(name, INPUTS, UNITS, options)
     cell.initialize(device.generator(3), 0.5, 0.5)
     weights = dict(cell.named_parameters())
@@ -32,27 +32,30 @@ def arguments(name, options, kind, *, reverse=False, requires_grad=True):
     tensors = [tensor.detach().requires_grad_(requires_grad) for tensor in tensors]
     inputs, state, rest = tensors[0], tensors[1 : 1 + len(state)], tensors[1 + len(state) :]
     peephole = rest[3] if len(rest) > 3 else None
-    return (inputs, state, *rest[:3], peephole, index_of(cell), reverse)
+    return (inputs, state, *rest[:3], peephole, lengths, index_of(cell), reverse)
 
 
 @each_cell
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_scan_keeps_the_rules(name, options, kind):
-    opcheck(operator._scan, arguments(name, options, kind, reverse=kind == torch.bfloat16))
+    is_bf16 = kind == torch.bfloat16
+    lengths = torch.tensor([3, 1, 4]) if is_bf16 else None
+    opcheck(operator._scan, arguments(name, options, kind, reverse=is_bf16, lengths=lengths))
 
 
 @each_cell
 @pytest.mark.parametrize("needs_inputs", [False, True])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_its_backward_keeps_the_rules(name, options, needs_inputs, kind):
-    given = arguments(name, options, kind, requires_grad=False)
-    inputs, _, weight_input, _, recurrent, peephole, variant, reverse = given
+    lengths = torch.tensor([3, 1, 4]) if needs_inputs else None
+    given = arguments(name, options, kind, requires_grad=False, lengths=lengths)
+    inputs, _, weight_input, _, recurrent, peephole, lengths, variant, reverse = given
     hidden, last, activations, history = operator._forward(*given)
     backward = (torch.ones_like(hidden), last, inputs, activations, history)
 
     opcheck(
         operator._scan_backward,
-        (*backward, weight_input, recurrent, peephole, variant, reverse, needs_inputs),
+        (*backward, weight_input, recurrent, peephole, lengths, variant, reverse, needs_inputs),
     )
 
 
@@ -71,7 +74,8 @@ def test_the_loss_keeps_the_rules(kind, most_bytes, monkeypatch):
 
 @each_cell
 @pytest.mark.parametrize("reverse", [False, True])
-def test_without_kernels_the_operator_is_the_plain_engine(name, options, reverse):
+@pytest.mark.parametrize("lengths", [None, torch.tensor([3, 1, 4])], ids=["whole", "lengths"])
+def test_without_kernels_the_operator_is_the_plain_engine(name, options, reverse, lengths):
     cell = create(name, INPUTS, UNITS, options).double()
     cell.initialize(device.generator(3), 0.5, 0.5)
     inputs = drawn(STEPS, ROWS, INPUTS).double().requires_grad_()
@@ -82,8 +86,8 @@ def test_without_kernels_the_operator_is_the_plain_engine(name, options, reverse
 
     results = []
     for hidden, last in (
-        operator.scan(cell, inputs, state, reverse=reverse),
-        plain.scan(cell, inputs, state, None, reverse=reverse),
+        operator.scan(cell, inputs, state, lengths, reverse=reverse),
+        plain.scan(cell, inputs, state, lengths, reverse=reverse),
     ):
         outputs = [hidden, *last]
         upstream = [drawn(*out.shape, seed=20 + i).double() for i, out in enumerate(outputs)]
@@ -110,7 +114,7 @@ def test_a_subclass_has_no_kernel():
     own = type("Own", (VARIANTS[0].cell,), {})(2, 3)
 
     with pytest.raises(ConfigError, match="no kernel for Own"):
-        operator.scan(own, drawn(2, 1, 2), own.zero_state(1), reverse=False)
+        operator.scan(own, drawn(2, 1, 2), own.zero_state(1), None, reverse=False)
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])

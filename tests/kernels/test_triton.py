@@ -39,27 +39,29 @@ def chance(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=device.generator(seed))
 
 
-def results(run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool) -> list[Tensor]:
+def results(
+    run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool, lengths=None
+) -> list[Tensor]:
     """Outputs, last state, and every gradient with upstream gradients into all of them."""
     inputs = inputs.clone().requires_grad_()
     state = [part.clone().requires_grad_() for part in state]
-    hidden, last = run(cell, inputs, tuple(state), reverse)
+    hidden, last = run(cell, inputs, tuple(state), reverse, lengths)
     outputs = [hidden, *last]
     upstream = [chance(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
     gradients = torch.autograd.grad(outputs, [inputs, *state, *cell.parameters()], upstream)
     return [tensor.detach().double() for tensor in (*outputs, *gradients)]
 
 
-def by_triton(cell, inputs, state, reverse):
+def by_triton(cell, inputs, state, reverse, lengths):
     assert kernels_for(inputs, cell.bias) == "triton"
-    return operator.scan(cell, inputs, state, reverse=reverse)
+    return operator.scan(cell, inputs, state, lengths, reverse=reverse)
 
 
-def by_reference(cell, inputs, state, reverse):
-    return reference.scan(cell, inputs, state, None, reverse=reverse)
+def by_reference(cell, inputs, state, reverse, lengths):
+    return reference.scan(cell, inputs, state, lengths, reverse=reverse)
 
 
-def check(name, options, size, reverse, kind, tolerance) -> None:
+def check(name, options, size, reverse, kind, tolerance, lengths=None) -> None:
     """Outputs and gradients of a size H, B, T."""
     hidden_size, rows, steps = size
     cell = create(name, 5, hidden_size, options)
@@ -67,9 +69,9 @@ def check(name, options, size, reverse, kind, tolerance) -> None:
     inputs = chance(steps, rows, 5, seed=1).to(kind)
     state = [chance(rows, hidden_size, seed=2 + part) for part in range(len(cell.state_names))]
 
-    found = results(by_triton, cell, inputs, state, reverse)
+    found = results(by_triton, cell, inputs, state, reverse, lengths)
     expected = results(
-        by_reference, cell.double(), inputs.double(), [s.double() for s in state], reverse
+        by_reference, cell.double(), inputs.double(), [s.double() for s in state], reverse, lengths
     )
 
     if kind != torch.float32 and options.get("activation") == "relu":
@@ -102,6 +104,15 @@ def test_both_schedules_are_the_reference(name, options, size, reverse, schedule
 
 
 @each_cell
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("schedule", ["alternating", "persistent"])
+def test_rows_with_lengths_are_the_reference(name, options, reverse, schedule, monkeypatch):
+    monkeypatch.setenv("LMTRAIN_SCHEDULE", schedule)
+    lengths = 1 + torch.arange(17) % 4
+    check(name, options, (9, 17, 4), reverse, torch.float32, 1e-5, lengths)
+
+
+@each_cell
 @pytest.mark.parametrize(
     ("schedule", "kind", "tolerance"),
     [
@@ -127,11 +138,11 @@ def test_every_kernel_compiles_for_a_gpu():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 48
+    assert len(lines) == 60
     for name, *schedule, _kind, shared, spilled in (line for line in lines if len(line) == 4):
         assert [schedule, int(shared), int(spilled)] == [[], 512, 0], name
     persistent = [line for line in lines if len(line) > 4]
-    assert len(persistent) == 34
+    assert len(persistent) == 46
     for name, _, _, *numbers in persistent:
         units, rows, width, size, shared, spilled = map(int, numbers)
         kind = variant(name)

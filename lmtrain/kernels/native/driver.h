@@ -6,6 +6,10 @@
 // a thread needs of them stays in its cache over all steps. A tile is up to MOST_ROWS rows of one block (forward) or of up to four
 // blocks (backward); its sums live in registers until the cell has made activations and state of
 // them. With AMX they come out of tile registers through a few KB of memory.
+//
+// Rows of different lengths are sorted, the longest first, and a step has the rows that have not
+// ended: its lines begin where `offsets` says. All threads then share all rows, which would
+// otherwise leave the threads with the short rows without work.
 
 #if defined(AMX)
 constexpr int MOST_ROWS = 2;  // the sums wait in memory
@@ -209,7 +213,7 @@ template <class Cell, class Num> struct Worker {
   Team &everyone, &team;         // all threads; those of the own group
   int id, threads, mates;        // mates: threads a group
   int64_t first, last;           // own blocks
-  int64_t first_row, last_row;   // of the group
+  int64_t first_row, last_row;   // of the group, in the current step
   Pack<Num> packs[P];
   Num* operands[P][2];           // forward: (B, depth) each, by parity of the step
   Num* dz_operand[2];            // backward: (B, G·H padded)
@@ -229,6 +233,9 @@ template <class Cell, class Num> struct Worker {
   int64_t time(int64_t s) const { return a.reverse ? T() - 1 - s : s; }
   int64_t before(int64_t t) const { return a.reverse ? t + 1 : t; }
   int64_t after(int64_t t) const { return a.reverse ? t : t + 1; }
+  // The first line of a time in what has a line for each row, and of a place in the history.
+  int64_t line(int64_t t) const { return a.offsets ? a.offsets[t] : t * B(); }
+  int64_t state_line(int64_t place) const { return place ? B() + line(place - 1) : 0; }
   const float* matrix(int which) const { return which ? a.peephole : a.recurrent; }
 
   // Bytes of each part of the workspace; every region starts on a cache line.
@@ -257,6 +264,7 @@ template <class Cell, class Num> struct Worker {
   // Threads a group: as few as let the weights of each thread stay near it. Groups have rows of
   // their own and never wait for each other.
   static int mates_of(const Arguments& a, int threads) {
+    if (a.offsets) return threads;
     int64_t bytes = 0;
     for (const Product& p : Cell::products) bytes += pack_bytes(a, p);
     for (int mates = 1; mates < threads; ++mates) {
@@ -372,6 +380,16 @@ template <class Cell, class Num> struct Worker {
     }
   }
 
+  // Takes the rows that have not ended at a step, where rows have lengths.
+  void take_rows(int64_t s) {
+    if (!a.offsets || last_row == line(s + 1) - line(s)) return;
+    last_row = line(s + 1) - line(s);
+#ifdef AMX
+    tile_rows = TileRows(last_row);
+    tile_rows.configure();
+#endif
+  }
+
   // The products that a phase of `block` begins with, where they are not made in its tiles.
   void multiply_before(int64_t s, int64_t block, bool is_second) {
 #ifdef AMX
@@ -399,10 +417,10 @@ template <class Cell, class Num, int R> struct Tile {
   int64_t unit() const { return block * VL; }
   bool is_other() const { return w.a.is_other_form; }
   Num* gate_at(void* base, int r, int g) const {
-    return (Num*)base + ((t * w.B() + row + r) * W::G + g) * w.H() + unit();
+    return (Num*)base + ((w.line(t) + row + r) * W::G + g) * w.H() + unit();
   }
   float* state_at(int part, int64_t place, int r) const {
-    return w.a.history[part] + (place * w.B() + row + r) * w.H() + unit();
+    return w.a.history[part] + (w.state_line(place) + row + r) * w.H() + unit();
   }
 
   vec gate(int r, int g) const { return load(gate_at(w.a.gates, r, g), n); }
@@ -412,7 +430,8 @@ template <class Cell, class Num, int R> struct Tile {
 
   // Input products and bias; the next step's are asked for from memory meanwhile.
   template <int N> void inputs(vec (&sums)[R][N], int g) const {
-    const int64_t to_next = (w.a.reverse ? -1 : 1) * w.B() * W::G * w.H();
+    const int64_t lines = w.a.reverse ? -w.B() : w.line(t + 1) - w.line(t);
+    const int64_t to_next = lines * W::G * w.H();
     for (int i = 0; i < N; ++i) {
       vec bias = load(w.a.bias + (g + i) * w.H() + unit(), n);
       for (int r = 0; r < R; ++r) {
@@ -441,14 +460,14 @@ template <class Cell, class Num, int R> struct Tile {
   void save_state(int part, int r, vec v) const {
     store(state_at(part, w.after(t), r), v, n);
     if (part == 0)
-      store((Num*)w.a.hidden + (t * w.B() + row + r) * w.H() + unit(), v, n);
+      store((Num*)w.a.hidden + (w.line(t) + row + r) * w.H() + unit(), v, n);
     for (int i = 0; i < W::P; ++i)
       if (Cell::products[i].state == part) operand(i, 1, r, v);
   }
 
   // Backward.
   vec grad_hidden(int r) const {
-    return load((const Num*)w.a.grad_hidden + (t * w.B() + row + r) * w.H() + unit(), n);
+    return load((const Num*)w.a.grad_hidden + (w.line(t) + row + r) * w.H() + unit(), n);
   }
   float* delta_at(int part, int r) const { return w.a.delta[part] + (row + r) * w.H() + unit(); }
   vec delta(int part, int r) const { return load(delta_at(part, r), n); }
@@ -471,6 +490,7 @@ template <class Cell, class Num> void Worker<Cell, Num>::forward() {
         }
   team.wait(mates);
   for (int64_t s = 0; s < T(); ++s) {
+    take_rows(s);
     for (int64_t block = first; block < last; ++block) {
       multiply_before(s, block, false);
       for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
@@ -552,6 +572,7 @@ static void all_products_backward(Worker<Cell, Num>& w, int64_t s) {
 
 template <class Cell, class Num> void Worker<Cell, Num>::backward() {
   for (int64_t s = T() - 1; s >= 0; --s) {
+    take_rows(s);
     for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
       for (int64_t block = first; block < last; ++block)
         Cell::backward(Tile<Cell, Num, rows.value>(*this, s, row, block));

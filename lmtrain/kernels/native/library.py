@@ -8,7 +8,7 @@ import ctypes
 import functools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("steps", "rows", "units", "reverse")),
         ("is_other_form", ctypes.c_int64),
+        ("offsets", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("gates", "recurrent", "peephole", "bias")),
         ("history", ctypes.c_void_p * 2),
         *((name, ctypes.c_void_p) for name in ("hidden", "grad_hidden", "dz", "grad_bias")),
@@ -125,8 +126,9 @@ def scan(
     recurrent: Tensor,
     peephole: Tensor | None,
     bias: Tensor | None = None,
-    history: Iterable[Tensor],
+    history: Sequence[Tensor],
     reverse: bool,
+    offsets: Tensor | None = None,
     hidden: Tensor | None = None,
     grad_hidden: Tensor | None = None,
     dz: Tensor | None = None,
@@ -134,6 +136,8 @@ def scan(
     delta: Iterable[Tensor] = (),
 ) -> None:
     """One scan over time: forward where `hidden` is given, else backward.
+
+    With `offsets` rows are packed: (T, B, ·) below is (N, ·), and (T + 1, B, ·) is (B + N, ·).
 
     Args:
         variant: what the cell is.
@@ -143,7 +147,9 @@ def scan(
         peephole: (3H, H) or (3H), fp32, or None.
         bias: (G·H), fp32; the forward's.
         history: each part of the state, (T + 1, B, H), fp32; the forward fills it.
-        reverse: whether time runs from T to 1.
+        reverse: whether time runs from T to 1; never with `offsets`.
+        offsets: the first line of each step, and N, (T + 1), int64; None where all rows have T
+            steps.
         hidden: receives the hidden states, (T, B, H).
         grad_hidden: their gradient, (T, B, H).
         dz: receives the gradients at the pre-activations, (T, B, G·H).
@@ -155,24 +161,33 @@ def scan(
         ConfigError: a tensor that is not as described, or not contiguous; nothing was run.
         MachineError: no memory.
     """
-    (steps, rows, _), units, kind = gates.shape, recurrent.shape[1], gates.dtype
+    units, kind = recurrent.shape[1], gates.dtype
     width = variant.gates * units
+    lines: tuple[int, ...]
+    states: tuple[int, ...]
+    if offsets is None:
+        steps, rows, _ = gates.shape
+        lines, states = (steps, rows), (steps + 1, rows)
+    else:
+        steps, rows = len(offsets) - 1, len(history[0]) - len(gates)
+        lines, states = (int(offsets[-1]),), (rows + int(offsets[-1]),)
     seen = variant.peephole_shape(units)
     if (peephole is None) != (seen is None):
         raise ConfigError(f"the kernel of {variant.name} and the weights disagree about peepholes")
     if (bias is None) != (hidden is None):
         raise ConfigError("the forward, and it alone, takes a bias")
-    outputs = (steps, rows, units)
+    outputs = (*lines, units)
     arguments = _Arguments(
         *(steps, rows, units, int(reverse), int(variant.is_other_form)),
-        _pointer(gates, (steps, rows, width), kind),
+        _pointer(offsets, (steps + 1,), torch.int64),
+        _pointer(gates, (*lines, width), kind),
         _pointer(recurrent, (width, units)),
         _pointer(peephole, seen or ()),
         _pointer(bias, (width,)),
-        _pair(history, (steps + 1, rows, units)),
+        _pair(history, (*states, units)),
         _pointer(hidden, outputs, kind),
         _pointer(grad_hidden, outputs, kind),
-        _pointer(dz, (steps, rows, width), kind),
+        _pointer(dz, (*lines, width), kind),
         _pointer(grad_bias, (width,)),
         _pair(delta, (rows, units)),
     )

@@ -28,9 +28,11 @@
 
 struct bf16 { uint16_t bits; };
 
-// One scan over time of a cell. Num is float, or bf16 where the call is mixed.
+// One scan over time of a cell. Num is float, or bf16 where the call is mixed. Where rows have
+// lengths, what is (T, B, ...) below has a line for each row that has not ended, step after step.
 extern "C" struct Arguments {
   int64_t steps, rows, units, reverse, is_other_form;
+  const int64_t* offsets;   // (T + 1): the first line of each step, and their number; null: T·B
   void* gates;              // (T, B, G, H) Num: input products; the forward leaves activations
   const float* recurrent;   // (G·H, H)
   const float* peephole;    // (3·H, H), (3·H) or null
@@ -260,6 +262,7 @@ extern "C" const char* lmtrain_layout() {
     OFFSET(Arguments, units);
     OFFSET(Arguments, reverse);
     OFFSET(Arguments, is_other_form);
+    OFFSET(Arguments, offsets);
     OFFSET(Arguments, gates);
     OFFSET(Arguments, recurrent);
     OFFSET(Arguments, peephole);

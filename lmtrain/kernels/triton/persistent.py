@@ -16,6 +16,7 @@ Source: persistent RNNs (Diamos et al. 2016); FlashRNN's fused kernels (Pöppel 
 import triton
 import triton.language as tl
 
+from lmtrain.kernels.triton.lengths import held, stopped
 from lmtrain.kernels.triton.memory import (
     all_units,
     arrive,
@@ -89,9 +90,9 @@ def _by_gate(sums, ROWS: tl.constexpr, UNITS: tl.constexpr):
 @triton.jit
 def forward(
     gates, recurrent, bias, peephole, history_first, history_second, hidden, operands,
-    operands_second, counters, begin, end, steps, rows, H,
-    CELL: tl.constexpr, GATES: tl.constexpr, PARTS: tl.constexpr, PEEPHOLE: tl.constexpr,
-    OTHER: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    operands_second, lengths, counters, begin, end, steps, rows, H,
+    CELL: tl.constexpr, LENGTHS: tl.constexpr, GATES: tl.constexpr, PARTS: tl.constexpr,
+    PEEPHOLE: tl.constexpr, OTHER: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
     AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -107,6 +108,7 @@ def forward(
         hidden: (T, B, H): receives the hidden states.
         operands: (2, R, K): what products take, of the steps with even and odd number.
         operands_second: the same of the second part, with full peepholes.
+        lengths: steps of each row, (B,).
         counters: a number for each group of rows, 0, with 31 others between.
         begin: the first step.
         end: the step after the last.
@@ -114,6 +116,7 @@ def forward(
         rows: B.
         H: units.
         CELL: the cell's `forward`.
+        LENGTHS: whether rows have lengths.
         GATES: G.
         PARTS: parts of the state.
         PEEPHOLE: none, diagonal or full.
@@ -138,11 +141,10 @@ def forward(
     # Columns: the four gates of a unit side by side.
     column = tl.arange(0, 4 * UNITS)
     owner = tl.program_id(0) * UNITS + column // 4
-    gate = column % 4
-    weights = weights_from(recurrent, k, owner, gate, H, GATES)
+    weights = weights_from(recurrent, k, owner, column % 4, H, GATES)
     if PEEPHOLE == "full":
         # The candidate sees no cell.
-        weights_second = weights_from(peephole, k, owner, gate - 1, H, 3)
+        weights_second = weights_from(peephole, k, owner, column % 4 - 1, H, 3)
     p1, p2, p3 = _peepholes(peephole, unit, H, PEEPHOLE)
     b0, b1, b2, b3 = _biases(bias, unit, H, GATES)
     t = time_of(begin, steps, not REVERSE)
@@ -162,7 +164,7 @@ def forward(
                 state_second = load_all(operands_second + place, row, k, K)
             product = tl.dot(state_second, weights_second, product, input_precision=PRECISION)
         s0, s1, s2, s3 = _by_gate(total(product, ROWS, 4 * UNITS, SPLIT), ROWS, UNITS)
-        g0, g1, g2, g3, first, second = CELL(
+        g0, g1, g2, g3, new_first, new_second = CELL(
             z0 + b0 + s0,
             z1 + b1 + s1 + p1 * second,
             z2 + b2 + s2 + p2 * second,
@@ -170,6 +172,9 @@ def forward(
             first,
             second,
             OTHER,
+        )
+        first, second, output = held(
+            lengths, line, t, rows, new_first, new_second, first, second, LENGTHS
         )
         store(operands + padded - place, line * K + own, first, mask)
         if PEEPHOLE == "full":
@@ -181,7 +186,7 @@ def forward(
         store(history_first + after, at, first, mask)
         if PARTS > 1:
             store(history_second + after, at, second, mask)
-        store(hidden + t * size, at, first, mask)
+        store(hidden + t * size, at, output, mask)
         if step + 1 < end:
             t = time_of(step + 1, steps, not REVERSE)
             z0, z1, z2, z3 = _gates(gates, t, line, own, mask, rows, H, GATES)
@@ -252,9 +257,9 @@ def _states(grad_hidden, history_first, history_second, t, at, mask, size, REVER
 @triton.jit
 def backward(
     gates, recurrent, peephole, history_first, history_second, grad_hidden, dz, delta_first,
-    delta_second, operands, counters, begin, end, steps, rows, H,
-    CELL: tl.constexpr, GATES: tl.constexpr, PARTS: tl.constexpr, PEEPHOLE: tl.constexpr,
-    OTHER: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    delta_second, operands, lengths, counters, begin, end, steps, rows, H,
+    CELL: tl.constexpr, LENGTHS: tl.constexpr, GATES: tl.constexpr, PARTS: tl.constexpr,
+    PEEPHOLE: tl.constexpr, OTHER: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
     AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -272,6 +277,7 @@ def backward(
             the first state.
         delta_second: the same of the second part.
         operands: (2, R, G·K): dz as products take it, of the steps with even and odd number.
+        lengths: steps of each row, (B,).
         counters: a number for each group of rows, 0, with 31 others between.
         begin: the first step, counted from the end of time.
         end: the step after the last, T + 1 at most: at T the gradient of the first state is made.
@@ -279,6 +285,7 @@ def backward(
         rows: B.
         H: units.
         CELL: the cell's `backward`.
+        LENGTHS: whether rows have lengths.
         GATES: G.
         PARTS: parts of the state.
         PEEPHOLE: none, diagonal or full.
@@ -317,23 +324,28 @@ def backward(
         t = time_of(step, steps, REVERSE)
         place = (step % 2) * padded
         if step > 0:
-            later = operands + padded - place
+            written = operands + padded - place
             sums = tl.zeros((SPLIT, ROWS, UNITS), tl.float32)
             seen = sums
             sums, seen = _through_pair(
-                sums, seen, later, row, k, K, w0, v0, w1, v1, 0, GATES, PEEPHOLE, PRECISION, AHEAD
+                sums, seen, written, row, k, K, w0, v0, w1, v1, 0, GATES, PEEPHOLE, PRECISION, AHEAD
             )
             sums, seen = _through_pair(
-                sums, seen, later, row, k, K, w2, v2, w3, v3, 2, GATES, PEEPHOLE, PRECISION, AHEAD
+                sums, seen, written, row, k, K, w2, v2, w3, v3, 2, GATES, PEEPHOLE, PRECISION, AHEAD
             )
             past += total(sums, ROWS, UNITS, SPLIT)
             if PEEPHOLE == "full":
                 past_second += total(seen, ROWS, UNITS, SPLIT)
         if step < steps:
+            later, later_second = past, past_second
             dz0, dz1, dz2, dz3, past, past_second = CELL(
                 g0, g1, g2, g3, first, second, new_second, past + upstream, past_second, OTHER
             )
             past_second += dz1 * p1 + dz2 * p2 + dz3 * p3
+            dz0, dz1, dz2, dz3, past, past_second = stopped(
+                lengths, line, t, rows, dz0, dz1, dz2, dz3, past, past_second, later, later_second,
+                LENGTHS,
+            )  # fmt: skip
             _store_gates(operands + place, 0, dz0, dz1, dz2, dz3, line, own, mask, rows, K, GATES)
             if step + 1 < end:
                 arrive(counter)

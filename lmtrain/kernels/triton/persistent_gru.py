@@ -8,6 +8,7 @@ T steps, B rows, H units; gates: candidate, update, relevance.
 import triton
 import triton.language as tl
 
+from lmtrain.kernels.triton.lengths import held, stopped
 from lmtrain.kernels.triton.memory import (
     all_units,
     arrive,
@@ -37,9 +38,10 @@ def _gates(gates, t, line, own, mask, rows, H):
 
 @triton.jit
 def forward(
-    gates, recurrent, bias, history, hidden, operand, operand_gated, counters,
+    gates, recurrent, bias, history, hidden, operand, operand_gated, lengths, counters,
     begin, end, steps, rows, H,
-    PREPARE: tl.constexpr, CELL: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    PREPARE: tl.constexpr, CELL: tl.constexpr, LENGTHS: tl.constexpr, REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Half steps `begin` to `end` in the order of time; the state before them is in the history.
@@ -52,6 +54,7 @@ def forward(
         hidden: (T, B, H): receives the hidden states.
         operand: (R, K): the state that products take.
         operand_gated: (R, K): receives s, which the candidate's product takes.
+        lengths: steps of each row, (B,).
         counters: a number for each group of rows, 0, with 31 others between.
         begin: the first half step.
         end: the half step after the last.
@@ -60,6 +63,7 @@ def forward(
         H: units.
         PREPARE: the cell's `prepare`, of the first half.
         CELL: the cell's `forward`, of the second.
+        LENGTHS: whether rows have lengths.
         REVERSE: whether time runs from T to 1.
         PRECISION: of fp32 products.
         ROWS: rows of a program.
@@ -105,13 +109,14 @@ def forward(
             sums = tl.dot(state, w_candidate, input_precision=PRECISION)
             z0 += b0 + total(sums, ROWS, UNITS, SPLIT)
             # The cell's page has room for four gates and two parts of a state.
-            g0, _g, _g, _g, first, _s = CELL(z0, z1, z1, z1, first, first, False)
+            g0, _g, _g, _g, new, _s = CELL(z0, z1, z1, z1, first, first, False)
+            first, _s, output = held(lengths, line, t, rows, new, new, first, first, LENGTHS)
             store(operand, line * K + own, first, mask)
             if half + 1 < end:
                 arrive(counter)
             store_gate(here, g0, line, own, mask, H, 0, 3, 3)
             store(history + (t if REVERSE else t + 1) * size, at, first, mask)
-            store(hidden + t * size, at, first, mask)
+            store(hidden + t * size, at, output, mask)
             if half + 1 < end:
                 t = time_of(half // 2 + 1, steps, not REVERSE)
                 z0, z1, z2 = _gates(gates, t, line, own, mask, rows, H)
@@ -143,9 +148,10 @@ def _through(operands, w1, w2, row, k, K, PRECISION: tl.constexpr, AHEAD: tl.con
 
 @triton.jit
 def backward(
-    gates, recurrent, history, grad_hidden, dz, delta, operands, counters, begin, end, steps, rows,
-    H,
-    CELL: tl.constexpr, FINISH: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    gates, recurrent, history, grad_hidden, dz, delta, operands, lengths, counters, begin, end,
+    steps, rows, H,
+    CELL: tl.constexpr, FINISH: tl.constexpr, LENGTHS: tl.constexpr, REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, K: tl.constexpr, SPLIT: tl.constexpr,
     AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -159,6 +165,7 @@ def backward(
         dz: (T, B, 3H): receives the gradients at the pre-activations.
         delta: (B, H): the gradient of the last state; receives that of the first.
         operands: (2, R, 3K): dz as products take it, of the steps with even and odd number.
+        lengths: steps of each row, (B,).
         counters: a number for each group of rows, 0, with 31 others between.
         begin: the first half step, counted from the end of time.
         end: the half step after the last, 2T + 1 at most.
@@ -167,6 +174,7 @@ def backward(
         H: units.
         CELL: the cell's `backward`, of the first half.
         FINISH: the cell's `finish`, of the second.
+        LENGTHS: whether rows have lengths.
         REVERSE: whether time runs from T to 1.
         PRECISION: of fp32 products.
         ROWS: rows of a program.
@@ -200,12 +208,17 @@ def backward(
         here = operands + (step % 2) * padded
         if half % 2 == 0:
             if step > 0:
-                later = operands + padded - (step % 2) * padded
-                sums = _through(later, w1, w2, row, k, K, PRECISION, AHEAD)
+                written = operands + padded - (step % 2) * padded
+                sums = _through(written, w1, w2, row, k, K, PRECISION, AHEAD)
                 past += total(sums, ROWS, UNITS, SPLIT)
             if step < steps:
+                later = past
                 dz0, dz1, _g, _g, past, _s = CELL(
                     g0, g1, g1, g1, first, first, first, past + upstream, past, False
+                )
+                # The relevance's gradient is a product with dz0, and so 0 where that is.
+                dz0, dz1, _g, _g, past, _s = stopped(
+                    lengths, line, t, rows, dz0, dz1, dz1, dz1, past, past, later, later, LENGTHS
                 )
                 store(here, across, dz0, mask)
                 store(here + K, across, dz1, mask)

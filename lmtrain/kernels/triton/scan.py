@@ -57,19 +57,23 @@ def scan(
     bias: Tensor | None = None,
     history: Iterable[Tensor],
     reverse: bool,
+    lengths: Tensor | None = None,
     hidden: Tensor | None = None,
     grad_hidden: Tensor | None = None,
     dz: Tensor | None = None,
     grad_bias: Tensor | None = None,
     delta: Iterable[Tensor] = (),
 ) -> None:
-    """One scan over time, as `kernels.native.library.scan`: forward where `hidden` is given."""
+    """One scan over time, as `kernels.native.library.scan`: forward where `hidden` is given.
+
+    Beyond `lengths`, (B,) int32, states stand still, and hidden states and `dz` are 0.
+    """
     layout = _layout(variant, gates, recurrent.shape[1])
     run: _Alternating | _Persistent
     if layout is None:
-        run = _Alternating(variant, gates, recurrent, peephole, list(history), reverse=reverse)
+        run = _Alternating(variant, gates, recurrent, peephole, list(history), reverse, lengths)
     else:
-        run = _Persistent(variant, gates, recurrent, peephole, list(history), reverse=reverse)
+        run = _Persistent(variant, gates, recurrent, peephole, list(history), reverse, lengths)
         run.layout = layout
     if hidden is not None and bias is not None:
         run.forward(bias, hidden)
@@ -132,8 +136,8 @@ class _Scan:
         recurrent: Tensor,
         peephole: Tensor | None,
         history: list[Tensor],
-        *,
         reverse: bool,
+        lengths: Tensor | None,
     ) -> None:
         self.variant = variant
         self.gates = gates
@@ -146,6 +150,8 @@ class _Scan:
         if variant.peephole == "full":
             self.peephole = self.peephole.to(gates.dtype)
         self.reverse = reverse
+        self.has_lengths = lengths is not None
+        self.lengths = recurrent if lengths is None else lengths
         self.page = engine.module(_MODULES[variant.name])
 
     def _times(self) -> list[tuple[int, int, int]]:
@@ -160,11 +166,11 @@ class _Alternating(_Scan):
     def _numbers(self, gates: int, kind: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(self.rows, gates * self.units, dtype=kind, device=self.gates.device)
 
-    def _launch(self, kernel: str, cell: str, *tensors: Tensor, **options: Any) -> None:
+    def _launch(self, kernel: str, cell: str, *given: Tensor | int, **options: Any) -> None:
         blocks = -(-self.rows * self.units // _BLOCK)
         function = getattr(engine.module("steps"), kernel)
         function[(blocks,)](
-            *tensors,
+            *given,
             self.rows,
             self.units,
             CELL=getattr(self.page, cell),
@@ -178,6 +184,7 @@ class _Alternating(_Scan):
         return {
             "COUNT": count, "GATES": variant.gates, "PARTS": variant.parts,
             "PEEPHOLE": variant.peephole, "OTHER": variant.is_other_form,
+            "LENGTHS": self.has_lengths,
         }  # fmt: skip
 
     def forward(self, bias: Tensor, hidden: Tensor) -> None:
@@ -203,7 +210,7 @@ class _Alternating(_Scan):
                 "forward", "forward",
                 *(self.gates[t], product, seen, bias, self.peephole),
                 *(first[before], last[before], first[after], last[after], hidden[t]),
-                *(operands[0], operands[-1]),
+                *(operands[0], operands[-1], self.lengths, t),
                 **options,
             )  # fmt: skip
 
@@ -220,7 +227,7 @@ class _Alternating(_Scan):
                 "backward", "backward",
                 *(self.gates[t], product, second, self.peephole),
                 *(first[before], last[before], last[after]),
-                *(grad_hidden[t], dz[t], delta[0], delta[-1]),
+                *(grad_hidden[t], dz[t], delta[0], delta[-1], self.lengths, t),
                 **options,
             )  # fmt: skip
             if _is_two_phased(variant):
@@ -257,8 +264,9 @@ class _Persistent(_Scan):
             # A line of the cache each.
             counters = torch.zeros(32 * grid[1], dtype=torch.int32, device=self.gates.device)
             getattr(engine.module(name), kernel)[grid](
-                *tensors, counters, begin, end, self.steps, self.rows, self.units,
-                CELL=getattr(self.page, kernel), REVERSE=self.reverse, PRECISION="ieee",
+                *tensors, self.lengths, counters, begin, end, self.steps, self.rows, self.units,
+                CELL=getattr(self.page, kernel), LENGTHS=self.has_lengths, REVERSE=self.reverse,
+                PRECISION="ieee",
                 ROWS=rows, UNITS=units, K=self.width, SPLIT=_split(self.width),
                 **constants, **options,
             )  # fmt: skip

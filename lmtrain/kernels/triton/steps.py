@@ -11,6 +11,7 @@ B rows, H units, G gates; matrices lie row after row. All sums are fp32.
 import triton
 import triton.language as tl
 
+from lmtrain.kernels.triton.lengths import held, stopped
 from lmtrain.kernels.triton.memory import load, load_gate, store, store_gate
 
 
@@ -67,12 +68,12 @@ def prepare(
     store(operand, at, s, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["t"])
 def forward(
     gates, product, seen, bias, peephole, before_first, before_second, after_first, after_second,
-    hidden, operand, operand_second, rows, H,
-    CELL: tl.constexpr, COUNT: tl.constexpr, GATES: tl.constexpr, PARTS: tl.constexpr,
-    PEEPHOLE: tl.constexpr, OTHER: tl.constexpr, BLOCK: tl.constexpr,
+    hidden, operand, operand_second, lengths, t, rows, H,
+    CELL: tl.constexpr, LENGTHS: tl.constexpr, COUNT: tl.constexpr, GATES: tl.constexpr,
+    PARTS: tl.constexpr, PEEPHOLE: tl.constexpr, OTHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pre-activations become activations, and the state before a step that after it.
 
@@ -89,9 +90,12 @@ def forward(
         hidden: (B, H): receives the first part in the precision of the inputs.
         operand: (B, H): the same, for the next product.
         operand_second: (B, H): the second part, for the product of full peepholes.
+        lengths: steps of each row, (B,).
+        t: the time of the step.
         rows: B.
         H: units.
         CELL: the cell's `forward`.
+        LENGTHS: whether rows have lengths.
         COUNT: gates of the product, the first ones; the others are activations already.
         GATES: G.
         PARTS: parts of the state.
@@ -112,26 +116,29 @@ def forward(
     z1 += _seen(seen, peephole, second, row, unit, mask, H, 1, PEEPHOLE)
     z2 += _seen(seen, peephole, second, row, unit, mask, H, 2, PEEPHOLE)
     z3 += _seen(seen, peephole, second, row, unit, mask, H, 3, PEEPHOLE)
-    g0, g1, g2, g3, first, second = CELL(z0, z1, z2, z3, first, second, OTHER)
+    g0, g1, g2, g3, new_first, new_second = CELL(z0, z1, z2, z3, first, second, OTHER)
+    new_first, new_second, output = held(
+        lengths, row, t, rows, new_first, new_second, first, second, LENGTHS
+    )
     store_gate(gates, g0, row, unit, mask, H, 0, GATES, COUNT)
     store_gate(gates, g1, row, unit, mask, H, 1, GATES, COUNT)
     store_gate(gates, g2, row, unit, mask, H, 2, GATES, COUNT)
     store_gate(gates, g3, row, unit, mask, H, 3, GATES, COUNT)
-    store(after_first, at, first, mask)
-    store(hidden, at, first, mask)
-    store(operand, at, first, mask)
+    store(after_first, at, new_first, mask)
+    store(hidden, at, output, mask)
+    store(operand, at, new_first, mask)
     if PARTS > 1:
-        store(after_second, at, second, mask)
+        store(after_second, at, new_second, mask)
     if PEEPHOLE == "full":
-        store(operand_second, at, second, mask)
+        store(operand_second, at, new_second, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["t"])
 def backward(
     gates, product, product_second, peephole, before_first, before_second, after_second,
-    grad_hidden, dz, delta_first, delta_second, rows, H,
-    CELL: tl.constexpr, COUNT: tl.constexpr, GATES: tl.constexpr, PARTS: tl.constexpr,
-    PEEPHOLE: tl.constexpr, OTHER: tl.constexpr, BLOCK: tl.constexpr,
+    grad_hidden, dz, delta_first, delta_second, lengths, t, rows, H,
+    CELL: tl.constexpr, LENGTHS: tl.constexpr, COUNT: tl.constexpr, GATES: tl.constexpr,
+    PARTS: tl.constexpr, PEEPHOLE: tl.constexpr, OTHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the state after a step become those at its pre-activations.
 
@@ -148,9 +155,12 @@ def backward(
         delta_first: (B, H): the gradient of the first part of the state after, without the
             product; receives that of the state before, without this step's.
         delta_second: the same of the second part.
+        lengths: steps of each row, (B,).
+        t: the time of the step.
         rows: B.
         H: units.
         CELL: the cell's `backward`.
+        LENGTHS: whether rows have lengths.
         COUNT: gates whose dz is known now, the first ones.
         GATES: G.
         PARTS: parts of the state.
@@ -162,22 +172,25 @@ def backward(
     mask = at < rows * H
     row = at // H
     unit = at % H
-    past = load(delta_first, at, mask) + load(product, at, mask) + load(grad_hidden, at, mask)
-    past_second = load(delta_second, at, mask)
+    later = load(delta_first, at, mask) + load(product, at, mask)
+    later_second = load(delta_second, at, mask)
     if PEEPHOLE == "full":
-        past_second += load(product_second, at, mask)
+        later_second += load(product_second, at, mask)
     g0 = load_gate(gates, row, unit, mask, H, 0, GATES)
     g1 = load_gate(gates, row, unit, mask, H, 1, GATES)
     g2 = load_gate(gates, row, unit, mask, H, 2, GATES)
     g3 = load_gate(gates, row, unit, mask, H, 3, GATES)
     dz0, dz1, dz2, dz3, past, past_second = CELL(
         g0, g1, g2, g3, load(before_first, at, mask), load(before_second, at, mask),
-        load(after_second, at, mask), past, past_second, OTHER,
+        load(after_second, at, mask), later + load(grad_hidden, at, mask), later_second, OTHER,
     )  # fmt: skip
     if PEEPHOLE == "diagonal":
         past_second += _seen(dz, peephole, dz1, row, unit, mask, H, 1, PEEPHOLE)
         past_second += _seen(dz, peephole, dz2, row, unit, mask, H, 2, PEEPHOLE)
         past_second += _seen(dz, peephole, dz3, row, unit, mask, H, 3, PEEPHOLE)
+    dz0, dz1, dz2, dz3, past, past_second = stopped(
+        lengths, row, t, rows, dz0, dz1, dz2, dz3, past, past_second, later, later_second, LENGTHS
+    )
     store_gate(dz, dz0, row, unit, mask, H, 0, GATES, COUNT)
     store_gate(dz, dz1, row, unit, mask, H, 1, GATES, COUNT)
     store_gate(dz, dz2, row, unit, mask, H, 2, GATES, COUNT)
