@@ -34,6 +34,20 @@ def log_mel(samples: Array, rate: int) -> Array:
     return np.log(power @ mel_bands(rate) + SILENCE)
 
 
+def with_deltas(vectors: Array) -> Array:
+    """Vectors beside their slopes, which least squares fit over two steps before and two after.
+
+    Shapes: vectors (steps, F), result (steps, 2F).
+
+    Source: Furui 1986.
+    """
+    before, earlier, _, later, after = (
+        np.pad(vectors, ((2, 2), (0, 0)), mode="edge")[shift : shift + len(vectors)]
+        for shift in range(5)
+    )
+    return np.concatenate((vectors, (later - earlier + 2 * (after - before)) / 10), axis=1)
+
+
 @functools.cache
 def mel_bands(rate: int) -> Array:
     """Weights of the frequencies in each band: (FFT_SIZE // 2 + 1, MEL_BANDS).

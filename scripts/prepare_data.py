@@ -182,10 +182,11 @@ def nottingham(source: Path) -> dict[str, list[Array]]:
 
 
 def digits(source: Path) -> dict[str, list[tuple[Array, str]]]:
-    """Spoken digits (Free Spoken Digit Dataset): logarithms of the energies of 40 mel bands.
+    """Spoken digits (Free Spoken Digit Dataset): log-mel energies of 40 bands and their slopes.
 
     Index 0 to 4 of each digit and speaker is the test set, as its authors say; 5 to 9 is for
-    validation, the others for training. Each band has mean 0 and deviation 1 over the training set.
+    validation, the others for training. One vector each 10 ms, of a window of 25 ms; each feature
+    has mean 0 and deviation 1 over the training set.
 
     Source: DIGIT_SPEAKER_INDEX.wav, in a folder or a .tar.gz.
     """
@@ -196,7 +197,8 @@ def _spoken(source: Path) -> Iterator[tuple[str, tuple[Array, str]]]:
     for name, recorded in recordings(source, ".wav"):
         digit, index = parts(name, r"(\d)_\w+_(\d+)\.wav")
         split = "test" if int(index) < 5 else "valid" if int(index) < 10 else "train"
-        yield split, (features.log_mel(*waveform(name, recorded)), digit)
+        energies = features.log_mel(*waveform(name, recorded))
+        yield split, (features.with_deltas(energies), digit)
 
 
 def action3d(source: Path) -> dict[str, list[tuple[Array, str]]]:
@@ -213,7 +215,7 @@ def action3d(source: Path) -> dict[str, list[tuple[Array, str]]]:
 
 def _acted(source: Path) -> Iterator[tuple[str, tuple[Array, str]]]:
     for name, recorded in recordings(source, "_skeleton3D.txt"):
-        action, subject = map(int, parts(name, r"a(\d\d)_s(\d\d)_e\d\d_skeleton3D\.txt"))
+        action, subject = map(int, parts(name, r"a(0[1-9]|1\d|20)_s(\d\d)_e\d\d_skeleton3D\.txt"))
         split = "valid" if subject == 9 else "train" if subject % 2 else "test"
         joints = skeletons(name, recorded)
         if len(joints):

@@ -193,7 +193,7 @@ def test_recordings_are_split_by_their_index(tmp_path):
         with np.load(out / f"{split}.npz") as found:
             labels[split] = found["labels"].tolist()
             assert found["inputs"].dtype == np.float32
-            assert found["inputs"].shape == (8 * len(labels[split]), 40)
+            assert found["inputs"].shape == (8 * len(labels[split]), 80)
             assert found["lengths"].tolist() == [8] * len(labels[split])
             inputs = found["inputs"]
             if split == "train":
@@ -217,6 +217,16 @@ def test_silence_has_finite_energies():
 
     assert energies.shape == (1, 40)
     assert np.isfinite(energies).all()
+
+
+def test_deltas_are_slopes():
+    line = 3.0 * np.arange(7)[:, None] + [[1, 2]]
+
+    found = features("with_deltas")(line)
+
+    assert found.shape == (7, 4)
+    np.testing.assert_array_equal(found[:, :2], line)
+    np.testing.assert_allclose(found[2:-2, 2:], 3)
 
 
 def test_people_are_split_by_their_number(tmp_path):
@@ -281,6 +291,7 @@ def test_what_is_not_there_is_said(tmp_path, name):
         ("digits", {"0_anna_0.wav": recording(tone(100))}, "no examples for train"),
         ("digits", {"zero.wav": ""}, "zero.wav is not named"),
         ("action3d", {"a01_s01_e01_skeleton3D.txt": "1 2 3 4\n"}, "not frames of 20 rows"),
+        ("action3d", {"a21_s01_e01_skeleton3D.txt": ""}, "a21_s01_e01_skeleton3D.txt is not named"),
         ("action3d", {"a01_s01_e01_skeleton3D.txt": "nan " * 80}, "not finite"),
     ],
 )
