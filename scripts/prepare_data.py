@@ -1,7 +1,7 @@
 """Turns public data sets from the form their authors published into the forms that lmtrain reads.
 
-    python scripts/prepare_data.py wnut17 ../shared/data/wnut17        # ./wnut17/train.conll, ...
-    python scripts/prepare_data.py names folder-of-languages --out surnames
+    python scripts/prepare_data.py wnut17 FOLDER                   # ./wnut17/train.conll, ...
+    python scripts/prepare_data.py names FOLDER --out surnames
 
 Each gives train, valid and test: .tsv and vectors in .npz for `classify`, .conll for `tag`, a file
 of each language for `translate`, .npz without labels for `frames`. Files of .mat need scipy:

@@ -181,7 +181,7 @@ def test_pieces_of_music_are_steps_of_keys(tmp_path):
 def test_recordings_are_split_by_their_index(tmp_path):
     with tarfile.open(tmp_path / "recordings.tar.gz", "w:gz") as archive:
         for digit, index in ((0, 4), (1, 5), (2, 9), (3, 10), (4, 49)):
-            content = recording(tone(200 * (digit + 1)))
+            content = recording(tone(200 * (digit + 1)) * np.linspace(0.1, 1, 800))
             member = tarfile.TarInfo(f"recordings/{digit}_anna_{index}.wav")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -251,6 +251,16 @@ def test_people_are_split_by_their_number(tmp_path):
     assert found["test"]["labels"].tolist() == ["horizontal arm wave"]
     assert found["test"]["inputs"].shape == (3, 114)
     assert found["test"]["inputs"].dtype == np.float32
+
+
+def test_a_feature_that_never_changes_stays_finite():
+    standardized = features("standardized")
+    vectors = np.array([[1.0, 5.0], [3.0, 5.0]])
+
+    found = standardized({"train": [(vectors, "a")], "test": [(vectors + 2, "b")]})
+
+    assert found["train"][0][0].tolist() == [[-1, 0], [1, 0]]
+    assert found["test"][0][0].tolist() == [[1, 2], [3, 2]]
 
 
 def test_movement_depends_neither_on_place_nor_on_size():
