@@ -29,6 +29,7 @@ from lmtrain import files
 from lmtrain.errors import ConfigError, LmtrainError, TextError
 
 SPLITS = ("train", "valid", "test")
+NUM_KEYS = 88
 NUM_JOINTS = 20
 ACTIONS = (
     "high arm wave", "horizontal arm wave", "hammer", "hand catch", "forward punch", "high throw",
@@ -307,8 +308,11 @@ def _pieces(path: Path) -> Iterator[tuple[str, Array]]:
         if f"{split}data" not in tables:
             raise TextError(f"{path} has no {split}data")
         for number, cell in enumerate(tables[f"{split}data"].flat, start=1):
-            if np.ndim(cell) != 2 or not np.size(cell) or not np.isin(cell, (0, 1)).all():
-                raise TextError(f"{path}, {split}data, cell {number}: not steps of keys, 0 or 1")
+            is_steps = np.size(cell) > 0 and np.shape(cell)[1:] == (NUM_KEYS,)
+            if not is_steps or not np.isin(cell, (0, 1)).all():
+                raise TextError(
+                    f"{path}, {split}data, cell {number}: not steps of {NUM_KEYS} keys, 0 or 1"
+                )
             yield split, cell
 
 
@@ -334,13 +338,16 @@ def waveform(name: str, recorded: bytes) -> tuple[Array, int]:
     try:
         with wave.open(io.BytesIO(recorded)) as recording:
             form = (recording.getnchannels(), 8 * recording.getsampwidth())
-            rate, samples = recording.getframerate(), recording.readframes(recording.getnframes())
+            rate, count = recording.getframerate(), recording.getnframes()
+            samples = recording.readframes(count)
     except (wave.Error, EOFError) as error:
         raise TextError(f"{name} is not a .wav file: {error}") from None
     if (*form, rate) != (1, 16, 8000):
         raise TextError(
             f"{name} is not one channel of 16 bits at 8000 Hz, but {form[0]} of {form[1]} at {rate}"
         )
+    if not samples or len(samples) != 2 * count:
+        raise TextError(f"{name} has {len(samples)} of {2 * count} bytes of sound")
     return np.frombuffer(samples, "<i2") / 2**15, rate
 
 

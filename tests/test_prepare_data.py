@@ -73,15 +73,20 @@ def skeleton(joints):
     return "".join(" ".join(f"{value:.6f}" for value in row) + "\n" for row in rows)
 
 
+def piece(*steps, keys=88):
+    """Steps of a piece of music, of which only the first keys are named."""
+    return np.array([[*step, *[0] * (keys - len(step))] for step in steps], np.uint8)
+
+
 def cells(*pieces):
     found = np.empty((1, len(pieces)), object)
-    for place, piece in enumerate(pieces):
-        found[0, place] = np.array(piece, np.uint8)
+    for place, each in enumerate(pieces):
+        found[0, place] = each
     return found
 
 
 def write_music(folder, **changes):
-    splits = {f"{split}data": cells([[0, 1], [1, 1]], [[1, 0]]) for split in SPLITS}
+    splits = {f"{split}data": cells(piece([0, 1], [1, 1]), piece([1])) for split in SPLITS}
     savemat(folder / "JSB_Chorales.mat", splits | changes)
 
 
@@ -173,7 +178,7 @@ def test_pieces_of_music_are_steps_of_keys(tmp_path):
     with np.load(outcome(tmp_path, "jsb") / "valid.npz") as found:
         assert set(found) == {"inputs", "lengths"}
         assert found["inputs"].dtype == np.uint8
-        assert found["inputs"].tolist() == [[0, 1], [1, 1], [1, 0]]
+        np.testing.assert_array_equal(found["inputs"], piece([0, 1], [1, 1], [1]))
         assert found["lengths"].dtype == np.int64
         assert found["lengths"].tolist() == [2, 1]
 
@@ -296,6 +301,8 @@ def test_what_is_not_there_is_said(tmp_path, name):
         ("splice", {"splice.data": "EI, NAME\n"}, "splice.data, line 1"),
         ("jsb", {"JSB_Chorales.mat": "MATLAB 5.0 MAT-file"}, "not a whole MATLAB file"),
         ("digits", {"recordings.tar.gz": "PK"}, "not a whole .tar.gz"),
+        ("digits", {"0_anna_0.wav": recording(tone(100))[:-3]}, "1597 of 1600 bytes"),
+        ("digits", {"0_anna_0.wav": recording(tone(100)[:0])}, "0 of 0 bytes"),
         ("digits", {"0_anna_0.wav": "RIFF"}, "0_anna_0.wav is not a .wav file"),
         ("digits", {"0_anna_0.wav": recording(tone(100), 16000)}, "but 1 of 16 at 16000"),
         ("digits", {"0_anna_0.wav": recording(tone(100))}, "no examples for train"),
@@ -320,8 +327,9 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path, name, published, problem)
 @pytest.mark.parametrize(
     ("wrong", "problem"),
     [
-        (cells([[0, 2]]), "testdata, cell 1"),
-        (cells([[0, 1]], np.empty((0, 2))), "testdata, cell 2"),
+        (cells(piece([0, 2])), "testdata, cell 1"),
+        (cells(piece([1]), np.empty((0, 88))), "testdata, cell 2"),
+        (cells(piece([1]), piece([1], keys=87)), "testdata, cell 2"),
         (np.array(["a"]), "testdata, cell 1"),
     ],
 )
