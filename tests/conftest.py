@@ -53,3 +53,10 @@ def ptb() -> Path:
     if not path.exists():
         pytest.skip("the Penn Treebank is not here")
     return path
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    if not (SHARED / "snips").exists():
+        pytest.skip("the public data sets are not here")
+    return SHARED
