@@ -32,6 +32,8 @@ class For:
 
 _TEXT_TASK = For("data.task", ("language-model",))
 _LABELS = For("data.task", ("classify",))
+_ENCODER = For("data.task", ("classify", "tag"))
+_TEXT_LEVELS = For("data.task", ("language-model", "classify"))
 
 
 def _with_cell(*names: str) -> For:
@@ -49,8 +51,8 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which text, and how it is cut into tokens."""
 
-    task: Literal["language-model", "classify"] = "language-model"
-    """What is learned from the data: to predict the next token, or one label for each text."""
+    task: Literal["language-model", "classify", "tag"] = "language-model"
+    """What is predicted: the next token, one label for each text, or a tag for each token."""
     train: Annotated[tuple[str, ...], Field(min_length=1)] = ("python-docs",)
     """Training text: files, globs, .gz files, - for standard input, or names of corpora."""
     valid: tuple[str, ...] = ()
@@ -61,7 +63,7 @@ class DataConfig(Section):
     """Fraction of the data, 0 to 1, for validation: the tail of a text, or examples at random."""
     test_fraction: Fraction | None = None
     """Fraction of the data, 0 to 1, for testing: the very end of a text, or examples at random."""
-    level: Literal["word", "char", "byte"] = "word"
+    level: Annotated[Literal["word", "char", "byte"], _TEXT_LEVELS] = "word"
     """What a token is: a word, a character or a byte of UTF-8."""
     splitter: Literal["whitespace", "words"] = "words"
     """Words between white space (text tokenized before), or words and punctuation of raw prose."""
@@ -117,7 +119,7 @@ class ModelConfig(Section, extra="allow"):
     """Factor of the mean square of the last layer's change from step to step, added too."""
     residual: bool = False
     """Whether layers after the first add their input to their output, where sizes agree."""
-    bidirectional: Annotated[bool, _LABELS] = False
+    bidirectional: Annotated[bool, _ENCODER] = False
     """Whether each layer also runs from the last token to the first, with weights of its own."""
     pooling: Annotated[Literal["last", "mean", "max"], _LABELS] = "last"
     """Hidden states that the label is predicted from: the last, or their mean or maximum."""

@@ -16,16 +16,15 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Print the predicted label of each text, the text, and the label's probability.
+    """Print what a model predicts for each text: its label, or a tag for each token.
 
     \b
-    lmtrain predict runs/reviews-lstm-1 new.txt
+    lmtrain predict runs/reviews-lstm-1 new.txt          label, text, probability
+    lmtrain predict runs/slots dev.conll                 token, tag
     echo "play some jazz" | lmtrain predict runs/snips --json
     """
     model = load_for("predict", run, device)
-    from lmtrain.data import labelled
-
-    for prediction in model.predict(labelled.read_texts(file)):
+    for prediction in model.predict(model.inputs(file)):
         if json:
             print_json("lmtrain.predict/1", prediction.fields(), indent=None)
         else:

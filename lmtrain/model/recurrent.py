@@ -134,6 +134,11 @@ class Recurrent(nn.Module):
         """The state before the first step."""
         return State([cell.zero_state(batch_size) for cell in self._cells()])
 
+    @property
+    def output_size(self) -> int:
+        """Numbers in a hidden state of the last layer, both directions together."""
+        return self.directions * self._cells()[-1].hidden_size
+
     def _cells(self) -> list[Cell]:
         return [cell for cell in self.cells if isinstance(cell, Cell)]
 

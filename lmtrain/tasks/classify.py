@@ -178,6 +178,10 @@ class TrainedClassifier(Trained):
     model: Classifier
     data: LabelledData
 
+    def inputs(self, place: str) -> Iterator[str]:
+        """What `predict` takes, of a file: see `labelled.read_texts`."""
+        return labelled.read_texts(place)
+
     def predict(self, texts: Iterable[str]) -> Iterator[Prediction]:
         """The most likely label of each text, and the probabilities of all.
 

@@ -4,10 +4,12 @@ from lmtrain.schema import Config
 from lmtrain.tasks.base import Task
 from lmtrain.tasks.classify import Classification
 from lmtrain.tasks.language_model import LanguageModelling
+from lmtrain.tasks.tag import Tagging
 
 _TASKS: dict[str, type[Task]] = {
     "language-model": LanguageModelling,
     "classify": Classification,
+    "tag": Tagging,
 }
 
 

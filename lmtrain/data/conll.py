@@ -1,0 +1,95 @@
+"""Text with a tag for each token: CoNLL columns.
+
+A token a line, its tag in the last column; columns are separated by tabs, or by spaces where there
+are none. A blank line ends a sentence. Knows text, never ids.
+
+Source: the shared tasks of CoNLL (Tjong Kim Sang & De Meulder 2003).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lmtrain.data import corpus
+from lmtrain.errors import TextError
+
+_TRY = "try: a token a line, its tag in the last column, an empty line between sentences"
+_SECTION = "-DOCSTART-"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Tokens and the tag of each."""
+
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+
+    def lines(self) -> str:
+        """A token, a tab and its tag a line."""
+        pairs = zip(self.tokens, self.tags, strict=True)
+        return "".join(f"{token}\t{tag}\n" for token, tag in pairs)
+
+
+def read(places: Sequence[str]) -> Iterator[Sentence]:
+    """The sentences of files, globs and `-`, one after the other.
+
+    Raises:
+        TextError: missing, unreadable, a line without a tag or with another number of columns than
+            the line before it, or no sentence at all.
+    """
+    found = False
+    for rows in _sentences(places):
+        found = True
+        yield Sentence(tuple(row[0] for row in rows), tuple(row[-1] for row in rows))
+    if not found:
+        raise TextError(f"{', '.join(places)} has no sentences", _TRY)
+
+
+def read_tokens(place: str) -> Iterator[tuple[str, ...]]:
+    """The tokens of sentences: of CoNLL columns, or of text with a sentence a line.
+
+    A file whose name ends in .conll has columns.
+
+    Raises:
+        TextError: missing, unreadable, or columns whose number changes within a sentence.
+    """
+    if place.removesuffix(".gz").endswith(".conll"):
+        for rows in _sentences([place], columns=1):
+            yield tuple(row[0] for row in rows)
+    else:
+        for source in corpus.open_text([place]).sources:
+            for line in corpus.Text((source,)).lines():
+                yield tuple(line.split())
+
+
+def _sentences(places: Sequence[str], columns: int = 2) -> Iterator[list[list[str]]]:
+    """The rows of each sentence, with at least so many columns.
+
+    Raises:
+        TextError: a row has fewer, or not as many as the one before it.
+    """
+    for source in corpus.open_text(places).sources:
+        rows: list[list[str]] = []
+        for number, line in enumerate(corpus.Text((source,)).lines(), start=1):
+            if not line.strip() or line.startswith(_SECTION):
+                if rows:
+                    yield rows
+                rows = []
+                continue
+            row = _row(line)
+            if len(row) < columns or not all(row):
+                raise TextError(f"{source.name}, line {number}: no token with a tag", _TRY)
+            if rows and len(row) != len(rows[0]):
+                raise TextError(
+                    f"{source.name}, line {number}: {len(row)} columns, but {len(rows[0])} in the "
+                    "line before it",
+                    _TRY,
+                )
+            rows.append(row)
+        if rows:
+            yield rows
+
+
+def _row(line: str) -> list[str]:
+    if "\t" in line.strip():
+        return [cell.strip() for cell in line.strip("\n\r").split("\t")]
+    return line.split()

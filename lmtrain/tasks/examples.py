@@ -1,0 +1,270 @@
+"""What tasks share whose data are examples of different lengths, not one long text.
+
+Batches are padded and hold examples of similar length. A task says how examples become tensors and
+what a batch of them measures; here is the rest.
+"""
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmtrain import device
+from lmtrain.data.padded import PaddedBatches, in_order
+from lmtrain.errors import TextError
+from lmtrain.schema import Config
+from lmtrain.tasks.base import Batch, Shard, Task, require_same
+
+_VALID_FRACTION = 0.1
+SPLITS = ("train", "valid", "test")
+NOTHING = -1
+"""What stands among the targets where nothing is predicted."""
+
+Example = TypeVar("Example")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of a split, as numbers.
+
+    Args:
+        inputs: the steps of each, at least one: ids (T,) or vectors (T, F).
+        targets: what is predicted of each: its label (N,), or an array for each.
+        key: a hash of the examples.
+        name: what messages call them.
+    """
+
+    inputs: Sequence[NDArray[Any]]
+    targets: Sequence[NDArray[Any]] | NDArray[Any]
+    key: str
+    name: str
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of each, (N,)."""
+        return np.array([len(steps) for steps in self.inputs], np.int64)
+
+
+@dataclass(frozen=True)
+class ExampleData(abc.ABC):
+    """The vocabularies of a task, and the examples of the splits.
+
+    Args:
+        splits: the examples of each split.
+    """
+
+    splits: Mapping[str, Examples] = field(default_factory=dict, kw_only=True)
+
+    @abc.abstractmethod
+    def files(self) -> dict[str, str]:
+        """The vocabularies that a checkpoint stores, by the name of the file."""
+
+    @abc.abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the vocabularies by name."""
+
+    @abc.abstractmethod
+    def encoded(self, examples: Sequence[Any], name: str) -> Examples:
+        """Examples as numbers.
+
+        Raises:
+            TextError: they have what the training data does not have.
+        """
+
+    def references(self) -> dict[str, dict[str, str]]:
+        """The splits' names and the hashes of their examples."""
+        return {split: {"name": each.name, "key": each.key} for split, each in self.splits.items()}
+
+
+class ExampleTask(Task):
+    """A task whose data are examples."""
+
+    data: Any
+
+    def __init__(self, config: Config, data: Any, model: Any, shard: Shard) -> None:
+        super().__init__(config, data, model, shard)
+        train = config.train
+        self._train: Examples = data.splits["train"]
+        self._batches = PaddedBatches(self._train.lengths, train.batch_size, train.seed)
+
+    @staticmethod
+    @abc.abstractmethod
+    def read_examples(places: Sequence[str], config: Config) -> list[Any]:
+        """The examples of files.
+
+        Raises:
+            TextError: a file is missing or not of the task's form.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def vocabularies(cls, examples: Sequence[Any], config: Config) -> ExampleData:
+        """The vocabularies of training examples, without any split."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """The arrays of a batch; the last are the targets, NOTHING where there are none."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def measured(model: Any, data: Any, tensors: tuple[Tensor, ...]) -> Any:
+        """The metrics of a batch."""
+
+    @classmethod
+    def read(cls, config: Config) -> ExampleData:
+        """Reads the examples; the vocabularies are those of the training split."""
+        splits = _read_splits(config, cls.read_examples)
+        return _encoded(cls.vocabularies(splits["train"], config), splits, config)
+
+    @classmethod
+    def find(
+        cls,
+        config: Config,
+        data: ExampleData,
+        references: Mapping[str, Mapping[str, str]],
+        splits: Sequence[str] = SPLITS,
+    ) -> ExampleData:
+        """The examples of a run, read again."""
+        wanted = {split: references[split] for split in splits if split in references}
+        read = _read_splits(config, cls.read_examples, tuple(wanted))
+        found = _encoded(data, {s: read[s] for s in wanted if s in read}, config)
+        for split, reference in wanted.items():
+            key = found.splits[split].key if split in found.splits else None
+            require_same(split, reference["name"], key, reference["key"])
+        return found
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that hold every training example once."""
+        return int(self._batches.steps_per_epoch)
+
+    def batch(self, step: int) -> Batch:
+        """Examples of similar length."""
+        indices = self._batches.indices(step)
+        own = indices[self.shard.of(len(indices))]
+        *arrays, targets = self.collated(self._train, own if len(own) else indices[:1])
+        if not len(own):
+            # A process without a part of the batch takes one example that counts nothing.
+            targets = np.full_like(targets, NOTHING)
+        return Batch(_placed(self.model, (*arrays, targets)), rows=len(indices) / self.shard.size)
+
+    def evaluate(self, split: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
+        """The metrics of this process's shard of a split."""
+        if split not in self.data.splits:
+            return None
+        batch_size = self.config.train.batch_size
+        return self.evaluated(
+            self.model, self.data, self.data.splits[split], batch_size, self.shard, meanwhile
+        )
+
+    @classmethod
+    def evaluated(
+        cls,
+        model: Any,
+        data: ExampleData,
+        examples: Examples,
+        batch_size: int,
+        shard: Shard | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+        measure: Callable[[Any, Any, tuple[Tensor, ...]], Any] | None = None,
+    ) -> Any:
+        """The metrics of a shard of examples, so many of them at once.
+
+        Args:
+            model: the network.
+            data: its vocabularies.
+            examples: the examples.
+            batch_size: how many at once.
+            shard: the rows of each batch that are measured; None for all.
+            meanwhile: is called between batches.
+            measure: what stands for `measured`.
+        """
+        was_training = model.training
+        model.eval()
+        found = []
+        for indices in in_order(examples.lengths, batch_size):
+            meanwhile()
+            own = indices[(shard or Shard()).of(len(indices))]
+            if len(own):
+                with torch.no_grad():
+                    tensors = _placed(model, cls.collated(examples, own))
+                    found.append((measure or cls.measured)(model, data, tensors))
+        model.train(was_training)
+        nothing = cls.metrics(*(0.0 for _ in dataclasses.fields(cls.metrics)))
+        return nothing.summed([each.sums for each in found]) if found else nothing
+
+    def previewed(self, step: int, count: int) -> tuple[Examples, NDArray[np.int64]]:
+        """Some validation examples, others at each validation; the first ones to come again."""
+        examples: Examples = self.data.splits.get("valid", self._train)
+        first = step * count % len(examples.inputs)
+        return examples, np.arange(first, min(first + count, len(examples.inputs)))
+
+    def placed(self, examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """Examples as tensors on the model's device."""
+        return _placed(self.model, self.collated(examples, indices))
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """SHA-256 over texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()
+
+
+def _placed(model: Any, arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, ...]:
+    return tuple(device.place(array, device.of(model)) for array in arrays)
+
+
+def _name(config: Config, split: str) -> str:
+    places = getattr(config.data, split) or config.data.train
+    return ", ".join(places)
+
+
+def _encoded(data: ExampleData, splits: Mapping[str, Sequence[Any]], config: Config) -> ExampleData:
+    """The data with the examples of splits as numbers."""
+    found = {split: data.encoded(each, _name(config, split)) for split, each in splits.items()}
+    return dataclasses.replace(data, splits=found)
+
+
+def _read_splits(
+    config: Config,
+    read: Callable[[Sequence[str], Config], list[Example]],
+    wanted: Sequence[str] = SPLITS,
+) -> dict[str, list[Example]]:
+    """The examples of splits; those that have no file are drawn from the training data.
+
+    Raises:
+        TextError: a file is missing or unreadable, or there are too few examples.
+    """
+    data = config.data
+    places = {"valid": data.valid, "test": data.test}
+    splits = {s: read(places[s], config) for s in wanted if places.get(s)}
+    if splits.keys() == set(wanted):
+        return splits
+    train = read(data.train, config)
+    fractions = {
+        "valid": _VALID_FRACTION if data.valid_fraction is None else data.valid_fraction,
+        "test": data.test_fraction or 0.0,
+    }
+    # Files are often sorted by label, so that their tail would not do.
+    order = np.random.default_rng(len(train)).permutation(len(train))
+    for split, fraction in fractions.items():
+        if fraction and not places[split]:
+            size = max(1, round(fraction * len(train)))
+            splits[split] = [train[index] for index in sorted(order[:size])]
+            order = order[size:]
+    if not len(order):
+        raise TextError(
+            f"{_name(config, 'train')} has too few examples to be split: {len(train):,}",
+            "give validation data of its own: --valid FILE",
+        )
+    return {"train": [train[index] for index in sorted(order)], **splits}

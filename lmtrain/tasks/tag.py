@@ -1,0 +1,283 @@
+"""Tagging: a label for each token of a sentence (many to many, of equal length)."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmtrain import device
+from lmtrain.data import conll
+from lmtrain.data.conll import Sentence
+from lmtrain.data.padded import pad
+from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
+from lmtrain.model.head import Softmax
+from lmtrain.model.recurrent import State
+from lmtrain.model.tagger import Tagger
+from lmtrain.schema import Config
+from lmtrain.tasks.base import Batch, Files, Loss, Trained
+from lmtrain.tasks.building import Builder
+from lmtrain.tasks.examples import NOTHING, ExampleData, Examples, ExampleTask, fingerprint
+from lmtrain.tasks.labels import LABELS_FILE, label_ids, labels_json, restored_labels
+from lmtrain.tasks.spans import SpanF1, spans
+
+_TOKENIZER = "tokenizer.json"
+_AT_ONCE = 64
+_PREVIEWED = 2
+
+
+@dataclass(frozen=True)
+class TaggedData(ExampleData):
+    """A tokenizer, the tags, and the sentences of the splits.
+
+    Args:
+        tokenizer: tokens to ids.
+        tags: the names of the tags in the order of their ids.
+    """
+
+    tokenizer: Tokenizer
+    tags: Sequence[str]
+
+    def files(self) -> dict[str, str]:
+        """The tokenizer and the tags."""
+        return {_TOKENIZER: self.tokenizer.to_json(), LABELS_FILE: labels_json(self.tags)}
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the vocabulary and of the set of tags."""
+        return {"vocab_size": self.tokenizer.vocab_size, "labels": len(self.tags)}
+
+    def encoded(self, examples: Sequence[Sentence], name: str) -> Examples:
+        """Sentences as ids.
+
+        Raises:
+            TextError: a tag that the training data does not have.
+        """
+        tags = [label_ids(each.tags, self.tags, name) for each in examples]
+        tokens = [self.ids(each.tokens) for each in examples]
+        key = fingerprint(f"{each.lines()}\n" for each in examples)
+        return Examples(tokens, tags, key, name)
+
+    def ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
+        """The ids of tokens."""
+        if self.tokenizer.lowercase:
+            tokens = [token.lower() for token in tokens]
+        return self.tokenizer.word_ids(tokens)
+
+
+@dataclass(frozen=True)
+class TaggedSentence:
+    """The tags that a model predicts for a sentence.
+
+    Args:
+        tokens: the sentence.
+        tags: the most likely tag of each token.
+        probabilities: of these tags.
+    """
+
+    tokens: Sequence[str]
+    tags: Sequence[str]
+    probabilities: Sequence[float]
+
+    def line(self) -> str:
+        """A token, a tab and its tag a line, and an empty line."""
+        return Sentence(tuple(self.tokens), tuple(self.tags)).lines()
+
+    def fields(self) -> dict[str, Any]:
+        """All of it by name, with the spans that the tags form."""
+        found = [
+            {"kind": kind, "first": first, "end": end, "text": " ".join(self.tokens[first:end])}
+            for kind, first, end in spans(self.tags)
+        ]
+        return {
+            "tokens": list(self.tokens),
+            "tags": list(self.tags),
+            "probabilities": list(self.probabilities),
+            "spans": found,
+        }
+
+
+class TrainedTagger(Trained):
+    """A trained tagger with its tokenizer, tags and settings."""
+
+    model: Tagger
+    data: TaggedData
+
+    def inputs(self, place: str) -> Iterator[Sequence[str]]:
+        """What `predict` takes, of a file: see `conll.read_tokens`."""
+        return conll.read_tokens(place)
+
+    def predict(self, sentences: Iterable[str | Sequence[str]]) -> Iterator[TaggedSentence]:
+        """The most likely tag of each token of sentences.
+
+        Args:
+            sentences: each a list of tokens, or a text whose tokens have white space between them.
+        """
+        source = iter(sentences)
+        while group := list(itertools.islice(source, _AT_ONCE)):
+            yield from self._predicted(
+                [each.split() if isinstance(each, str) else list(each) for each in group]
+            )
+
+    @torch.no_grad()
+    def _predicted(self, sentences: Sequence[Sequence[str]]) -> Iterator[TaggedSentence]:
+        place = device.of(self.model)
+        some = [each or [""] for each in sentences]
+        ids, lengths = pad([self.data.ids(each) for each in some])
+        logits = self.model(device.place(ids, place), device.place(lengths, place))
+        likelihoods, best = logits.double().softmax(-1).max(-1)  # (T, B)
+        for row, tokens in enumerate(sentences):
+            tags = [self.data.tags[int(index)] for index in best[: len(tokens), row]]
+            yield TaggedSentence(tokens, tags, likelihoods[: len(tokens), row].tolist())
+
+    def read(self, places: Sequence[str]) -> Examples:
+        """The sentences of files in the form of the training data.
+
+        Raises:
+            TextError: they cannot be read, or have a tag that the model does not know.
+        """
+        return self.data.encoded(list(conll.read(places)), ", ".join(places))
+
+    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
+        """The run's own sentences, read again.
+
+        Raises:
+            TextError: they are gone.
+            CheckpointError: they are not what they were.
+        """
+        return Tagging.find(self.config, self.data, self.state["data"], splits).splits
+
+    def measure(self, data: Examples, *, batch_size: int = 1) -> SpanF1:
+        """How well the tags of sentences are predicted, `batch_size` of them at once."""
+        found: SpanF1 = Tagging.evaluated(self.model, self.data, data, batch_size)
+        return found
+
+
+class Tagging(ExampleTask):
+    """Trains a tagger."""
+
+    unit = "tokens"
+    command = "predict"
+    metrics = SpanF1
+    trained = TrainedTagger
+    model: Tagger
+    data: TaggedData
+
+    @staticmethod
+    def read_examples(places: Sequence[str], config: Config) -> list[Sentence]:
+        """The sentences of files."""
+        return list(conll.read(places))
+
+    @classmethod
+    def vocabularies(cls, examples: Sequence[Sentence], config: Config) -> TaggedData:
+        """The tokens and the tags of training sentences."""
+        data = config.data
+        tokenizer = build_tokenizer(
+            (" ".join(each.tokens) + "\n" for each in examples),
+            "word",
+            "whitespace",
+            vocab_size=data.vocab_size,
+            min_count=data.min_count,
+            lowercase=data.lowercase,
+        )
+        return TaggedData(tokenizer, sorted({tag for each in examples for tag in each.tags}))
+
+    @classmethod
+    def restore(cls, files: Files) -> TaggedData:
+        """The tokenizer and the tags of a checkpoint."""
+        return TaggedData(Tokenizer.from_json(files.text(_TOKENIZER)), restored_labels(files))
+
+    @classmethod
+    def build(cls, config: Config, data: TaggedData, *, is_shared: bool = False) -> Tagger:
+        """The tagger with its first weights."""
+        network, builder = config.model, Builder(config, is_shared=is_shared)
+        sizes = [network.hidden_size] * network.num_layers
+        encoder = builder.encoder(data.tokenizer.vocab_size, sizes)
+        head = Softmax(encoder.recurrent.output_size, len(data.tags))
+        model = Tagger(encoder, builder.dropout(network.output_dropout), head)
+        model.initialize(network.init_scale, network.forget_bias)
+        return model
+
+    @staticmethod
+    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Tokens (T, B), lengths (B,) and tags (T, B)."""
+        tokens, lengths = pad([examples.inputs[index] for index in indices])
+        tags, _ = pad([examples.targets[index] for index in indices], NOTHING)
+        return tokens, lengths, tags
+
+    def loss(self, batch: Batch, state: State | None) -> Loss:
+        """The total over time and sentences; the objective is its mean over sentences."""
+        tokens, lengths, tags = batch.tensors
+        nats = self.model.head.nats(self.model.hidden(tokens, lengths), tags, 1 / batch.rows)
+        total = nats.detach().double() * batch.rows
+        return Loss(nats, total, (tags != NOTHING).sum().double(), None)
+
+    @staticmethod
+    def measured(model: Tagger, data: TaggedData, tensors: tuple[Tensor, ...]) -> SpanF1:
+        """How well a batch is tagged."""
+        tokens, lengths, tags = tensors
+        log_probs = model(tokens, lengths).double().log_softmax(-1)  # (T, B, C)
+        is_counted = tags != NOTHING
+        right = log_probs.gather(-1, tags.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        best = log_probs.argmax(-1)
+        counts = np.zeros(3)
+        for row, length in enumerate(lengths.tolist()):
+            found, truth = (
+                set(spans([data.tags[index] for index in each[:length, row].tolist()]))
+                for each in (best, tags)
+            )
+            counts += len(found), len(truth), len(found & truth)
+        correct = int((best == tags)[is_counted].sum())
+        return SpanF1(-float(right[is_counted].sum()), int(is_counted.sum()), correct, *counts)
+
+    def preview(self, step: int) -> str:
+        """Some validation sentences; where the predicted tag is wrong, the right one after it."""
+        examples, indices = self.previewed(step, _PREVIEWED)
+        self.model.eval()
+        tokens, lengths, tags = self.placed(examples, indices)
+        with torch.no_grad():
+            best = self.model(tokens, lengths).argmax(-1)
+        lines = []
+        for row, length in enumerate(lengths.tolist()):
+            words = (self.data.tokenizer.vocabulary[i] for i in tokens[:length, row].tolist())
+            pairs = zip(best[:length, row].tolist(), tags[:length, row].tolist(), strict=True)
+            lines.append(" ".join(map(self._shown, words, pairs)))
+        return "\n".join(lines)
+
+    def _shown(self, word: str, pair: tuple[int, int]) -> str:
+        found, right = (self.data.tags[index] for index in pair)
+        if found == right:
+            return word if found == "O" else f"{word}/{found}"
+        return f"{word}/{found} (not {right})"
+
+    def baseline(self, split: str) -> SpanF1 | None:
+        """The most frequent tag of each token in the training data; of an unknown one, of all."""
+        if split not in self.data.splits:
+            return None
+        counts = np.zeros((self.data.tokenizer.vocab_size, len(self.data.tags)))
+        flat = (np.concatenate(each) for each in (self._train.inputs, self._train.targets))
+        np.add.at(counts, tuple(flat), 1)
+        prior = (counts.sum(0) + 1) / (counts.sum() + len(self.data.tags))
+        likelihoods = (counts + prior) / (counts.sum(1, keepdims=True) + 1)
+        best = likelihoods.argmax(1)
+        examples = self.data.splits[split]
+        sums = np.zeros(6)
+        for tokens, tags in zip(examples.inputs, examples.targets, strict=True):
+            found, truth = (
+                set(spans([self.data.tags[index] for index in each]))
+                for each in (best[tokens], tags)
+            )
+            nats = -np.log(likelihoods[tokens, tags]).sum()
+            correct = (best[tokens] == tags).sum()
+            sums += nats, len(tags), correct, len(found), len(truth), len(found & truth)
+        return SpanF1(*sums.tolist())
+
+    def described(self) -> str:
+        """The number of sentences and the sizes of the vocabularies."""
+        return (
+            f"{len(self._train.inputs):,} sentences, vocabulary "
+            f"{self.data.tokenizer.vocab_size:,}, {len(self.data.tags):,} tags"
+        )
