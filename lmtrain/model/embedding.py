@@ -1,4 +1,4 @@
-"""Vectors of tokens."""
+"""The vectors that recurrent layers take: those of tokens, or inputs that are vectors."""
 
 import math
 
@@ -35,6 +35,7 @@ class Embedding(nn.Module):
         is_sparse: bool = False,
     ) -> None:
         super().__init__()
+        self.size = size
         self.weight = nn.Parameter(torch.empty(vocab_size, size))
         self.generator = generator
         self.word_dropout = word_dropout
@@ -67,3 +68,22 @@ class Embedding(nn.Module):
                 known, keep_mask(shape, self.word_dropout, generator, vectors)
             )
         return vectors
+
+
+class Vectors(nn.Module):
+    """Inputs that are vectors already.
+
+    Args:
+        size: numbers in a vector.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
+        """Draws nothing: there are no weights."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The same vectors, (T, B, F)."""
+        return inputs

@@ -5,7 +5,7 @@ from typing import Any
 from lmtrain import cells
 from lmtrain.cells import Cell
 from lmtrain.model.dropout import Dropout
-from lmtrain.model.embedding import Embedding
+from lmtrain.model.embedding import Embedding, Vectors
 from lmtrain.model.encoder import Encoder
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import Recurrent
@@ -32,14 +32,10 @@ class Builder:
         p = network.dropout if p is None else p
         return Dropout(p, self.generator, is_locked=network.locked_dropout)
 
-    def encoder(self, vocab_size: int, hidden_sizes: list[int]) -> Encoder:
-        """Embedding and layers for so many tokens, with so many units in each layer.
-
-        Raises:
-            ConfigError: no such cell, or a size or an option that it does not have.
-        """
+    def embedding(self, vocab_size: int) -> Embedding:
+        """The vectors of so many tokens."""
         config, network = self.config, self.config.model
-        embedding = Embedding(
+        return Embedding(
             vocab_size,
             config.embedding_size,
             self.generator,
@@ -49,9 +45,17 @@ class Builder:
             and config.optimizer.weight_decay == 0
             and not (self._is_shared or network.tied_embeddings),
         )
+
+    def encoder(self, embedding: Embedding | Vectors, hidden_sizes: list[int]) -> Encoder:
+        """Layers with so many units each, over vectors.
+
+        Raises:
+            ConfigError: no such cell, or a size or an option that it does not have.
+        """
+        network = self.config.model
         recurrent = Recurrent(
             self._cell,
-            config.embedding_size,
+            embedding.size,
             hidden_sizes,
             self.dropout(None),
             weight_dropout=network.weight_dropout,
@@ -59,7 +63,7 @@ class Builder:
             is_bidirectional=network.bidirectional,
         )
         dropout = self.dropout(network.input_dropout)
-        return Encoder(embedding, dropout, recurrent, is_mixed=uses_bf16(config.train))
+        return Encoder(embedding, dropout, recurrent, is_mixed=uses_bf16(self.config.train))
 
     def _cell(self, input_size: int, hidden_size: int) -> Cell:
         network = self.config.model

@@ -295,7 +295,7 @@ class Classification(Task):
         """The classifier with its first weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
         sizes = [network.hidden_size] * network.num_layers
-        encoder = builder.encoder(data.tokenizer.vocab_size, sizes)
+        encoder = builder.encoder(builder.embedding(data.tokenizer.vocab_size), sizes)
         head = Softmax(encoder.recurrent.directions * network.hidden_size, len(data.labels))
         dropout = builder.dropout(network.output_dropout)
         model = Classifier(encoder, dropout, head, network.pooling)

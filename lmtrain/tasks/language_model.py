@@ -307,7 +307,7 @@ class LanguageModelling(Task):
         last = config.embedding_size if network.tied_embeddings else network.hidden_size
         sizes = [network.hidden_size] * (network.num_layers - 1) + [last]
         vocab_size = data.tokenizer.vocab_size
-        encoder = builder.encoder(vocab_size, sizes)
+        encoder = builder.encoder(builder.embedding(vocab_size), sizes)
         tied = encoder.embedding.weight if network.tied_embeddings else None
         head: Head
         if network.softmax == "adaptive":

@@ -195,7 +195,7 @@ class Tagging(ExampleTask):
         """The tagger with its first weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
         sizes = [network.hidden_size] * network.num_layers
-        encoder = builder.encoder(data.tokenizer.vocab_size, sizes)
+        encoder = builder.encoder(builder.embedding(data.tokenizer.vocab_size), sizes)
         head = Softmax(encoder.recurrent.output_size, len(data.tags))
         model = Tagger(encoder, builder.dropout(network.output_dropout), head)
         model.initialize(network.init_scale, network.forget_bias)

@@ -1,0 +1,74 @@
+"""Frames of piano keys as music: a MIDI file, and a picture of what is played when.
+
+A frame is what sounds for a step of time: one number for each key, 0 or 1. Needs mido.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmtrain.errors import ConfigError
+
+_LOWEST_OF_PIANO, _KEYS_OF_PIANO, _MIDI_NOTES = 21, 88, 128
+_TICKS_A_STEP = 240
+_VELOCITY = 80
+# Microseconds of a beat of 480 ticks: a step, half of it, lasts a quarter of a second.
+_TEMPO = 500_000
+# Pixels of a key and of a step in a picture.
+_KEY_HEIGHT, _STEP_WIDTH = 4, 6
+
+
+def midi(frames: NDArray[Any]) -> bytes:
+    """A MIDI file of frames (T, F); a key that is on in several steps is held.
+
+    The 88 keys of a piano begin at note 21; other numbers of keys are put in the middle of MIDI's.
+
+    Raises:
+        ConfigError: mido is not installed, or there are more keys than MIDI has notes.
+    """
+    try:
+        import mido
+    except ImportError:
+        raise ConfigError("MIDI files need mido: pip install 'lmtrain[music]'") from None
+    _, keys = frames.shape
+    if keys > _MIDI_NOTES:
+        raise ConfigError(f"frames of {keys} numbers are no notes: MIDI has {_MIDI_NOTES}")
+    lowest = _LOWEST_OF_PIANO if keys == _KEYS_OF_PIANO else (_MIDI_NOTES - keys) // 2
+    track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=_TEMPO)])
+    silence = np.zeros((1, keys), np.int8)
+    changes = np.diff(np.concatenate([silence, frames.astype(np.int8), silence]), axis=0)
+    written = 0
+    for step, change in enumerate(changes):
+        # Keys are let go before others are struck.
+        for kind, sign in (("note_off", -1), ("note_on", 1)):
+            for key in np.flatnonzero(change == sign).tolist():
+                ticks = step * _TICKS_A_STEP - written
+                note = lowest + key
+                track.append(mido.Message(kind, note=note, velocity=_VELOCITY, time=ticks))
+                written += ticks
+    file = mido.MidiFile(type=0, tracks=[track])
+    content = io.BytesIO()
+    file.save(file=content)
+    return content.getvalue()
+
+
+def picture(frames: NDArray[Any]) -> NDArray[np.uint8]:
+    """A piano roll of frames (T, F): (F · 4, T · 6) grey values, time to the right, high notes up."""
+    paper = np.where(frames.T[::-1] > 0, 0, 255).astype(np.uint8)
+    # A line at each octave's C helps the eye.
+    rows = paper.shape[0]
+    is_c = (np.arange(rows)[::-1] + _LOWEST_OF_PIANO) % 12 == 0
+    paper[is_c] = np.minimum(paper[is_c], 224)
+    enlarged: NDArray[np.uint8] = paper.repeat(_KEY_HEIGHT, 0).repeat(_STEP_WIDTH, 1)
+    return enlarged
+
+
+def png(frames: NDArray[Any]) -> bytes:
+    """The piano roll as a PNG file."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(picture(frames)).save(content, "PNG")
+    return content.getvalue()

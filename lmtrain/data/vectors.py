@@ -1,0 +1,128 @@
+"""Sequences of vectors: `.npz` files of NumPy with `inputs` and `lengths`, maybe with `labels`.
+
+`inputs` (all steps, F) holds the sequences one after the other, `lengths` (N,) the steps of each,
+`labels` (N,) text or integers. Pickled objects are never loaded.
+"""
+
+import glob
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmtrain.errors import TextError
+
+_TRY = "try: numpy.savez(FILE, inputs=vectors, lengths=steps_of_each)"
+_SUFFIX = ".npz"
+
+
+@dataclass(frozen=True)
+class VectorSequence:
+    """A sequence of vectors, (T, F), and its label; without one, an empty text."""
+
+    vectors: NDArray[np.float32]
+    label: str = ""
+
+
+def is_vectors(place: str) -> bool:
+    """Whether a name is that of such a file."""
+    return place.endswith(_SUFFIX)
+
+
+def read(places: Sequence[str], *, labels: bool) -> Iterator[VectorSequence]:
+    """The sequences of files and globs, one after the other.
+
+    Args:
+        places: the files; their names end in .npz.
+        labels: whether each sequence must have a label.
+
+    Raises:
+        TextError: missing, not of that form, of different widths, or with numbers that are not
+            finite.
+    """
+    width = 0
+    for place in places:
+        for path in sorted(glob.glob(place)) or [place]:
+            for sequence in _file(path, labels=labels):
+                found = sequence.vectors.shape[1]
+                if width and found != width:
+                    raise TextError(f"{path}: vectors of {found} numbers, others have {width}")
+                width = found
+                yield sequence
+
+
+def fingerprint(sequences: Iterable[VectorSequence]) -> str:
+    """SHA-256 over the vectors and labels in their order."""
+    digest = hashlib.sha256()
+    for each in sequences:
+        digest.update(f"{each.vectors.shape} {each.label}\n".encode())
+        digest.update(each.vectors.tobytes())
+    return digest.hexdigest()
+
+
+def _file(path: str, *, labels: bool) -> Iterator[VectorSequence]:
+    arrays = _arrays(path)
+    wanted = ("inputs", "lengths", "labels") if labels else ("inputs", "lengths")
+    if missing := [name for name in wanted if name not in arrays]:
+        raise TextError(f"{path} has no array {missing[0]}; it has: {', '.join(arrays)}", _TRY)
+    inputs, lengths = arrays["inputs"], arrays["lengths"]
+    if inputs.ndim != 2 or not inputs.shape[1] or inputs.dtype.kind not in "fiub":
+        raise TextError(f"{path}: inputs {inputs.shape} {inputs.dtype} are not numbers (steps, F)")
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not len(lengths):
+        raise TextError(f"{path}: lengths {lengths.shape} {lengths.dtype} are not integers (N,)")
+    if lengths.min() < 1:
+        raise TextError(f"{path}: sequence {int(lengths.argmin()) + 1} has no steps")
+    # Of Python, which do not overflow.
+    total = sum(lengths.tolist())
+    if total != len(inputs):
+        raise TextError(f"{path}: lengths add up to {total:,}, but inputs has {len(inputs):,} steps")
+    names = _labels(path, arrays["labels"], len(lengths)) if labels else [""] * len(lengths)
+    vectors = np.ascontiguousarray(inputs, np.float32)
+    if not np.isfinite(vectors).all():
+        step = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
+        sequence = int(np.searchsorted(np.cumsum(lengths), step, side="right"))
+        raise TextError(f"{path}: sequence {sequence + 1} has a number that is not finite")
+    pieces = np.split(vectors, np.cumsum(lengths)[:-1])
+    for piece, name in zip(pieces, names, strict=True):
+        yield VectorSequence(piece, name)
+
+
+def _labels(path: str, labels: NDArray[Any], count: int) -> list[str]:
+    if labels.shape != (count,) or labels.dtype.kind not in "Uiu":
+        raise TextError(f"{path}: labels {labels.shape} {labels.dtype} are not texts ({count},)")
+    names = [" ".join(str(label).splitlines()).strip() for label in labels.tolist()]
+    if "" in names:
+        raise TextError(f"{path}: the label of sequence {names.index('') + 1} is empty")
+    return names
+
+
+def _arrays(path: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a file by name, if this machine has memory for them.
+
+    Raises:
+        TextError: missing, damaged, too large, or with pickled objects.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(each.file_size for each in archive.infolist())
+        if size > memory:
+            raise TextError(f"{path} holds {size:,} bytes; this machine has {memory:,}")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise TextError(f"no file {path}") from None
+    except OSError as error:
+        raise TextError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise TextError(f"{path} has an array of Python objects, which are not loaded") from None
+        raise TextError(f"{path} is not a {_SUFFIX} file of NumPy: {error}", _TRY) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, SyntaxError, NotImplementedError) as error:
+        raise TextError(f"{path} is not a {_SUFFIX} file of NumPy: {error}", _TRY) from None

@@ -1,0 +1,291 @@
+"""Frames: the next vector of independent yes or no, such as the keys of a piano that sound."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from lmtrain import device
+from lmtrain.data import midi, vectors
+from lmtrain.data.vectors import VectorSequence
+from lmtrain.errors import CheckpointError, ConfigError, DivergedError, TextError
+from lmtrain.model.embedding import Vectors
+from lmtrain.model.frames import FrameModel, Logistic, nats
+from lmtrain.model.recurrent import State
+from lmtrain.schema import Config
+from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Trained
+from lmtrain.tasks.building import Builder
+from lmtrain.tasks.examples import NOTHING, ExampleData, Examples, ExampleTask
+
+_FILE = "frames.json"
+_CONTENT = TypeAdapter(dict[Literal["outputs"], Annotated[int, Field(ge=1, strict=True)]])
+_PREVIEWED = 64
+
+
+@dataclass(frozen=True)
+class NatsPerStep(Metrics):
+    """How well frames are predicted.
+
+    Args:
+        total_nats: Σ −y log ŷ − (1 − y) log(1 − ŷ) over outputs and steps.
+        count: steps.
+        hits: outputs that are on and predicted on, ŷ above one half.
+        misses: outputs that are on or predicted on, but not both.
+    """
+
+    headline = "nats_per_step"
+    is_higher_better = False
+
+    hits: float
+    misses: float
+
+    @property
+    def nats_per_step(self) -> float:
+        """The mean over steps of the sum over outputs."""
+        return self.loss
+
+    @property
+    def accuracy(self) -> float:
+        """hits / (hits + misses): of what is on or predicted on, the fraction that is both.
+
+        Source: Bay, Ehmann & Downie 2009.
+        """
+        return self.hits / max(1, self.hits + self.misses)
+
+    def values(self) -> dict[str, float | None]:
+        """All figures by name."""
+        return {"loss": self.loss, "nats_per_step": self.loss, "accuracy": self.accuracy}
+
+    def table(self) -> list[tuple[str, str]]:
+        """All figures, as a person reads them."""
+        return [
+            ("nats per step", f"{self.loss:.4f}"),
+            ("accuracy of what is on", f"{self.accuracy:.4f}"),
+            ("steps", f"{self.count:,.0f}"),
+        ]
+
+
+@dataclass(frozen=True)
+class FrameData(ExampleData):
+    """The number of outputs, and the sequences of the splits.
+
+    Args:
+        outputs: F, numbers of a frame.
+    """
+
+    outputs: int
+
+    def files(self) -> dict[str, str]:
+        """The number of outputs."""
+        return {_FILE: json.dumps({"outputs": self.outputs})}
+
+    def sizes(self) -> dict[str, int]:
+        """The number of outputs."""
+        return {"outputs": self.outputs}
+
+    def encoded(self, examples: Sequence[VectorSequence], name: str) -> Examples:
+        """Frames as numbers of one byte; a frame's input is the frame before it, first zeros.
+
+        Raises:
+            TextError: frames of another size, or a number that is neither 0 nor 1.
+        """
+        for number, each in enumerate(examples, start=1):
+            if each.vectors.shape[1] != self.outputs:
+                size = each.vectors.shape[1]
+                raise TextError(f"{name}: frames of {size} numbers, the model has {self.outputs}")
+            if not np.isin(each.vectors, (0, 1)).all():
+                raise TextError(f"{name}: sequence {number} has a number that is neither 0 nor 1")
+        targets = [each.vectors.astype(np.int8) for each in examples]
+        inputs = [np.concatenate([np.zeros_like(each[:1]), each[:-1]]) for each in targets]
+        return Examples(inputs, targets, vectors.fingerprint(examples), name)
+
+
+class TrainedFrames(Trained):
+    """A trained model of frames with its settings."""
+
+    model: FrameModel
+    data: FrameData
+
+    @torch.no_grad()
+    def compose(
+        self, *, num_steps: int = 200, temperature: float = 1.0, seed: int = 1
+    ) -> NDArray[np.int8]:
+        """A novel sequence of frames, (num_steps, F), drawn from its beginning.
+
+        Args:
+            num_steps: frames, 1 or more.
+            temperature: above 0; the logits are divided by it.
+            seed: the same seed gives the same frames.
+
+        Raises:
+            ConfigError: an argument out of its range.
+            DivergedError: the model's probabilities are not finite.
+        """
+        if num_steps < 1 or not 0 < temperature < float("inf"):
+            raise ConfigError("compose: num_steps must be 1 or more, temperature above 0")
+        self.model.eval()
+        generator, state = np.random.default_rng(seed), None
+        frames = np.zeros((num_steps + 1, self.data.outputs), np.int8)
+        for step in range(num_steps):
+            last = device.place(frames[step].astype(np.float32)[None, None], device.of(self.model))
+            logits, state = self.model(last, None, state)
+            likelihoods = (logits[0, 0].double() / temperature).sigmoid().cpu().numpy()
+            if not np.isfinite(likelihoods).all():
+                raise DivergedError("the model's probabilities are not finite numbers")
+            frames[step + 1] = generator.random(self.data.outputs) < likelihoods
+        return frames[1:]
+
+    def read(self, places: Sequence[str]) -> Examples:
+        """The frames of files in the form of the training data.
+
+        Raises:
+            TextError: they cannot be read, or have another number of outputs.
+        """
+        return self.data.encoded(list(vectors.read(places, labels=False)), ", ".join(places))
+
+    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
+        """The run's own frames, read again.
+
+        Raises:
+            TextError: they are gone.
+            CheckpointError: they are not what they were.
+        """
+        return Frames.find(self.config, self.data, self.state["data"], splits).splits
+
+    def measure(self, data: Examples, *, batch_size: int = 1) -> NatsPerStep:
+        """How well frames are predicted, `batch_size` sequences at once."""
+        found: NatsPerStep = Frames.evaluated(self.model, self.data, data, batch_size)
+        return found
+
+
+class Frames(ExampleTask):
+    """Trains a model of frames."""
+
+    unit = "steps"
+    command = "sample"
+    metrics = NatsPerStep
+    trained = TrainedFrames
+    model: FrameModel
+    data: FrameData
+
+    @staticmethod
+    def read_examples(places: Sequence[str], config: Config) -> list[VectorSequence]:
+        """The sequences of files."""
+        return list(vectors.read(places, labels=False))
+
+    @classmethod
+    def vocabularies(cls, examples: Sequence[VectorSequence], config: Config) -> FrameData:
+        """The number of outputs."""
+        return FrameData(examples[0].vectors.shape[1])
+
+    @classmethod
+    def restore(cls, files: Files) -> FrameData:
+        """The number of outputs of a checkpoint.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        try:
+            return FrameData(_CONTENT.validate_json(files.text(_FILE))["outputs"])
+        except (ValidationError, KeyError):
+            raise CheckpointError(f"{_FILE} is damaged") from None
+
+    @classmethod
+    def build(cls, config: Config, data: FrameData, *, is_shared: bool = False) -> FrameModel:
+        """The model with its first weights."""
+        network, builder = config.model, Builder(config, is_shared=is_shared)
+        sizes = [network.hidden_size] * network.num_layers
+        encoder = builder.encoder(Vectors(data.outputs), sizes)
+        head = Logistic(network.hidden_size, data.outputs)
+        model = FrameModel(encoder, builder.dropout(network.output_dropout), head)
+        model.initialize(network.init_scale, network.forget_bias)
+        return model
+
+    @staticmethod
+    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Frames before (T, B, F), lengths (B,) and frames (T, B, F)."""
+        inputs, lengths = _padded([examples.inputs[index] for index in indices], 0)
+        targets, _ = _padded([examples.targets[index] for index in indices], NOTHING)
+        return inputs.astype(np.float32), lengths, targets
+
+    def loss(self, batch: Batch, state: State | None) -> Loss:
+        """The total over outputs, time and sequences; the objective is its mean over sequences."""
+        inputs, lengths, targets = batch.tensors
+        logits, _ = self.model(inputs, lengths)
+        total = nats(logits, targets.float()).sum()
+        steps = (targets[..., 0] != NOTHING).sum().double()
+        return Loss(total / batch.rows, total.detach().double(), steps, None)
+
+    @staticmethod
+    def measured(model: FrameModel, data: FrameData, tensors: tuple[Tensor, ...]) -> NatsPerStep:
+        """How well a batch is predicted."""
+        inputs, lengths, targets = tensors
+        logits, _ = model(inputs, lengths)
+        total = nats(logits.double(), targets.double()).sum()
+        is_counted = targets != NOTHING
+        is_on, is_predicted = targets == 1, (logits > 0) & is_counted
+        hits = (is_on & is_predicted).sum()
+        misses = (is_on != is_predicted).sum()
+        return NatsPerStep(*map(float, (total, is_counted[..., 0].sum(), hits, misses)))
+
+    def preview(self, step: int) -> str:
+        """A novel sequence: the outputs that are on in each step, counted from 0, a step a word."""
+        trained = TrainedFrames.__new__(TrainedFrames)
+        trained.model, trained.data = self.model, self.data
+        frames = trained.compose(num_steps=_PREVIEWED, seed=step)
+        return " ".join(",".join(map(str, np.flatnonzero(frame))) or "-" for frame in frames)
+
+    def picture(self, preview: str) -> NDArray[np.uint8]:
+        """The piano roll of a preview."""
+        frames = np.zeros((_PREVIEWED, self.data.outputs), np.int8)
+        for frame, word in zip(frames, preview.split(), strict=False):
+            frame[[int(key) for key in word.split(",") if key.isdecimal()]] = 1
+        return midi.picture(frames)
+
+    def baseline(self, split: str) -> NatsPerStep | None:
+        """A copy of the last frame: how often an output stays on, or is on after being off."""
+        if split not in self.data.splits:
+            return None
+        likelihoods = [_frequency(self._train, was_on=was_on) for was_on in (False, True)]
+        total = count = hits = misses = 0.0
+        examples = self.data.splits[split]
+        for before, frames in zip(examples.inputs, examples.targets, strict=True):
+            p = np.where(before, likelihoods[True], likelihoods[False])
+            total -= np.log(np.where(frames, p, 1 - p)).sum()
+            count += len(frames)
+            hits += ((p > 0.5) & (frames == 1)).sum()
+            misses += ((p > 0.5) != (frames == 1)).sum()
+        return NatsPerStep(float(total), count, float(hits), float(misses))
+
+    def described(self) -> str:
+        """The number of sequences and of outputs."""
+        steps = int(self._train.lengths.sum())
+        return (
+            f"{len(self._train.inputs):,} sequences, {steps:,} steps, {self.data.outputs:,} outputs"
+        )
+
+
+def _padded(
+    sequences: Sequence[NDArray[Any]], fill: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Sequences (T, F) side by side, (T, B, F), and their lengths (B,)."""
+    lengths = np.array([len(each) for each in sequences], np.int64)
+    shape = (int(lengths.max()), len(sequences), sequences[0].shape[1])
+    padded = np.full(shape, fill, sequences[0].dtype)
+    for column, each in enumerate(sequences):
+        padded[: len(each), column] = each
+    return padded, lengths
+
+
+def _frequency(examples: Examples, *, was_on: bool) -> float:
+    """How often an output is on in the training data after it was on, or off."""
+    pairs = list(zip(examples.inputs, examples.targets, strict=True))
+    on = sum(int(frames[before == was_on].sum()) for before, frames in pairs)
+    return (on + 0.5) / (sum(int((before == was_on).sum()) for before, _ in pairs) + 1)
