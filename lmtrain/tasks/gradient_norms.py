@@ -134,7 +134,8 @@ def _norms(model: LanguageModel, window: Tensor, lags: int) -> Tensor:
     gradients = torch.autograd.grad(loss, nodes, materialize_grads=True)
     # Squares of small numbers vanish in single precision.
     norms = torch.stack([gradient.double().norm(dim=-1) for gradient in gradients])
-    return norms.unflatten(0, (-1, lags + 1)).flip(1)
+    by_lag: Tensor = norms.unflatten(0, (-1, lags + 1)).flip(1)
+    return by_lag
 
 
 def _unrolled(model: LanguageModel, tokens: Tensor, state: State) -> tuple[Tensor, list[Tensor]]:

@@ -32,6 +32,7 @@ from lmtrain.tasks import perplexity, sampling, tuning
 from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
 from lmtrain.tasks.base import Batch, Files, Loss, Shard, Task, Trained, require_same
 from lmtrain.tasks.building import Builder
+from lmtrain.tasks.gradient_norms import LagNorms, gradient_norms
 from lmtrain.tasks.perplexity import Perplexity
 from lmtrain.tasks.sampling import Sampling
 from lmtrain.tasks.tuning import Trial
@@ -227,6 +228,18 @@ class TrainedLanguageModel(Trained):
         return tuning.dynamic_trials(
             self.model, text, self.tokenizer, self.gradient_scales, seq_len
         )
+
+    def gradient_norms(self, text: Tokens, lags: int = 100) -> list[LagNorms]:
+        """How the gradient of one prediction shrinks or grows on its way back through time.
+
+        Args:
+            text: what `read` or `own` gave.
+            lags: the most steps back, 1 or more.
+
+        Raises:
+            TextError: the text is too short.
+        """
+        return gradient_norms(self.model, text.ids, lags)
 
     def _validation_text(self) -> Tokens:
         texts = self.own(("valid",))

@@ -26,9 +26,7 @@ def step(cell: str, own, x: Tensor, state: list[Tensor], nudges: list[Tensor]) -
 
     def gate(name: str, a: Tensor) -> Tensor:
         rows = slice(own.gates.index(name) * H, (own.gates.index(name) + 1) * H)
-        return (
-            x @ own.weight_input[rows].T + a @ own.weight_recurrent[rows].T + own.bias[rows]
-        )
+        return x @ own.weight_input[rows].T + a @ own.weight_recurrent[rows].T + own.bias[rows]
 
     a = state[0]
     if cell == "rnn":
@@ -41,8 +39,8 @@ def step(cell: str, own, x: Tensor, state: list[Tensor], nudges: list[Tensor]) -
     c = state[1]
     forget, output = gate("forget", a), gate("output", a)
     if cell == "peephole-lstm":
-        seen = (c @ part.T for part in own.weight_peephole.split(H))
-        update, forget, output = (z + see for z, see in zip((update, forget, output), seen))
+        see_update, see_forget, see_output = (own.weight_peephole @ c).chunk(3)
+        update, forget, output = update + see_update, forget + see_forget, output + see_output
     update, forget, output = (torch.sigmoid(z) for z in (update, forget, output))
     c = update * torch.tanh(gate("candidate", a)) + forget * c + nudges[1]
     return [output * torch.tanh(c) + nudges[0], c]
@@ -57,7 +55,7 @@ def expected(cell: str, network: LanguageModel, ids: list[int], *, residual=Fals
     parts = len(layers[0].state_names)
     nudges = torch.zeros(len(ids) - 1, 2, parts, H, dtype=torch.float64, requires_grad=True)
     states = [[torch.zeros(H, dtype=torch.float64)] * parts for _ in layers]
-    for token, nudge in zip(ids, nudges):
+    for token, nudge in zip(ids[:-1], nudges, strict=True):
         x = network.encoder.embedding.weight[token]
         for layer, own in enumerate(layers):
             states[layer] = step(cell, own, x, states[layer], list(nudge[layer]))
