@@ -95,7 +95,7 @@ def _draw_trainings(
     axes.set_xscale("log")
     axes.grid(visible=True, alpha=0.3)
     axes.set(
-        title="training; dashed: clipped beyond",
+        title="training, with the limit (dashed)",
         xlabel="gradient norm before clipping",
         ylabel="lines of metrics",
     )

@@ -264,7 +264,7 @@ def _print_text(networks: Sequence[Network], lags: int) -> None:
     for network in networks:
         for each in network.norms:
             median, half = each.relative.median, each.half_lag
-            when = _steps("later than", lags) if half is None else _steps("after", half)
+            when = _steps("not within", lags) if half is None else _steps("after", half)
             name = f"{network.name}, layer {each.layer}, {each.part.replace('_', ' ')}"
             rows.append([name, *(f"{median[lag]:.2g}" for lag in wanted), when])
     print_table(rows)

@@ -17,8 +17,8 @@ from lmtrain.errors import TextError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 
-# Predictions that are differentiated, and rows of text that are differentiated at once.
-_POSITIONS, _ROWS = 512, 64
+# Rows of text that are differentiated at once.
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LagNorms:
 
 
 def gradient_norms(
-    model: LanguageModel, ids: NDArray[np.integer], lags: int = 100
+    model: LanguageModel, ids: NDArray[np.integer], lags: int = 100, *, positions: int = 512
 ) -> list[LagNorms]:
     """Norms of ∂L⟨t⟩/∂a⟨t−k⟩, and of ∂L⟨t⟩/∂c⟨t−k⟩, for each layer and k from 0 to `lags`.
 
@@ -75,6 +75,7 @@ def gradient_norms(
         model: the model; nothing is dropped.
         ids: the text, (N,).
         lags: K, the most steps back, 1 or more.
+        positions: how many predictions are differentiated, if the text has as many.
 
     Returns:
         Layer by layer, the parts of each in the order of its cell.
@@ -92,7 +93,9 @@ def gradient_norms(
         )
     was_training = model.training
     model.eval()
-    norms = torch.cat([_norms(model, rows, lags) for rows in _windows(ids, lags)], dim=-1)
+    norms = torch.cat(
+        [_norms(model, rows, lags) for rows in _windows(ids, lags, positions)], dim=-1
+    )
     model.train(was_training)
     names = [
         (layer, part)
@@ -113,10 +116,10 @@ def _quartiles(norms: NDArray[np.float64]) -> Quartiles:
         return Quartiles(*np.quantile(norms, (0.25, 0.5, 0.75), axis=0))
 
 
-def _windows(ids: NDArray[np.integer], lags: int) -> Iterator[Tensor]:
+def _windows(ids: NDArray[np.integer], lags: int, positions: int) -> Iterator[Tensor]:
     """Rows of text side by side, (2K + 2, B): K tokens of context, steps t − K to t, the target."""
     length = 2 * lags + 2
-    starts = np.unique(np.linspace(0, len(ids) - length, _POSITIONS).astype(np.int64))
+    starts = np.unique(np.linspace(0, len(ids) - length, positions).astype(np.int64))
     for first in range(0, len(starts), _ROWS):
         rows = [ids[start : start + length] for start in starts[first : first + _ROWS]]
         yield torch.from_numpy(np.stack(rows, axis=1).astype(np.int64))

@@ -39,6 +39,8 @@ from lmtrain.tasks.tuning import Trial
 
 _PREVIEW_TOKENS = {"word": 40, "char": 160, "byte": 160}
 _TOKENIZER = "tokenizer.json"
+# At what lags, and at how many positions, a training measures gradients.
+_LOGGED_LAGS, _LOGGED_POSITIONS = (1, 10, 50), 32
 
 
 @dataclass(frozen=True)
@@ -420,6 +422,21 @@ class LanguageModelling(Task):
         if split not in texts:
             return None
         return perplexity.unigram(texts["train"], texts[split], self.data.tokenizer)
+
+    def gradient_figures(self) -> dict[str, float]:
+        """The median norm at some lags over that at lag 0, of each part of each layer's state.
+
+        On the validation text, or without one on the training text.
+        """
+        ids = self.data.texts.get("valid", self.data.texts["train"]).ids
+        lags = [lag for lag in _LOGGED_LAGS if 2 * lag + 2 <= len(ids)]
+        if not lags:
+            return {}
+        return {
+            f"gradient/layer_{each.layer}_{each.part}_lag_{lag}": float(each.relative.median[lag])
+            for each in gradient_norms(self.model, ids, lags[-1], positions=_LOGGED_POSITIONS)
+            for lag in lags
+        }
 
     def derived(self, loss: float) -> dict[str, float]:
         """Perplexity, and bits per character of the training text."""

@@ -46,7 +46,7 @@ class Window:
 class _Line(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
     """A line of metrics as far as it is read again."""
 
-    kind: Literal["train", "valid"]
+    kind: Literal["train", "valid", "gradients"]
     step: int
     time: float
     preview: str = ""
@@ -97,6 +97,9 @@ class NullLogger:
         self, step: int, epoch: int, metrics: Metrics, preview: str, *, is_best: bool
     ) -> None:
         """Takes note of a validation."""
+
+    def record_gradients(self, step: int, epoch: int, figures: _Figures) -> None:
+        """Takes note of how the gradient travels through time."""
 
     def validation_at(self, step: int) -> _Figures | None:
         """The figures of the validation of a step that is recorded already."""
@@ -243,6 +246,10 @@ class Logger(NullLogger):
             f"  {screen.one_line(preview)}"
         )
 
+    def record_gradients(self, step: int, epoch: int, figures: _Figures) -> None:
+        """Takes note of how the gradient travels through time."""
+        self._write({"kind": "gradients", "step": step, "epoch": epoch, **figures})
+
     def validation_at(self, step: int) -> _Figures | None:
         """The figures of the validation of a step that is recorded already."""
         return self._validated.get(step)
@@ -335,7 +342,8 @@ class Logger(NullLogger):
         self._writers = {}
 
     def _write_events(self, line: Mapping[str, Any]) -> None:
-        writer, step, when = self._writers[line["kind"]], line["step"], line["time"]
+        writer = self._writers["valid" if line["kind"] == "valid" else "train"]
+        step, when = line["step"], line["time"]
         for name, value in line.items():
             if isinstance(value, (int, float)) and name not in _NO_SCALARS:
                 writer.add_scalar(name, value, step, walltime=when)

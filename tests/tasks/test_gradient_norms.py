@@ -130,8 +130,7 @@ def test_rows_are_spread_over_the_text_and_independent_of_each_other(monkeypatch
     (one, _) = gradient_norms(network, ids, LAGS)
     monkeypatch.setattr(module, "_ROWS", 7)
     (other, _) = gradient_norms(network, ids, LAGS)
-    monkeypatch.setattr(module, "_POSITIONS", 2)
-    (ends, _) = gradient_norms(network, ids, LAGS)
+    (ends, _) = gradient_norms(network, ids, LAGS, positions=2)
 
     assert one.norms.shape == (51, LAGS + 1)
     assert_same(torch.from_numpy(other.norms), torch.from_numpy(one.norms))
