@@ -87,7 +87,7 @@ def _draw_trainings(
     import numpy as np
 
     everything = [norm for norms, _ in trainings.values() for norm in norms if norm > 0]
-    bins = np.geomspace(min(everything, default=1) / 1.1, max(everything, default=1) * 1.1, 40)
+    bins = np.geomspace(min(everything, default=1) / 1.1, max(everything, default=1), 40)
     for name, (norms, limit) in trainings.items():
         axes.hist(norms, bins.tolist(), histtype="step", color=colors[name], label=name)
         if limit is not None:

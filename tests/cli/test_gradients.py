@@ -1,6 +1,7 @@
 """`lmtrain gradients`: how gradients vanish or explode over time."""
 
 import re
+import shutil
 
 import pytest
 
@@ -81,6 +82,23 @@ def test_a_checkpoint_by_itself_has_no_training(word_model, lmtrain, parsed, tmp
     assert alone["training"] is None
     assert run["training"] is not None
     assert alone["text"] == run["text"] == str(word_model.corpus)
+
+
+def test_damaged_metrics_are_read_as_far_as_they_go(
+    word_model, lmtrain, parsed, assert_refused, tmp_path
+):
+    shutil.copytree(word_model.run, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole, *_ = metrics.read_text().splitlines()
+    metrics.write_text(f'{whole}\n{{"kind": "train", "step": 10, "time": 1.0}}\n{whole[:30]}')
+    words = ("gradients", "run", word_model.corpus, "--lags", "3", "--json")
+
+    (network,) = parsed(lmtrain(*words).stdout)["networks"]
+
+    assert network["training"]["steps"] == [5]
+    metrics.unlink()
+    metrics.symlink_to(word_model.run / "metrics.jsonl")
+    assert_refused(lmtrain(*words), 4, "metrics.jsonl is no plain file")
 
 
 def test_fresh_cells_of_equal_size_are_measured_on_a_text(text, lmtrain, parsed):
