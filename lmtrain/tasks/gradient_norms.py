@@ -53,7 +53,10 @@ class LagNorms:
     def relative(self) -> Quartiles:
         """The quartiles of the norms over those at lag 0, positions without any left out."""
         at_zero = self.norms[:, :1]
-        return _quartiles((self.norms / np.where(at_zero > 0, at_zero, 1))[at_zero[:, 0] > 0])
+        is_there = at_zero[:, 0] > 0
+        # A gradient may be infinite at lag 0 already.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return _quartiles(self.norms[is_there] / at_zero[is_there])
 
     @property
     def half_lag(self) -> int | None:

@@ -181,6 +181,8 @@ def test_gradients_that_explode_to_infinity_are_infinite():
 
     assert found.absolute.lower[1] == 10
     assert not np.isfinite(found.relative.median[2])
+    assert np.isnan(of([np.inf, np.inf, np.nan]).relative.median).all()
+    assert of([np.inf, np.inf, np.nan]).half_lag is None
 
 
 def test_a_text_too_short_names_the_lags_that_fit():
