@@ -220,6 +220,8 @@ class TrainConfig(Section):
     """Updates between checkpoints beside those after each validation; none without it."""
     log_every: PositiveInt = 20
     """Updates that one line of metrics.jsonl covers, 1 or more."""
+    log_gradients: Annotated[PositiveInt | None, _TEXT_TASK] = None
+    """Updates between measurements of how gradients vanish over time; none without it."""
     patience: PositiveInt | None = None
     """Validations without a new best after which training stops early; never without it."""
     keep_checkpoints: PositiveInt = 2

@@ -28,7 +28,7 @@ def summary(run: Path) -> list[dict[str, Any]]:
     for line in lines:
         if line["kind"] == "train":
             losses.append(line["loss"])
-        else:
+        elif line["kind"] == "valid":
             points.append(
                 {
                     "step": line["step"],

@@ -80,6 +80,7 @@ VALUES = {
     "train.eval_every": st.none() | POSITIVE,
     "train.save_every": st.none() | POSITIVE,
     "train.log_every": POSITIVE,
+    "train.log_gradients": st.none() | POSITIVE,
     "train.patience": st.none() | POSITIVE,
     "train.keep_checkpoints": POSITIVE,
 }

@@ -7,6 +7,7 @@ import typer
 
 from lmtrain import config as configuration
 from lmtrain import files
+from lmtrain.cli import pictures
 from lmtrain.cli.loading import load_named_cell
 from lmtrain.cli.output import JsonOption, print_json, print_table
 from lmtrain.cli.settings import ConfigOption, SetOption, given
@@ -77,23 +78,10 @@ def _drawn(learning_rates: list[float], losses: list[float], kind: str) -> bytes
     Raises:
         ConfigError: no such kind of picture, or nothing to draw with.
     """
-    import io
-
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "--plot needs matplotlib, which is not installed", "try: pip install 'lmtrain[plot]'"
-        ) from None
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = pictures.blank("--plot", 6, 4)
     axes = figure.add_subplot(
         xscale="log", xlabel="learning rate", ylabel="loss, nats a prediction", title="Range test"
     )
     axes.plot(learning_rates, losses)
     axes.grid(visible=True, alpha=0.3)
-    picture = io.BytesIO()
-    try:
-        figure.savefig(picture, format=kind or "png")
-    except ValueError as error:
-        raise ConfigError(f"--plot: {error}") from None
-    return picture.getvalue()
+    return pictures.encoded(figure, kind, "--plot")

@@ -18,6 +18,7 @@ from lmtrain.cli import (
     corpora,
     evaluate,
     find_lr,
+    gradients,
     info,
     predict,
     sample,
@@ -49,7 +50,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for module in (
-    train, find_lr, sweep, sample, predict, evaluate, tune, score, tokenize, corpora, info, verify,
+    train, find_lr, sweep, sample, predict, evaluate, tune, score, gradients, tokenize, corpora,
+    info, verify,
 ):  # fmt: skip
     name = module.__name__.rpartition(".")[2].replace("_", "-")
     if isinstance(module.command, typer.Typer):

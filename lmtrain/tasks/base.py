@@ -332,6 +332,10 @@ class Task(abc.ABC):
     def baseline(self, split: str) -> Metrics | None:
         """The metrics of a trivial model, which knows frequencies only."""
 
+    def gradient_figures(self) -> dict[str, float]:
+        """How the gradient travels through time, logged every `train.log_gradients` updates."""
+        return {}
+
     def derived(self, loss: float) -> dict[str, float]:
         """What a mean training loss, in nats, is in the task's own units."""
         return {}

@@ -32,12 +32,15 @@ from lmtrain.tasks import perplexity, sampling, tuning
 from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
 from lmtrain.tasks.base import Batch, Files, Loss, Shard, Task, Trained, require_same
 from lmtrain.tasks.building import Builder
+from lmtrain.tasks.gradient_norms import LagNorms, gradient_norms
 from lmtrain.tasks.perplexity import Perplexity
 from lmtrain.tasks.sampling import Sampling
 from lmtrain.tasks.tuning import Trial
 
 _PREVIEW_TOKENS = {"word": 40, "char": 160, "byte": 160}
 _TOKENIZER = "tokenizer.json"
+# At what lags, and at how many positions, a training measures gradients.
+_LOGGED_LAGS, _LOGGED_POSITIONS = (1, 10, 50), 32
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,18 @@ class TrainedLanguageModel(Trained):
             self.model, text, self.tokenizer, self.gradient_scales, seq_len
         )
 
+    def gradient_norms(self, text: Tokens, lags: int = 100) -> list[LagNorms]:
+        """How the gradient of one prediction shrinks or grows on its way back through time.
+
+        Args:
+            text: what `read` or `own` gave.
+            lags: the most steps back, 1 or more.
+
+        Raises:
+            TextError: the text is too short.
+        """
+        return gradient_norms(self.model, text.ids, lags)
+
     def _validation_text(self) -> Tokens:
         texts = self.own(("valid",))
         if "valid" not in texts:
@@ -407,6 +422,21 @@ class LanguageModelling(Task):
         if split not in texts:
             return None
         return perplexity.unigram(texts["train"], texts[split], self.data.tokenizer)
+
+    def gradient_figures(self) -> dict[str, float]:
+        """The median norm at some lags over that at lag 0, of each part of each layer's state.
+
+        On the validation text, or without one on the training text.
+        """
+        ids = self.data.texts.get("valid", self.data.texts["train"]).ids
+        lags = [lag for lag in _LOGGED_LAGS if 2 * lag + 2 <= len(ids)]
+        if not lags:
+            return {}
+        return {
+            f"gradient/layer_{each.layer}_{each.part}_lag_{lag}": float(each.relative.median[lag])
+            for each in gradient_norms(self.model, ids, lags[-1], positions=_LOGGED_POSITIONS)
+            for lag in lags
+        }
 
     def derived(self, loss: float) -> dict[str, float]:
         """Perplexity, and bits per character of the training text."""

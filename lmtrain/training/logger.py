@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from lmtrain import files, screen
+from lmtrain import files, screen, untrusted
 from lmtrain.errors import MachineError
 from lmtrain.tasks.base import Metrics, Task
 from lmtrain.training.step import Numbers
@@ -24,6 +24,7 @@ from lmtrain.training.step import Numbers
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+_METRICS = "metrics.jsonl"
 # Entries of a line of metrics that are not figures of the model.
 _NO_SCALARS = {"step", "epoch", "time", "skipped", "save_seconds"}
 _Figures = Mapping[str, float | None]
@@ -45,7 +46,7 @@ class Window:
 class _Line(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
     """A line of metrics as far as it is read again."""
 
-    kind: Literal["train", "valid"]
+    kind: Literal["train", "valid", "gradients"]
     step: int
     time: float
     preview: str = ""
@@ -97,6 +98,9 @@ class NullLogger:
     ) -> None:
         """Takes note of a validation."""
 
+    def record_gradients(self, step: int, epoch: int, figures: _Figures) -> None:
+        """Takes note of how the gradient travels through time."""
+
     def validation_at(self, step: int) -> _Figures | None:
         """The figures of the validation of a step that is recorded already."""
 
@@ -137,10 +141,10 @@ class Logger(NullLogger):
         super().__init__()
         self.window = Window()
         self._task = task
-        self._metrics = run / "metrics.jsonl"
+        self._metrics = run / _METRICS
         self._log_every = task.config.train.log_every
         self._total_steps = total_steps
-        kept = list(_lines_until(self._metrics, first_step))
+        kept = [pair for pair in _lines(self._metrics) if pair[1].step <= first_step]
         if self._metrics.exists():
             files.write(self._metrics, b"".join(content + b"\n" for content, _ in kept))
         self._validated = {line.step: line.figures for _, line in kept if line.kind == "valid"}
@@ -242,6 +246,10 @@ class Logger(NullLogger):
             f"  {screen.one_line(preview)}"
         )
 
+    def record_gradients(self, step: int, epoch: int, figures: _Figures) -> None:
+        """Takes note of how the gradient travels through time."""
+        self._write({"kind": "gradients", "step": step, "epoch": epoch, **figures})
+
     def validation_at(self, step: int) -> _Figures | None:
         """The figures of the validation of a step that is recorded already."""
         return self._validated.get(step)
@@ -334,7 +342,8 @@ class Logger(NullLogger):
         self._writers = {}
 
     def _write_events(self, line: Mapping[str, Any]) -> None:
-        writer, step, when = self._writers[line["kind"]], line["step"], line["time"]
+        writer = self._writers["valid" if line["kind"] == "valid" else "train"]
+        step, when = line["step"], line["time"]
         for name, value in line.items():
             if isinstance(value, (int, float)) and name not in _NO_SCALARS:
                 writer.add_scalar(name, value, step, walltime=when)
@@ -359,8 +368,23 @@ class Logger(NullLogger):
         writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
 
 
-def _lines_until(path: Path, step: int) -> Iterator[tuple[bytes, _Line]]:
-    """The whole lines of metrics up to a step, and what they say."""
+def recorded_updates(run: Path) -> Iterator[tuple[int, _Figures]]:
+    """The step and the figures of each line of a run's metrics that covers updates.
+
+    Raises:
+        CheckpointError: the metrics are no plain file, or cannot be read.
+    """
+    path = run / _METRICS
+    if untrusted.is_there(path):
+        untrusted.file_size(path)
+        with untrusted.explained(path):
+            for _, line in _lines(path):
+                if line.kind == "train":
+                    yield line.step, line.figures
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, _Line]]:
+    """The whole lines of metrics and what they say."""
     if not path.exists():
         return
     for content in path.read_bytes().split(b"\n"):
@@ -369,8 +393,7 @@ def _lines_until(path: Path, step: int) -> Iterator[tuple[bytes, _Line]]:
         except ValidationError:
             # The end of a line that a full disk or a kill cut short.
             continue
-        if line.step <= step:
-            yield content, line
+        yield content, line
 
 
 def _clock(seconds: float) -> str:

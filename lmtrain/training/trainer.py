@@ -96,6 +96,7 @@ class Trainer:
         self._collected_until = time.monotonic()
         while not self._is_over():
             self._step()
+            self._measure_gradients()
             if self._is_validation_due():
                 # Saved first: whatever ends the validation ends nothing else.
                 self.save()
@@ -119,6 +120,16 @@ class Trainer:
         self._queue.append(self.stepper.enqueue(self.task.batch(self.optimizer.step)))
         self.average.update()
         self._collect(self._most_queued)
+
+    def _measure_gradients(self) -> None:
+        """Records how the gradient travels through time, where that is due."""
+        step, every = self.optimizer.step, self._config.log_gradients
+        if not every or step % every:
+            return
+        self._collect()
+        if self.ranks.is_first:
+            self.log.record_gradients(step, self._epoch(step), self.task.gradient_figures())
+        self._collected_until = time.monotonic()
 
     def _collect(self, most_left: int = 0) -> None:
         """Records the steps that the device has done, but so many of the last.

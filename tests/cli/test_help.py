@@ -14,9 +14,8 @@ from lmtrain.cli.main import app
 from lmtrain.cli.settings import OPTIONS
 
 COMMANDS = [
-    "train", "find-lr", "sweep", "sample", "predict", "evaluate", "tune", "score", "tokenize",
-    "corpora",
-    "corpora fetch", "info", "verify",
+    "train", "find-lr", "sweep", "sample", "predict", "evaluate", "tune", "score", "gradients",
+    "tokenize", "corpora", "corpora fetch", "info", "verify",
 ]  # fmt: skip
 NO_SETTINGS = {"corpus", "config", "out", "resume", "set_", "json", "devices"}
 

@@ -16,6 +16,7 @@ from lmtrain import checkpoint, config
 from lmtrain.errors import ConfigError, DivergedError, RunBusyError, UnreadableError
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks.gradient_norms import gradient_norms
 from lmtrain.tasks.language_model import LanguageModelling
 from lmtrain.training import trainer
 from lmtrain.training.run import run_training
@@ -115,6 +116,7 @@ EVERYTHING = {
     "model__weight_dropout": 0.3, "model__activation_regularization": 2.0,
     "model__temporal_regularization": 1.0, "model__softmax": "sampled", "model__samples": 5,
     "train__random_seq_len": True, "optimizer__warmup_steps": 4, "train__state_reset": 0.3,
+    "train__log_gradients": 7,
 }  # fmt: skip
 
 
@@ -397,6 +399,43 @@ def test_the_dashboard_holds_what_metrics_hold(text, tmp_path):
         assert [v for _, v in shown] == pytest.approx([v for _, v in recorded], rel=1e-6)
     assert "preview/text_summary" in events.Tags()["tensors"]
     assert "settings/text_summary" in events.Tags()["tensors"]
+
+
+def test_gradients_over_time_are_recorded_and_change_nothing_else(text, tmp_path):
+    run, without = tmp_path / "run", tmp_path / "without"
+    run_training(settings(text, train__log_gradients=15), run, is_quiet=True)
+    run_training(settings(text), without, is_quiet=True)
+
+    recorded = lines(run, "gradients")
+    assert [line["step"] for line in recorded] == [15, 30]
+    model = lmtrain.load(checkpoint.folder(run, 30))
+    norms = gradient_norms(model.model, model.own(("valid",))["valid"].ids, 50, positions=32)
+    wanted = {
+        f"gradient/layer_{each.layer}_{each.part}_lag_{lag}": each.relative.median[lag]
+        for each in norms
+        for lag in (1, 10, 50)
+    }
+    assert len(wanted) == 12
+    for name, value in wanted.items():
+        assert recorded[-1][name] == pytest.approx(value, rel=1e-5)
+        events = EventAccumulator(str(run / "events" / "train"))
+        events.Reload()
+        assert [event.step for event in events.Scalars(name)] == [15, 30]
+    assert weights(run) == weights(without)
+    others = [line for line in without_times(run) if line["kind"] != "gradients"]
+    assert others == without_times(without)
+
+
+def test_lags_that_a_text_is_too_short_for_are_not_recorded(text, tmp_path):
+    valid = tmp_path / "valid.txt"
+    valid.write_text("the cat sat on the mat\n")
+    chosen = settings(text, data__valid=[str(valid)], train__log_gradients=30)
+
+    run_training(chosen, tmp_path / "run", is_quiet=True)
+
+    (line,) = lines(tmp_path / "run", "gradients")
+    names = [name.rpartition("_")[2] for name in line if name.startswith("gradient/")]
+    assert names == ["1", "10"] * 4
 
 
 def test_training_neither_uses_nor_moves_the_global_chance(text, tmp_path):

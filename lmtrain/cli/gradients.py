@@ -1,0 +1,295 @@
+"""`lmtrain gradients`: how gradients vanish or explode over time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmtrain import config as configuration
+from lmtrain import files
+from lmtrain.cli import gradient_figure, pictures
+from lmtrain.cli.loading import DeviceOption, load_for, load_named_cell
+from lmtrain.cli.output import JsonOption, print_json, print_table, shown
+from lmtrain.cli.settings import SetOption, given
+from lmtrain.errors import ConfigError, TextError
+
+if TYPE_CHECKING:
+    from lmtrain.tasks.base import Trained
+    from lmtrain.tasks.gradient_norms import LagNorms, Quartiles
+
+_SHOWN_LAGS = [base * 10**power for power in range(6) for base in (1, 2, 5)]
+_KINDS = ("png", "svg")
+
+
+@dataclass(frozen=True)
+class Training:
+    """The gradient norms of a training, as its metrics have them.
+
+    Args:
+        log_every: updates that a line of metrics covers.
+        clip: the norm, l2 or l1.
+        max_grad_norm: the limit of the norm; None for none.
+        steps: updates done, at each line.
+        grad_norms: the mean norm before clipping over the updates of each line.
+        clipped_fractions: the fraction of them whose gradient was clipped.
+    """
+
+    log_every: int
+    clip: str
+    max_grad_norm: float | None
+    steps: list[int]
+    grad_norms: list[float]
+    clipped_fractions: list[float]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What was measured of a network.
+
+    Args:
+        name: the run or the cell.
+        cell: the name of its cell.
+        text: the name of the text.
+        norms: the gradients of single predictions.
+        training: those of its training; None for a fresh network or a run without metrics.
+    """
+
+    name: str
+    cell: str
+    text: str
+    norms: "list[LagNorms]"
+    training: Training | None = None
+
+
+def command(
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A run or checkpoint or several, then text: files, globs, - or corpora; without "
+            "text, the runs' own validation text. With --cell, text alone; without any, the "
+            "Python manuals.",
+            metavar="[RUN]... [FILE]...",
+            show_default=False,
+        ),
+    ] = None,
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            help="Fresh networks in place of runs, one for each of these cells.",
+            metavar="NAME,NAME...",
+            show_default=False,
+        ),
+    ] = None,
+    lags: Annotated[int, typer.Option(min=1, help="The most steps back in time.")] = 100,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Draw the picture into NAME.png and NAME.svg.", metavar="NAME"),
+    ] = None,
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Show how the gradient of one prediction vanishes or explodes on its way back through time.
+
+    \b
+    lmtrain gradients runs/novel
+    lmtrain gradients runs/novel-rnn runs/novel-lstm other.txt --out figure
+    lmtrain gradients --cell rnn,gru,lstm novel.txt --set model.hidden_size=100
+    """
+    if out:
+        # What cannot be drawn should say so before the work, not after it.
+        pictures.blank("--out", 1, 1)
+    places = places or []
+    if cell is None:
+        networks = _of_runs(places, set_ or [], lags, device)
+    else:
+        networks = _of_cells(cell.split(","), places, set_ or [], lags, device)
+    if out:
+        _draw(networks, out)
+    if json:
+        _print_json(networks, lags)
+    else:
+        _print_text(networks, lags)
+
+
+def _of_runs(places: list[str], assignments: list[str], lags: int, device: str) -> list[Network]:
+    if not places:
+        raise ConfigError(
+            "gradients of which model?",
+            "write it as: lmtrain gradients RUN, or: lmtrain gradients --cell rnn,lstm FILE",
+        )
+    if assignments:
+        raise ConfigError("--set is for --cell: a run has its own settings")
+    # A text is no folder.
+    runs = [place for index, place in enumerate(places) if not index or Path(place).is_dir()]
+    texts = [place for place in places if place not in runs]
+    networks = []
+    for run in dict.fromkeys(runs):
+        model = load_for("gradient_norms", run, device, named="gradients")
+        text = model.read(texts) if texts else _validation_text(run, model)
+        norms = model.gradient_norms(text, lags)
+        networks.append(
+            Network(run, model.config.model.cell, text.name, norms, _training_of(model))
+        )
+    return networks
+
+
+def _validation_text(run: str, model: "Trained") -> Any:
+    texts = model.own(("valid",))
+    if "valid" not in texts:
+        raise TextError(
+            f"{run} was trained without validation text", f"try: lmtrain gradients {run} FILE"
+        )
+    return texts["valid"]
+
+
+def _training_of(model: "Trained") -> Training | None:
+    """The gradient norms of a model's training; None where no metrics lie beside it."""
+    from lmtrain.training.logger import recorded_updates
+
+    lines = [
+        (step, norm, clipped)
+        for step, figures in recorded_updates(model.path.parent.parent)
+        if isinstance(norm := figures.get("grad_norm"), float)
+        and isinstance(clipped := figures.get("clipped_fraction"), float)
+    ]
+    if not lines:
+        return None
+    rule = model.config.optimizer
+    steps, norms, clipped_fractions = map(list, zip(*lines, strict=True))
+    return Training(
+        model.config.train.log_every,
+        rule.clip,
+        rule.max_grad_norm,
+        steps,
+        norms,
+        clipped_fractions,
+    )
+
+
+def _of_cells(
+    cells: list[str], texts: list[str], assignments: list[str], lags: int, device: str
+) -> list[Network]:
+    overrides = given({}, assignments) | ({"data.train": texts} if texts else {})
+    recipe = None if texts else "python-docs"
+    chosen = {
+        cell: configuration.load(recipe, overrides | {"model.cell": cell})
+        for cell in dict.fromkeys(cells)
+    }
+    for cell, config in chosen.items():
+        if config.data.task != "language-model":
+            raise ConfigError(f"gradients does not work with data.task = {config.data.task}")
+        load_named_cell({"model.cell": cell})
+    # torch is imported only now, so that wrong settings are answered at once.
+    from lmtrain.cells import cell_class
+    from lmtrain.device import choose
+    from lmtrain.tasks.gradient_norms import gradient_norms
+    from lmtrain.tasks.registry import task_of
+
+    for cell in chosen:
+        cell_class(cell)
+    place = choose(device)
+    first = next(iter(chosen.values()))
+    task = task_of(first)
+    data: Any = task.read(first)
+    text, networks = data.texts["train"], []
+    for cell, config in chosen.items():
+        model: Any = task.build(config, data).to(place)
+        networks.append(Network(cell, cell, text.name, gradient_norms(model, text.ids, lags)))
+    return networks
+
+
+def _draw(networks: Sequence[Network], out: Path) -> None:
+    figure = gradient_figure.drawn(
+        {each.name: each.norms for each in networks},
+        {
+            each.name: (each.training.grad_norms, each.training.max_grad_norm)
+            for each in networks
+            if each.training
+        },
+    )
+    stem = out.with_suffix("") if out.suffix[1:] in _KINDS else out
+    for kind in _KINDS:
+        files.write(stem.with_name(f"{stem.name}.{kind}"), pictures.encoded(figure, kind, "--out"))
+
+
+def _print_json(networks: Sequence[Network], lags: int) -> None:
+    print_json(
+        "lmtrain.gradients/1",
+        {"lags": list(range(lags + 1)), "networks": [_entry(each) for each in networks]},
+    )
+
+
+def _entry(network: Network) -> dict[str, Any]:
+    return {
+        "name": network.name,
+        "cell": network.cell,
+        "text": network.text,
+        "positions": len(network.norms[0].norms),
+        "states": [
+            {
+                "layer": each.layer,
+                "part": each.part,
+                "half_lag": each.half_lag,
+                "norm": _lists(each.absolute),
+                "relative": _lists(each.relative),
+            }
+            for each in network.norms
+        ],
+        "training": network.training and vars(network.training),
+    }
+
+
+def _lists(quartiles: "Quartiles") -> dict[str, list[float]]:
+    return {
+        "lower_quartile": quartiles.lower.tolist(),
+        "median": quartiles.median.tolist(),
+        "upper_quartile": quartiles.upper.tolist(),
+    }
+
+
+def _print_text(networks: Sequence[Network], lags: int) -> None:
+    sources: dict[str, list[str]] = {}
+    for network in networks:
+        source = f"{len(network.norms[0].norms)} positions of {network.text}"
+        sources.setdefault(source, []).append(network.name)
+    print("Gradient of −log P of one token, median norm over that at lag 0:")
+    for source, names in sources.items():
+        print(shown(f"{source}: {', '.join(names)}"))
+    print()
+    wanted = [lag for lag in _SHOWN_LAGS if lag <= lags]
+    rows = [["", *(f"lag {lag}" for lag in wanted), "half is gone"]]
+    for network in networks:
+        for each in network.norms:
+            median, half = each.relative.median, each.half_lag
+            when = _steps("not within", lags) if half is None else _steps("after", half)
+            name = f"{network.name}, layer {each.layer}, {each.part.replace('_', ' ')}"
+            rows.append([name, *(f"{median[lag]:.2g}" for lag in wanted), when])
+    print_table(rows)
+    if trained := {each.name: each.training for each in networks if each.training}:
+        print("\nGradient norm in training, before clipping, from metrics.jsonl:\n")
+        print_table([_HEAD, *(_row(name, training) for name, training in trained.items())])
+
+
+def _steps(when: str, count: int) -> str:
+    return f"{when} {count} step{'' if count == 1 else 's'}"
+
+
+_HEAD = ["", "lowest", "quartile", "median", "quartile", "highest", "limit", "clipped", "lines"]
+
+
+def _row(name: str, training: Training) -> list[str]:
+    import numpy as np
+
+    quartiles = np.quantile(training.grad_norms, (0, 0.25, 0.5, 0.75, 1))
+    limit = "none" if training.max_grad_norm is None else f"{training.max_grad_norm:g}"
+    clipped = float(np.mean(training.clipped_fractions))
+    return [
+        name,
+        *(f"{each:.3g}" for each in quartiles),
+        limit,
+        f"{100 * clipped:.1f} %",
+        f"{len(training.steps):,} of {training.log_every} updates",
+    ]
