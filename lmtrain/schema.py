@@ -32,8 +32,9 @@ class For:
 
 _TEXT_TASK = For("data.task", ("language-model",))
 _LABELS = For("data.task", ("classify",))
-_ENCODER = For("data.task", ("classify", "tag"))
-_TEXT_LEVELS = For("data.task", ("language-model", "classify"))
+_ENCODER = For("data.task", ("classify", "tag", "translate"))
+_TOKENS = For("data.task", ("language-model", "classify", "tag", "translate"))
+_TEXT = For("data.task", ("language-model", "classify", "translate"))
 
 
 def _with_cell(*names: str) -> For:
@@ -51,8 +52,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which text, and how it is cut into tokens."""
 
-    task: Literal["language-model", "classify", "tag"] = "language-model"
-    """What is predicted: the next token, one label for each text, or a tag for each token."""
+    task: Literal["language-model", "classify", "tag", "frames"] = "language-model"
+    """What is predicted: the next token, a label for each example, a tag for each token, or the
+    next frame of yes and no."""
     train: Annotated[tuple[str, ...], Field(min_length=1)] = ("python-docs",)
     """Training text: files, globs, .gz files, - for standard input, or names of corpora."""
     valid: tuple[str, ...] = ()
@@ -63,15 +65,15 @@ class DataConfig(Section):
     """Fraction of the data, 0 to 1, for validation: the tail of a text, or examples at random."""
     test_fraction: Fraction | None = None
     """Fraction of the data, 0 to 1, for testing: the very end of a text, or examples at random."""
-    level: Annotated[Literal["word", "char", "byte"], _TEXT_LEVELS] = "word"
+    level: Annotated[Literal["word", "char", "byte"], _TEXT] = "word"
     """What a token is: a word, a character or a byte of UTF-8."""
-    splitter: Literal["whitespace", "words"] = "words"
+    splitter: Annotated[Literal["whitespace", "words"], _TEXT] = "words"
     """Words between white space (text tokenized before), or words and punctuation of raw prose."""
-    vocab_size: Annotated[int, Field(ge=3, le=10**9, strict=True)] = 10_000
+    vocab_size: Annotated[int, Field(ge=3, le=10**9, strict=True), _TOKENS] = 10_000
     """Most words in the vocabulary, `<UNK>` and `<EOS>` included, 3 or more."""
-    min_count: PositiveInt = 1
+    min_count: Annotated[PositiveInt, _TOKENS] = 1
     """Least occurrences of a word or character that enters the vocabulary, 1 or more."""
-    lowercase: bool = False
+    lowercase: Annotated[bool, _TOKENS] = False
     """Whether words are put in lower case first."""
 
     @field_validator("train", "valid", "test", mode="before")
@@ -95,7 +97,7 @@ class ModelConfig(Section, extra="allow"):
 
     cell: str = "lstm"
     """The recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or FILE.py:NAME, your own."""
-    embedding_size: Size | None = None
+    embedding_size: Annotated[Size | None, _TOKENS] = None
     """Numbers a token is embedded in, 1 or more; without it, as many as model.hidden_size."""
     hidden_size: Size = 200
     """Hidden units of each layer, 1 or more."""
@@ -109,7 +111,7 @@ class ModelConfig(Section, extra="allow"):
     """Chance, 0 to 1, that a number of the last layer is; without it, model.dropout."""
     locked_dropout: bool = False
     """Whether what is dropped stays dropped for all train.seq_len time steps."""
-    word_dropout: Fraction = 0.0
+    word_dropout: Annotated[Fraction, _TOKENS] = 0.0
     """Chance, 0 to 1, that a word is dropped wherever it stands in the input."""
     weight_dropout: Fraction = 0.0
     """Chance, 0 to 1, that a weight from one time step's state to the next is dropped."""

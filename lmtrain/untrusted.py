@@ -16,6 +16,7 @@ _MOST_BYTES = {
     "run.json": 1 << 24,
     "state.json": 1 << 24,
     "labels.json": 1 << 24,
+    "frames.json": 1 << 10,
     "tokenizer.json": 1 << 30,
 }
 

@@ -1,12 +1,15 @@
 """`lmtrain sample`: novel text."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lmtrain import files
 from lmtrain.cli.loading import DeviceOption, RunArgument, load_for
 from lmtrain.cli.output import JsonOption, print_json, shown
+from lmtrain.errors import ConfigError
 
 
 def command(
@@ -14,7 +17,7 @@ def command(
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples.")] = 1,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of tokens of a sample.")
+        int, typer.Option(min=1, help="Maximum number of tokens of a sample, or steps of music.")
     ] = 200,
     temperature: Annotated[
         float, typer.Option(help="Above 0; lower values make likely tokens more likely.")
@@ -24,19 +27,35 @@ def command(
         float | None,
         typer.Option(help="Sample from the most likely tokens that sum to this, 0 to 1."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same sample.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write music into this file: MIDI (.mid), a picture (.png) or arrays (.npz).",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Write novel text with a trained model.
+    """Write novel text, or music, with a trained model.
 
     A word model ends a text at the end of its sentence; other texts end after --max-tokens.
 
     \b
     lmtrain sample runs/python-docs-lstm-1 --num 5
     lmtrain sample runs/plays --prompt "ROMEO:" --temperature 0.8 --max-tokens 500
+    lmtrain sample runs/chorales --out tune.mid
     """
-    pieces = load_for("sample", run, device).stream(
+    if out:
+        if prompt or num > 1 or top_k is not None or top_p is not None or json:
+            raise ConfigError(
+                "--out writes one sample of music, by --max-tokens, --temperature and --seed alone"
+            )
+        _write_music(run, out, device, max_tokens, temperature, seed)
+        return
+    pieces = load_for("stream", run, device, named="sampling text").stream(
         prompt,
         num=num,
         max_tokens=max_tokens,
@@ -63,3 +82,22 @@ def command(
 def _write(text: str) -> None:
     sys.stdout.write(shown(text))
     sys.stdout.flush()
+
+
+def _write_music(
+    run: str, out: Path, device: str, num_steps: int, temperature: float, seed: int
+) -> None:
+    """Draws frames and writes them in the form that the name of the file asks for.
+
+    Raises:
+        ConfigError: another ending of the name, or a model of something else.
+    """
+    if out.suffix not in (".mid", ".png", ".npz"):
+        raise ConfigError(f"--out {out}: the name of the file must end in .mid, .png or .npz")
+    model = load_for("compose", run, device, named="--out")
+    from lmtrain.data import midi, vectors
+
+    forms = {".mid": midi.midi, ".png": midi.png, ".npz": vectors.npz}
+    frames = model.compose(num_steps=num_steps, temperature=temperature, seed=seed)
+    files.write(out, forms[out.suffix](frames))
+    print(f"{out}: {len(frames):,} steps")

@@ -55,7 +55,7 @@ def midi(frames: NDArray[Any]) -> bytes:
 
 
 def picture(frames: NDArray[Any]) -> NDArray[np.uint8]:
-    """A piano roll of frames (T, F): (F · 4, T · 6) grey values, time to the right, high notes up."""
+    """A piano roll of frames (T, F): grey values (F · 4, T · 6), high notes at the top."""
     paper = np.where(frames.T[::-1] > 0, 0, 255).astype(np.uint8)
     # A line at each octave's C helps the eye.
     rows = paper.shape[0]

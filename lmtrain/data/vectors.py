@@ -6,6 +6,7 @@
 
 import glob
 import hashlib
+import io
 import os
 import zipfile
 import zlib
@@ -48,13 +49,21 @@ def read(places: Sequence[str], *, labels: bool) -> Iterator[VectorSequence]:
     """
     width = 0
     for place in places:
-        for path in sorted(glob.glob(place)) or [place]:
+        # Not Path.glob, which takes no absolute patterns.
+        for path in sorted(glob.glob(place)) or [place]:  # noqa: PTH207
             for sequence in _file(path, labels=labels):
                 found = sequence.vectors.shape[1]
                 if width and found != width:
                     raise TextError(f"{path}: vectors of {found} numbers, others have {width}")
                 width = found
                 yield sequence
+
+
+def npz(vectors: NDArray[Any]) -> bytes:
+    """A file with one sequence of vectors, (T, F)."""
+    content = io.BytesIO()
+    np.savez_compressed(content, inputs=vectors, lengths=np.array([len(vectors)]))
+    return content.getvalue()
 
 
 def fingerprint(sequences: Iterable[VectorSequence]) -> str:
@@ -81,7 +90,9 @@ def _file(path: str, *, labels: bool) -> Iterator[VectorSequence]:
     # Of Python, which do not overflow.
     total = sum(lengths.tolist())
     if total != len(inputs):
-        raise TextError(f"{path}: lengths add up to {total:,}, but inputs has {len(inputs):,} steps")
+        raise TextError(
+            f"{path}: lengths add up to {total:,}, but inputs has {len(inputs):,} steps"
+        )
     names = _labels(path, arrays["labels"], len(lengths)) if labels else [""] * len(lengths)
     vectors = np.ascontiguousarray(inputs, np.float32)
     if not np.isfinite(vectors).all():
@@ -122,7 +133,9 @@ def _arrays(path: str) -> dict[str, NDArray[Any]]:
         raise TextError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         if "allow_pickle" in str(error):
-            raise TextError(f"{path} has an array of Python objects, which are not loaded") from None
+            raise TextError(
+                f"{path} has an array of Python objects, which are not loaded"
+            ) from None
         raise TextError(f"{path} is not a {_SUFFIX} file of NumPy: {error}", _TRY) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, SyntaxError, NotImplementedError) as error:
         raise TextError(f"{path} is not a {_SUFFIX} file of NumPy: {error}", _TRY) from None

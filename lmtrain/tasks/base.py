@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmtrain import checkpoint
@@ -327,6 +329,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def preview(self, step: int) -> str:
         """Text that shows what the model does, logged at each validation."""
+
+    def picture(self, preview: str) -> NDArray[np.uint8] | None:
+        """What a preview looks like, (height, width) grey values; None where words say it all."""
+        return None
 
     @abc.abstractmethod
     def baseline(self, split: str) -> Metrics | None:

@@ -1,6 +1,5 @@
 """Frames: the next vector of independent yes or no, such as the keys of a piano that sound."""
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from lmtrain.data import midi, vectors
 from lmtrain.data.vectors import VectorSequence
 from lmtrain.errors import CheckpointError, ConfigError, DivergedError, TextError
 from lmtrain.model.embedding import Vectors
-from lmtrain.model.frames import FrameModel, Logistic, nats
+from lmtrain.model.frame_model import FrameModel
+from lmtrain.model.logistic_head import Logistic, log_probs
 from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Trained
@@ -53,7 +53,7 @@ class NatsPerStep(Metrics):
 
     @property
     def accuracy(self) -> float:
-        """hits / (hits + misses): of what is on or predicted on, the fraction that is both.
+        """The fraction that is both, of what is on or predicted on: hits / (hits + misses).
 
         Source: Bay, Ehmann & Downie 2009.
         """
@@ -169,7 +169,7 @@ class Frames(ExampleTask):
     """Trains a model of frames."""
 
     unit = "steps"
-    command = "sample"
+    command = "sample --out tune.mid"
     metrics = NatsPerStep
     trained = TrainedFrames
     model: FrameModel
@@ -218,17 +218,17 @@ class Frames(ExampleTask):
     def loss(self, batch: Batch, state: State | None) -> Loss:
         """The total over outputs, time and sequences; the objective is its mean over sequences."""
         inputs, lengths, targets = batch.tensors
-        logits, _ = self.model(inputs, lengths)
-        total = nats(logits, targets.float()).sum()
+        hidden, _ = self.model.hidden(inputs, lengths)
+        nats = self.model.head.nats(hidden, targets, 1 / batch.rows)
         steps = (targets[..., 0] != NOTHING).sum().double()
-        return Loss(total / batch.rows, total.detach().double(), steps, None)
+        return Loss(nats, nats.detach().double() * batch.rows, steps, None)
 
     @staticmethod
     def measured(model: FrameModel, data: FrameData, tensors: tuple[Tensor, ...]) -> NatsPerStep:
         """How well a batch is predicted."""
         inputs, lengths, targets = tensors
         logits, _ = model(inputs, lengths)
-        total = nats(logits.double(), targets.double()).sum()
+        total = -log_probs(logits.double(), targets).sum()
         is_counted = targets != NOTHING
         is_on, is_predicted = targets == 1, (logits > 0) & is_counted
         hits = (is_on & is_predicted).sum()
@@ -272,9 +272,7 @@ class Frames(ExampleTask):
         )
 
 
-def _padded(
-    sequences: Sequence[NDArray[Any]], fill: int
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _padded(sequences: Sequence[NDArray[Any]], fill: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Sequences (T, F) side by side, (T, B, F), and their lengths (B,)."""
     lengths = np.array([len(each) for each in sequences], np.int64)
     shape = (int(lengths.max()), len(sequences), sequences[0].shape[1])

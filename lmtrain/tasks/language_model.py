@@ -322,8 +322,9 @@ class LanguageModelling(Task):
         last = config.embedding_size if network.tied_embeddings else network.hidden_size
         sizes = [network.hidden_size] * (network.num_layers - 1) + [last]
         vocab_size = data.tokenizer.vocab_size
-        encoder = builder.encoder(builder.embedding(vocab_size), sizes)
-        tied = encoder.embedding.weight if network.tied_embeddings else None
+        embedding = builder.embedding(vocab_size)
+        encoder = builder.encoder(embedding, sizes)
+        tied = embedding.weight if network.tied_embeddings else None
         head: Head
         if network.softmax == "adaptive":
             head = AdaptiveSoftmax(last, vocab_size)

@@ -3,6 +3,7 @@
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Task
 from lmtrain.tasks.classify import Classification
+from lmtrain.tasks.frames import Frames
 from lmtrain.tasks.language_model import LanguageModelling
 from lmtrain.tasks.tag import Tagging
 
@@ -10,6 +11,7 @@ _TASKS: dict[str, type[Task]] = {
     "language-model": LanguageModelling,
     "classify": Classification,
     "tag": Tagging,
+    "frames": Frames,
 }
 
 

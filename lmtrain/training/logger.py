@@ -351,6 +351,8 @@ class Logger(NullLogger):
             # Indented by four, Markdown shows text as it is.
             shown = "    " + screen.printable(line["preview"]).replace("\n", "\n    ")
             writer.add_text("preview", shown, step, walltime=when)
+            if (picture := self._task.picture(line["preview"])) is not None:
+                writer.add_image("preview", picture, step, walltime=when, dataformats="HW")
         writer.flush()
 
     def _write_settings(self) -> None:

@@ -1,15 +1,16 @@
-"""Networks whose output at a step is a vector of independent yes or no."""
+"""A head whose outputs are independent yes or no, with the notes' logistic loss."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmtrain.model.network import Network
-from lmtrain.model.recurrent import State
+from lmtrain.model.head import Head
 
 
-class Logistic(nn.Module):
+class Logistic(Head):
     """ŷ = σ(W_y a + b_y): a probability for each of F outputs, none of which excludes another.
+
+    Targets are (T, B, F): 0 or 1, and below 0 where nothing is predicted.
 
     Args:
         hidden_size: H, numbers in a hidden state.
@@ -35,27 +36,17 @@ class Logistic(nn.Module):
         """Logits (T, B, F), whose σ are the probabilities, of hidden states (T, B, H)."""
         return F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
 
+    def nats(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """Scale · Σ −y log ŷ − (1 − y) log(1 − ŷ), ()."""
+        return -scale * self.log_probs(hidden, targets).sum()
 
-def nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """−y log ŷ − (1 − y) log(1 − ŷ) of each output, (T, B, F); 0 where a target is below 0."""
-    losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
-    return losses * (targets >= 0)
+    def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log P of each frame, the sum over its outputs, (T, B), in nats."""
+        return log_probs(self(hidden), targets)
 
 
-class FrameModel(Network):
-    """P(y⟨t⟩ | y⟨1⟩ ... y⟨t−1⟩) = Π_f P(y_f⟨t⟩ | ...), with ŷ⟨t⟩ = σ(W_y a⟨t⟩ + b_y).
-
-    Args:
-        encoder: vectors to hidden states.
-        dropout: acts on the hidden states of the last layer.
-        head: hidden states to probabilities.
-    """
-
-    head: Logistic
-
-    def forward(
-        self, inputs: Tensor, lengths: Tensor | None = None, state: State | None = None
-    ) -> tuple[Tensor, State]:
-        """Logits (T, B, F) of the frames that follow inputs (T, B, F), and the state after them."""
-        hidden, state = self.encoder(inputs, state, lengths)
-        return self.head(self.dropout(hidden)), state
+def log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Σ_f y log ŷ + (1 − y) log(1 − ŷ) of logits (T, B, F), (T, B)."""
+    truth = targets.clamp(min=0).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return -(losses * (targets >= 0)).sum(-1)
