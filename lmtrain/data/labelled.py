@@ -20,7 +20,7 @@ _TRY_JSON = 'try: one object per line, such as {"label": "good", "text": "I like
 
 @dataclass(frozen=True)
 class Example:
-    """A text and its label, both without white space around them."""
+    """A text and its label, both as `cleaned` gives them."""
 
     label: str
     text: str
@@ -52,7 +52,17 @@ def read_texts(place: str) -> Iterator[str]:
     for name, number, line in _lines(place):
         if _is_json(name):
             line = _field(_json(line, name, number), "text", name, number)
-        yield line.strip()
+        yield cleaned(line)
+
+
+def cleaned(text: str) -> str:
+    r"""A label or a text in one line, without white space around it, whatever it was read from.
+
+    Example:
+        >>> cleaned(" very\ngood ")
+        'very good'
+    """
+    return " ".join(text.splitlines()).strip()
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
@@ -75,9 +85,10 @@ def _read_folder(folder: Path) -> Iterator[Example]:
     except OSError as error:
         raise TextError(f"cannot read {folder}: {error.strerror}") from None
     for path in paths:
+        _require_unicode(path.name, f"{folder}: the file name {path.name!a}")
         label = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
         for _, _, line in _lines(str(path)):
-            yield Example(label, line.strip())
+            yield Example(label, cleaned(line))
 
 
 def _read_files(place: str) -> Iterator[Example]:
@@ -89,7 +100,7 @@ def _read_files(place: str) -> Iterator[Example]:
             label, tab, text = line.partition("\t")
             if not tab:
                 raise TextError(f"{name}, line {number}: no tab between label and text", _TRY)
-        label, text = (" ".join(value.splitlines()).strip() for value in (label, text))
+        label, text = cleaned(label), cleaned(text)
         for what, value in (("label", label), ("text", text)):
             if not value:
                 raise TextError(f"{name}, line {number}: the {what} is empty", _TRY)
@@ -119,8 +130,17 @@ def _field(tree: object, key: str, name: str, number: int) -> str:
     value = tree.get(key) if isinstance(tree, dict) else None
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise TextError(f"{name}, line {number}: no {key} that is text", _TRY_JSON)
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        raise TextError(f"{name}, line {number}: the {key} is not valid Unicode") from None
+    _require_unicode(str(value), f"{name}, line {number}: the {key}")
     return str(value)
+
+
+def _require_unicode(text: str, what: str) -> None:
+    """Checks that a text can be written in UTF-8; escapes in JSON and names of files may not be.
+
+    Raises:
+        TextError: it cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TextError(f"{what} is not valid Unicode") from None

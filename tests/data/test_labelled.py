@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 
 import pytest
 
@@ -107,10 +108,23 @@ def test_texts_without_labels_are_read_line_by_line(tmp_path):
     assert list(read_texts(objects)) == ["one", "two"]
 
 
-def test_labels_and_texts_in_json_are_one_line(tmp_path):
-    place = written(tmp_path / "a.jsonl", '{"label": "very\\ngood", "text": "a\\nb"}\n')
+def test_labels_and_texts_are_one_line_in_every_form(tmp_path):
+    (tmp_path / "folder").mkdir()
+    objects = written(tmp_path / "a.jsonl", '{"label": "very\\ngood", "text": "a\\nb\\u2028c"}\n')
+    lines = written(tmp_path / "a.tsv", "very\fgood \t a\fb\u2028c\n")
+    texts = written(tmp_path / "folder" / "very good.txt", " a\fb\u2028c\n")
 
-    assert list(read([place])) == [Example("very good", "a b")]
+    for place in (objects, lines, str(tmp_path / "folder")):
+        assert list(read([place])) == [Example("very good", "a b c")]
+    for place in (objects, texts):
+        assert list(read_texts(place)) == ["a b c"]
+
+
+def test_a_label_file_whose_name_is_no_text_is_refused(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("fine\n")
+
+    with pytest.raises(TextError, match=r"the file name '\\udcff\.txt' is not valid Unicode$"):
+        list(read([str(tmp_path)]))
 
 
 def test_a_name_too_long_for_a_file_is_refused():
