@@ -89,6 +89,8 @@ def run_training(
     if resume and out is None:
         raise ConfigError("resume: which run?", "try: lmtrain train --resume RUN")
     config = None if resume else config or configuration.load("python-docs")
+    if out is not None:
+        folder.require_unicode(Path(out))
     with out_of_memory_explained(_SMALLER), joined() as ranks:
         run = Path(ranks.agreed(lambda: str(out or new_run(config))))
         # Only the first process shows what training does.

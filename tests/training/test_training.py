@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -327,6 +328,15 @@ def test_a_used_folder_is_refused(text, tmp_path):
         run_training(settings(text), tmp_path / "run", is_quiet=True)
 
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+def test_a_run_folder_whose_name_is_no_text_is_refused(text, tmp_path):
+    run = tmp_path / os.fsdecode(b"run\xff")
+
+    with pytest.raises(ConfigError, match=r"run\\udcff': not valid Unicode$"):
+        run_training(settings(text), run, is_quiet=True)
+
+    assert not run.exists()
 
 
 def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
