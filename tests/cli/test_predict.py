@@ -37,8 +37,9 @@ def test_labels_are_predicted_from_a_file_and_from_standard_input(
     objects = parsed_lines(lmtrain("predict", run, "-", "--json", stdin="a cat\n").stdout)
 
     rows = [line.split("\t") for line in from_file.stdout.splitlines()]
-    assert [row[:2] for row in rows] == [["animal", "a cat"], ["colour", "the blue"]]
-    assert all(0.5 < float(probability) <= 1 for _, _, probability in rows)
+    assert [text for _, text, _ in rows] == ["a cat", "", "the blue"]
+    assert [label for label, _, _ in rows[::2]] == ["animal", "colour"]
+    assert all(0.5 <= float(probability) <= 1 for _, _, probability in rows)
     assert piped.stdout.startswith("colour\tred\t")
     (found,) = objects
     assert (found["schema"], found["label"]) == ("lmtrain.predict/1", "animal")
