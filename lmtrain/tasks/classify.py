@@ -424,15 +424,18 @@ def _read_splits(
         "test": data.test_fraction or 0.0,
     }
     # Files are often sorted by label, so that their tail would not do.
-    order = np.random.default_rng(len(train)).permutation(len(train))
+    order = np.random.default_rng(len(train)).permutation(len(train)).tolist()
+    # One example of each label stays in training, or the label would be unknown there.
+    kept = set({train[index].label: index for index in order}.values())
+    free = [index for index in order if index not in kept]
     for split, fraction in fractions.items():
         if fraction and not places[split]:
             size = max(1, round(fraction * len(train)))
-            splits[split] = [train[index] for index in sorted(order[:size])]
-            order = order[size:]
-    if not len(order):
-        raise TextError(
-            f"{_name(config, 'train')} has too few examples to be split: {len(train):,}",
-            "give validation data of its own: --valid FILE",
-        )
-    return {"train": [train[index] for index in sorted(order)], **splits}
+            drawn, free = free[:size], free[size:]
+            if not drawn:
+                raise TextError(
+                    f"{_name(config, 'train')} has too few examples to be split: {len(train):,}",
+                    "give validation data of its own: --valid FILE",
+                )
+            splits[split] = [train[index] for index in sorted(drawn)]
+    return {"train": [train[index] for index in sorted([*kept, *free])], **splits}

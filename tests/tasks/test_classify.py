@@ -191,6 +191,29 @@ def test_without_validation_data_a_part_of_the_examples_is_drawn(places, tmp_pat
     assert {split: len(data.tokens) for split, data in found.items()} == {"valid": 20}
 
 
+@pytest.mark.parametrize("count", range(2, 30, 3))
+def test_the_only_example_of_a_label_is_never_drawn(tmp_path, count):
+    lines = [f"rare-{index}\tone\n" for index in range(count)] + ["common\tone\n"] * (count + 2)
+    (tmp_path / "train.tsv").write_text("".join(lines))
+    chosen = settings({"data.train": [str(tmp_path / "train.tsv")]}, data__test_fraction=0.3)
+
+    found = Classification.read(chosen)
+
+    drawn = [found.splits[split].labels.tolist() for split in ("valid", "test")]
+    assert [len(labels) for labels in drawn] == [
+        round(fraction * (2 * count + 2)) or 1 for fraction in (0.1, 0.3)
+    ]
+    assert {*drawn[0], *drawn[1]} == {found.labels.index("common")}
+    assert sum(len(split.labels) for split in found.splits.values()) == 2 * count + 2
+
+
+def test_examples_with_a_label_each_are_too_few_to_be_split(tmp_path):
+    (tmp_path / "train.tsv").write_text("a\tone\nb\ttwo\nc\tthree\n")
+
+    with pytest.raises(TextError, match=r"too few examples to be split: 3\n.*--valid FILE"):
+        Classification.read(settings({"data.train": [str(tmp_path / "train.tsv")]}))
+
+
 def test_evaluating_a_split_with_a_file_of_its_own_does_not_read_the_training_data(
     places, tmp_path
 ):
