@@ -17,7 +17,7 @@ from lmtrain.data import labelled
 from lmtrain.data.labelled import Example
 from lmtrain.data.padded import PaddedBatches, in_order, pad
 from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
-from lmtrain.errors import CheckpointError, TextError
+from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.model.classifier import Classifier
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
@@ -26,7 +26,9 @@ from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Shard, Task, Trained
 from lmtrain.tasks.building import Builder
 
 _TOKENIZER, _LABELS = "tokenizer.json", "labels.json"
-_AT_ONCE = 64
+# Texts that are predicted at once, out of so many that are sorted by length together.
+_AT_ONCE, _SORTED = 64, 512
+_MOST_TOKENS = 1 << 16
 _PREVIEWED = 3
 _VALID_FRACTION = 0.1
 _NO_LABEL = -1
@@ -179,23 +181,29 @@ class TrainedClassifier(Trained):
     data: LabelledData
 
     def predict(self, texts: Iterable[str]) -> Iterator[Prediction]:
-        """The most likely label of each text, and the probabilities of all.
+        """The most likely label of each text, and the probabilities of all, in their order.
 
         Raises:
+            ConfigError: a single text, or what is no text.
             TextError: at character level, a character the model does not know.
         """
-        source = iter(texts)
-        while group := [text.strip() for text in itertools.islice(source, _AT_ONCE)]:
-            yield from self._predicted(group)
+        if isinstance(texts, str):
+            raise ConfigError("predict takes a list of texts, not one text", "try: predict([text])")
+        return itertools.chain.from_iterable(map(self._predicted, _groups(texts)))
 
     @torch.no_grad()
     def _predicted(self, texts: Sequence[str]) -> Iterator[Prediction]:
-        ids, lengths = pad([self.data.tokens(text) for text in texts])
+        tokens = [self.data.tokens(text) for text in texts]
         place, labels = device.of(self.model), self.data.labels
-        logits = self.model(device.place(ids, place), device.place(lengths, place))
-        for text, row in zip(texts, logits.double().softmax(-1).tolist(), strict=True):
-            label = labels[int(np.argmax(row))]
-            yield Prediction(text, label, dict(zip(labels, row, strict=True)))
+        probabilities = np.empty((len(texts), len(labels)))
+        sizes = np.array([len(ids) for ids in tokens], np.int64)
+        for indices in in_order(sizes, _AT_ONCE, _MOST_TOKENS):
+            ids, lengths = pad([tokens[index] for index in indices])
+            logits = self.model(device.place(ids, place), device.place(lengths, place))
+            probabilities[indices] = logits.double().softmax(-1).cpu().numpy()
+        for text, row in zip(texts, probabilities, strict=True):
+            label = labels[int(row.argmax())]
+            yield Prediction(text, label, dict(zip(labels, row.tolist(), strict=True)))
 
     def read(self, places: Sequence[str]) -> Examples:
         """The examples of files in the form of the training data.
@@ -355,6 +363,20 @@ class Classification(Task):
             f"{len(self._train.tokens):,} examples, vocabulary "
             f"{self.data.tokenizer.vocab_size:,}, {len(self.data.labels):,} labels"
         )
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts, as readers of files give them, in groups that are predicted together.
+
+    Raises:
+        ConfigError: one is no text.
+    """
+    source = iter(texts)
+    while group := list(itertools.islice(source, _SORTED)):
+        for text in group:
+            if not isinstance(text, str):
+                raise ConfigError(f"predict takes texts, not {type(text).__name__}")
+        yield [labelled.cleaned(text) for text in group]
 
 
 def _padded(

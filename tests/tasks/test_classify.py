@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from lmtrain import checkpoint, config
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
 from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.tasks.base import Batch, Shard
-from lmtrain.tasks.classify import Classification, Examples, LabelledData
+from lmtrain.tasks.classify import Classification, Examples, LabelledData, TrainedClassifier
 from lmtrain.training import trainer
 from lmtrain.training.run import find_learning_rate, run_training
 
@@ -133,6 +134,43 @@ def test_an_example_does_not_depend_on_those_beside_it(pooling, bidirectional):
     for row, length in enumerate(lengths.tolist()):
         alone = model(tokens[:length, row : row + 1], lengths[row : row + 1])
         assert_same(together[row], alone[0])
+
+
+def trained() -> TrainedClassifier:
+    classification = task()
+    parts = classification.config, classification.data, classification.model.eval()
+    return TrainedClassifier(Path("checkpoint"), *parts, {"step": 0})
+
+
+def test_texts_are_predicted_in_their_order_with_little_padding():
+    model, shapes = trained(), []
+    texts = ["b c " * 400 if index % 100 == 0 else "a " * (1 + index % 3) for index in range(600)]
+    texts[5] = "a " * 70_000
+    alone = {text: next(model.predict([text])).probabilities for text in set(texts)}
+    model.model.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+
+    found = list(model.predict(iter(texts)))
+
+    assert [each.text for each in found] == [text.strip() for text in texts]
+    for text, each in zip(texts, found, strict=True):
+        assert each.probabilities == pytest.approx(alone[text], rel=1e-5)
+    assert sum(steps * rows for steps, rows in shapes) < 130_000
+    assert max(steps * rows for steps, rows in shapes) == 70_000
+
+
+def test_a_text_is_predicted_as_a_file_would_have_it():
+    (found,) = trained().predict([" a\nb "])
+
+    assert found.text == "a b"
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [("ab", "a list of texts, not one text"), (["a", b"b"], "takes texts, not bytes")],
+)
+def test_what_is_no_list_of_texts_is_refused(texts, told):
+    with pytest.raises(ConfigError, match=told):
+        list(trained().predict(texts))
 
 
 def test_the_loss_is_the_cross_entropy_of_the_logits():
