@@ -116,17 +116,24 @@ def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: b
     task = prepared(config, data, ranks.shard)
 
     def claim() -> None:
+        contents = {name: text.encode() for name, text in _texts(task).items()}
+        for name, content in contents.items():
+            untrusted.require_readable(name, content)
         files.require_space(run, 2 * _checkpoint_bytes(task))
         held.enter_context(files.locked(run / ".lock", f"the run {run}"))
         folder.refuse_used(run)
         files.remove_leftovers(run)
-        files.write(run / folder.SETTINGS, configuration.to_toml(config).encode())
-        for name, text in data.files().items():
-            files.write(run / name, text.encode())
+        for name, content in contents.items():
+            files.write(run / name, content)
 
     with contextlib.ExitStack() as held:
         ranks.agreed(claim)
         return _train(run, task, None, ranks, began=began, is_quiet=is_quiet)
+
+
+def _texts(task: Task) -> dict[str, str]:
+    """The settings and the vocabularies, which a run and its checkpoints hold, by file name."""
+    return {folder.SETTINGS: configuration.to_toml(task.config), **task.data.files()}
 
 
 @dataclass(frozen=True)
@@ -304,7 +311,6 @@ def _train(
         log = Logger(run, task, **steps, is_quiet=is_quiet)
     with contextlib.closing(log):
         _introduce(run, task, surroundings, log)
-        texts = {folder.SETTINGS: configuration.to_toml(config), **task.data.files()}
         trainer = Trainer(
             task,
             _optimizer(task, _schedules(task), limits.total_steps),
@@ -318,7 +324,7 @@ def _train(
             Checkpoints(
                 run,
                 config.train.keep_checkpoints,
-                Documents(texts, task.data.references()),
+                Documents(_texts(task), task.data.references()),
                 ranks,
             ),
             log,
