@@ -30,6 +30,8 @@ _TOKENIZER, _LABELS = "tokenizer.json", "labels.json"
 _AT_ONCE, _SORTED = 64, 512
 _MOST_TOKENS = 1 << 16
 _PREVIEWED = 3
+# How much of labels stands in messages.
+_SHOWN, _SHOWN_LENGTH = 10, 40
 _VALID_FRACTION = 0.1
 _NO_LABEL = -1
 _LABELS_FILE = TypeAdapter(dict[Literal["labels"], Annotated[list[str], Len(1)]])
@@ -128,8 +130,8 @@ class LabelledData:
         for example in examples:
             if example.label not in ids:
                 raise TextError(
-                    f"{name}: the label {example.label!a} is not in the training data",
-                    f"its labels: {', '.join(self.labels[:10])}",
+                    f"{name}: the label {_shortened(example.label)!r} is not in the training data",
+                    f"its labels: {_listed(self.labels)}",
                 )
         labels = np.array([ids[example.label] for example in examples], np.int64)
         tokens = [self.tokens(example.text) for example in examples]
@@ -245,7 +247,11 @@ class Classification(Task):
 
     @classmethod
     def read(cls, config: Config) -> LabelledData:
-        """Reads the examples; the vocabulary and the labels are those of the training split."""
+        """Reads the examples; the vocabulary and the labels are those of the training split.
+
+        Raises:
+            TextError: data is missing or unreadable, or has too few examples or labels.
+        """
         splits, data = _read_splits(config), config.data
         tokenizer = build_tokenizer(
             (f"{example.text}\n" for example in splits["train"]),
@@ -256,6 +262,11 @@ class Classification(Task):
             lowercase=data.lowercase,
         )
         labels = sorted({example.label for example in splits["train"]})
+        if len(labels) == 1:
+            raise TextError(
+                f"{_name(config, 'train')}: all examples have the label {_shortened(labels[0])!r}",
+                "at least two labels are needed",
+            )
         found = LabelledData(tokenizer, labels)
         return LabelledData(
             tokenizer,
@@ -275,6 +286,8 @@ class Classification(Task):
         except ValidationError as error:
             where = error.errors()[0]["msg"]
             raise CheckpointError(f"{_LABELS} is damaged: {where}") from None
+        if len(set(labels)) < len(labels) or any(name.splitlines() != [name] for name in labels):
+            raise CheckpointError(f"{_LABELS} is damaged: a label stands twice or is not one line")
         return LabelledData(Tokenizer.from_json(files.text(_TOKENIZER)), labels)
 
     @classmethod
@@ -420,6 +433,16 @@ def _measured(
         correct += int((log_probs.argmax(-1) == labels[0])[is_counted].sum())
     model.train(was_training)
     return Accuracy(total, count, correct)
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _SHOWN_LENGTH else label[: _SHOWN_LENGTH - 1] + "…"
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """The first labels, for messages."""
+    more = f" and {len(labels) - _SHOWN:,} more" if len(labels) > _SHOWN else ""
+    return ", ".join(map(_shortened, labels[:_SHOWN])) + more
 
 
 def _name(config: Config, split: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from numerics import assert_same
 
 import lmtrain
-from lmtrain import checkpoint, config
+from lmtrain import checkpoint, config, untrusted
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
 from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.tasks.base import Batch, Shard
@@ -263,11 +263,42 @@ def test_evaluating_a_split_with_a_file_of_its_own_does_not_read_the_training_da
     assert {split: len(data.tokens) for split, data in found.items()} == {"valid": 40, "test": 30}
 
 
-def test_a_label_that_training_does_not_have_is_refused(places, tmp_path):
-    (tmp_path / "valid.tsv").write_text("plant\tan oak\n")
+@pytest.mark.parametrize(("label", "shown"), [("plänt", "plänt"), ("x" * 5000, "x" * 39 + "…")])
+def test_a_label_that_training_does_not_have_is_refused(places, tmp_path, label, shown):
+    (tmp_path / "valid.tsv").write_text(f"{label}\tan oak\n")
 
-    with pytest.raises(TextError, match="the label 'plant' is not in the training data"):
+    with pytest.raises(TextError) as caught:
+        Classification.read(settings(places))
+
+    assert f"valid.tsv: the label '{shown}' is not in the training data\n" in str(caught.value)
+    assert str(caught.value).endswith("\n  its labels: animal, colour, number")
+
+
+def test_of_many_labels_the_first_are_named(places, tmp_path):
+    labels = sorted(f"{index:04}" + "x" * 200 for index in range(1200))
+    (tmp_path / "train.tsv").write_text("".join(f"{label}\tone\n" for label in labels))
+
+    with pytest.raises(TextError, match=r"0009x{35}… and 1,190 more$") as caught:
+        Classification.read(settings(places))
+
+    assert len(str(caught.value)) < 900
+
+
+def test_a_single_label_teaches_nothing(places, tmp_path):
+    (tmp_path / "train.tsv").write_text("plant\tan oak\n" * 9)
+
+    with pytest.raises(TextError, match=r"train\.tsv: all examples have the label 'plant'\n"):
+        Classification.read(settings(places))
+
+
+@pytest.mark.parametrize("name", ["config.toml", "labels.json", "tokenizer.json"])
+def test_what_could_not_be_read_again_is_not_trained(places, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(untrusted._MOST_BYTES, name, 10)
+
+    with pytest.raises(ConfigError, match=rf"^{name} of this run would have .*\n.* 10 are read"):
         run_training(settings(places), tmp_path / "run", is_quiet=True)
+
+    assert not (tmp_path / "run").exists()
 
 
 def test_examples_that_changed_are_refused(places, tmp_path):
@@ -279,8 +310,13 @@ def test_examples_that_changed_are_refused(places, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", '{"labels": []}', '{"labels": [1]}', '{"labels": "ab"}', "[" * 9000]
-)
+    "content",
+    [
+        "", "{", '{"labels": []}', '{"labels": [1]}', '{"labels": "ab"}', "[" * 9000,
+        '{"labels": ["a", "b", "a"]}', '{"labels": ["a", ""]}', '{"labels": ["a\\nb"]}',
+        '{"labels": ["\\ud800"]}',
+    ],
+)  # fmt: skip
 def test_labels_that_are_damaged_are_refused(content):
     class Files:
         def text(self, name):
