@@ -270,10 +270,12 @@ def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object
         stored = configuration.parse(text, origin)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    config = configuration.parse(text, origin, overrides)
-    if _kept(config) != _kept(stored):
+    # What the run holds may mean nothing with another task, and would be blamed.
+    is_same_task = overrides.get("data.task", stored.data.task) == stored.data.task
+    config = configuration.parse(text, origin, overrides) if is_same_task else stored
+    if not is_same_task or _kept(config) != _kept(stored):
         raise ConfigError(
-            "a resumed run keeps its text, its model, its batch size, its windows and its seed",
+            "a resumed run keeps its task, text, model, batch size, windows and seed",
             "what may change: epochs, steps, seconds, learning rate and the like",
         )
     return config
@@ -333,6 +335,12 @@ def _train(
         if saved:
             trainer.restore(saved)
         trainer.train()
+        if trainer.optimizer.step == first_step and trainer.is_cut_short:
+            log.say(
+                f"no time is left for a step: train.max_seconds = {config.train.max_seconds:g}, of "
+                f"which {limits.elapsed:,.1f} s were used\n"
+                "  more in all: --max-seconds N; no limit: --set train.max_seconds=none"
+            )
     return _summary(run, trainer)
 
 
