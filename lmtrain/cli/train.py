@@ -138,7 +138,8 @@ def _print_text(summary: "Summary") -> None:
         (
             "trained",
             f"{summary.steps:,} steps, {progress.count:,} {task.unit} in "
-            f"{summary.seconds:,.0f} s, {summary.count_per_second:,.0f} {task.unit}/s",
+            f"{summary.seconds:,.0f} s; training steps alone: "
+            f"{summary.count_per_second:,.0f} {task.unit}/s",
         )
     ]
     if summary.best is not None and summary.baseline is not None:
