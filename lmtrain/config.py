@@ -122,7 +122,7 @@ def _read(source: str | Path) -> str:
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
     except OSError as error:
-        near = difflib.get_close_matches(str(source), recipes(), 1)
+        near = difflib.get_close_matches(str(source), recipes(), 1, 0.5)
         hint = f"did you mean {near[0]}?" if near else f"recipes: {', '.join(recipes())}"
         raise ConfigError(f"no configuration {source}: {error.strerror}", hint) from None
 
