@@ -358,7 +358,8 @@ class Classification(Task):
         for index, found, label in zip(indices, predicted, labels[0], strict=True):
             name, right = self.data.labels[int(found)], self.data.labels[int(label)]
             text = self.data.tokenizer.decode(examples.tokens[int(index)])
-            lines.append(f"{name} ({'right' if name == right else f'not {right}'}): {text}")
+            truth = "right" if name == right else f"is {right}"
+            lines.append(f"predicted {name}, {truth}: {text}")
         return "\n".join(lines)
 
     def baseline(self, split: str) -> Accuracy | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -329,6 +330,17 @@ def test_labels_that_are_damaged_are_refused(content):
 def test_what_means_nothing_for_labels_is_refused(places):
     with pytest.raises(ConfigError, match=r"train\.seq_len = 9 means nothing with data\.task"):
         settings(places, train__seq_len=9)
+
+
+def test_a_preview_says_what_is_predicted_and_what_is_true():
+    classification = task()
+
+    lines = classification.preview(0).splitlines()
+
+    assert len(lines) == 3
+    for line, truth in zip(lines, ("animal", "number", "colour"), strict=True):
+        found = re.fullmatch(r"predicted (\w+), (right|is (\w+)): .+", line)
+        assert found[2] == ("right" if found[1] == truth else f"is {truth}")
 
 
 def test_a_learning_rate_is_found_for_it_too(places):
