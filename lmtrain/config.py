@@ -6,6 +6,7 @@ torch is imported. Below the API no code sees the tree: it is turned into plain 
 
 import difflib
 import importlib.resources
+import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -75,6 +76,7 @@ def parse(text: str, origin: str, overrides: Mapping[str, object] | None = None)
         part = tree.setdefault(section, {})
         if not dot or not isinstance(part, dict):
             raise ConfigError(_unknown(path))
+        _require_unicode(path, value, origin)
         part[name] = value
     try:
         return Config.model_validate(_with_none(tree))
@@ -83,6 +85,18 @@ def parse(text: str, origin: str, overrides: Mapping[str, object] | None = None)
         unknown = [_unknown(f"model.{name}") for name in unknown_options(tree.get("model"))]
         problems = list(dict.fromkeys([*unknown, *_explained(error)]))
         raise ConfigError(*_message(problems, origin)) from None
+
+
+def _require_unicode(path: str, value: object, origin: str) -> None:
+    """Checks that a setting can be written; a name on the command line may be any bytes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{origin}: {path} = {_shown(value)}: not valid Unicode") from None
 
 
 def _with_none(tree: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +122,7 @@ def _read(source: str | Path) -> str:
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
     except OSError as error:
-        near = difflib.get_close_matches(str(source), recipes(), 1)
+        near = difflib.get_close_matches(str(source), recipes(), 1, 0.5)
         hint = f"did you mean {near[0]}?" if near else f"recipes: {', '.join(recipes())}"
         raise ConfigError(f"no configuration {source}: {error.strerror}", hint) from None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lmtrain.errors import CheckpointError, UnreadableError
+from lmtrain.errors import CheckpointError, ConfigError, UnreadableError
 
 _MOST_BYTES = {
     "MANIFEST.json": 1 << 16,
@@ -18,6 +18,10 @@ _MOST_BYTES = {
     "labels.json": 1 << 24,
     "frames.json": 1 << 10,
     "tokenizer.json": 1 << 30,
+}
+_SMALLER = {
+    "config.toml": "try: a glob in quotes, which names many files at once",
+    "tokenizer.json": "try: a smaller --vocab-size",
 }
 
 
@@ -72,6 +76,21 @@ def file_size(path: Path, expected: object = None) -> int:
     if found > (most := _MOST_BYTES.get(path.name, memory)):
         raise CheckpointError(f"{path} has {found:,} bytes", f"at most {most:,} are read")
     return found
+
+
+def require_readable(name: str, content: bytes) -> None:
+    """Checks that what is about to be written is small enough to be read again; see `file_size`.
+
+    Raises:
+        ConfigError: it is too large.
+    """
+    most = _MOST_BYTES.get(name, len(content))
+    if len(content) > most:
+        raise ConfigError(
+            f"{name} of this run would have {len(content):,} bytes",
+            f"at most {most:,} are read again",
+            _SMALLER.get(name, "try: fewer or shorter names"),
+        )
 
 
 def read(path: Path, expected: object = None) -> bytes:

@@ -471,3 +471,12 @@ def test_a_cell_of_ones_own_has_options_of_its_own():
     none = config.load(overrides={"model.cell": "cells.py:leaky", "model.leak": "none"})
     assert none.model.model_extra == {"leak": None}
     assert parse(to_toml(none), "written") == none
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("data.train", ["\udcfe.tsv"]), ("model.cell", "\udcfe")]
+)
+def test_settings_that_cannot_be_written_are_refused(path, value):
+    told = f"my.toml: {path} = {value!r}: not valid Unicode"
+
+    assert message("", {path: value}) == told

@@ -9,7 +9,7 @@ import typer
 from lmtrain import config, screen, untrusted
 from lmtrain.cli.output import JsonOption, print_json, print_table
 from lmtrain.cli.settings import SetOption, given, setting
-from lmtrain.errors import CheckpointError
+from lmtrain.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from lmtrain.data.tokenizer import Tokenizer
@@ -56,6 +56,8 @@ def _open(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, Tokens
     if os.path.isdir(source):  # noqa: PTH112
         if not (folder / "tokenizer.json").exists():
             raise CheckpointError(f"{source} is no run: it has no tokenizer.json")
+        if overrides:
+            raise ConfigError(f"{source} is a run with a tokenizer: {min(overrides)} is its own")
         return Tokenizer.from_json(untrusted.text(folder / "tokenizer.json")), None
     data = config.load(overrides={**overrides, "data.train": [source]}).data
     tokenizer, texts = read_tokens(Division(corpus.open_text([source])), data)

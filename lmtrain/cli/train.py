@@ -97,10 +97,14 @@ def command(
 
 
 def _run_to_resume(places: list[str], out: Path | None, config: str | None) -> Path:
-    if config or len(places) + (out is not None) != 1:
+    if config:
         raise ConfigError(
-            "--resume goes on with one run and its own settings",
-            "write it as: lmtrain train --resume RUN",
+            "--config cannot be combined with --resume: a run goes on with its own settings",
+            "change single ones by named options or --set",
+        )
+    if len(places) + (out is not None) != 1:
+        raise ConfigError(
+            "--resume goes on with one run", "write it as: lmtrain train --resume RUN"
         )
     return out or Path(places[0])
 
@@ -134,7 +138,8 @@ def _print_text(summary: "Summary") -> None:
         (
             "trained",
             f"{summary.steps:,} steps, {progress.count:,} {task.unit} in "
-            f"{summary.seconds:,.0f} s, {summary.count_per_second:,.0f} {task.unit}/s",
+            f"{summary.seconds:,.0f} s; training steps alone: "
+            f"{summary.count_per_second:,.0f} {task.unit}/s",
         )
     ]
     if summary.best is not None and summary.baseline is not None:

@@ -266,7 +266,8 @@ def open_text(places: Sequence[str], parts: Sequence[str] = ("train",)) -> Text:
 
     Args:
         places: paths, globs, `-`, or names of corpora.
-        parts: which part of a fetched corpus is meant: the first of these that it has.
+        parts: which part of a fetched corpus is meant: the first of these that it has; without
+            any, corpora are not meant.
 
     Raises:
         TextError: nothing is there.
@@ -274,7 +275,8 @@ def open_text(places: Sequence[str], parts: Sequence[str] = ("train",)) -> Text:
     """
     sources = tuple(source for place in places for source in _sources(place, parts))
     if not sources:
-        raise TextError(f"no {parts[0]} text: {', '.join(places) or 'nothing was given'}")
+        wanted = " ".join([*parts[:1], "text"])
+        raise TextError(f"no {wanted}: {', '.join(places) or 'nothing was given'}")
     return Text(sources)
 
 
@@ -289,16 +291,16 @@ def _sources(place: str, parts: Sequence[str]) -> list[Source]:
         raise TextError(str(error)) from None
     if is_there:
         return [_file(place)]
-    if place == PYTHON_DOCS:
+    if parts and place == PYTHON_DOCS:
         return [_python_docs()]
-    if place in catalogue():
+    if parts and place in catalogue():
         found = [(part, path) for part in parts if (path := fetched_file(place, part))]
         return [Source(path, f"{place} ({part})") for part, path in found[:1]]
     # Path.glob takes no absolute patterns.
     if matches := sorted(glob.glob(place, recursive=True)):  # noqa: PTH207
         return [_file(path) for path in matches]
-    known = ", ".join([PYTHON_DOCS, *catalogue()])
-    raise TextError(f"no text file {place}", f"named corpora: {known}")
+    known = f"named corpora: {', '.join([PYTHON_DOCS, *catalogue()])}"
+    raise TextError(f"no text file {place}", *([known] if parts else []))
 
 
 @functools.cache

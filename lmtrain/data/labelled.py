@@ -20,7 +20,7 @@ _TRY_JSON = 'try: one object per line, such as {"label": "good", "text": "I like
 
 @dataclass(frozen=True)
 class Example:
-    """A text and its label, both without white space around them."""
+    """A text and its label, both as `cleaned` gives them."""
 
     label: str
     text: str
@@ -44,15 +44,28 @@ def read(places: Sequence[str]) -> Iterator[Example]:
 
 
 def read_texts(place: str) -> Iterator[str]:
-    """The texts of a file without labels, one a line; of JSON Lines, their `text`.
+    """The texts of a file without labels, one for each line; of JSON Lines, their `text`.
+
+    A blank line is an empty text; in JSON Lines it is none.
 
     Raises:
         TextError: missing or unreadable.
     """
     for name, number, line in _lines(place):
-        if _is_json(name):
-            line = _field(_json(line, name, number), "text", name, number)
-        yield line.strip()
+        if not _is_json(name):
+            yield cleaned(line)
+        elif line.strip():
+            yield cleaned(_field(_json(line, name, number), "text", name, number))
+
+
+def cleaned(text: str) -> str:
+    r"""A label or a text in one line, without white space around it, whatever it was read from.
+
+    Example:
+        >>> cleaned(" very\ngood ")
+        'very good'
+    """
+    return " ".join(text.splitlines()).strip()
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
@@ -67,21 +80,31 @@ def fingerprint(examples: Iterable[Example]) -> str:
 def _read_folder(folder: Path) -> Iterator[Example]:
     """The examples of a folder with one file of lines for each label, named after it.
 
+    Hidden files are none of them.
+
     Raises:
-        TextError: it cannot be listed.
+        TextError: it cannot be listed, or a name is no label.
     """
     try:
-        paths = sorted(path for path in folder.iterdir() if path.is_file())
+        paths = sorted(path for path in folder.iterdir() if _is_label_file(path))
     except OSError as error:
         raise TextError(f"cannot read {folder}: {error.strerror}") from None
     for path in paths:
-        label = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
-        for _, _, line in _lines(str(path)):
-            yield Example(label, line.strip())
+        _require_unicode(path.name, f"{folder}: the file name {path.name!a}")
+        label = cleaned(path.name.removesuffix(".gz").rpartition(".")[0] or path.name)
+        if not label:
+            raise TextError(f"{folder}: the file name {path.name!a} has no label")
+        # Not str(path), which for a file called - is the name of standard input.
+        for _, _, line in _filled_lines(f"{folder}/{path.name}"):
+            yield Example(label, cleaned(line))
+
+
+def _is_label_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
 
 
 def _read_files(place: str) -> Iterator[Example]:
-    for name, number, line in _lines(place):
+    for name, number, line in _filled_lines(place):
         if _is_json(name):
             tree = _json(line, name, number)
             label, text = (_field(tree, key, name, number) for key in ("label", "text"))
@@ -89,23 +112,31 @@ def _read_files(place: str) -> Iterator[Example]:
             label, tab, text = line.partition("\t")
             if not tab:
                 raise TextError(f"{name}, line {number}: no tab between label and text", _TRY)
-        label, text = (" ".join(value.splitlines()).strip() for value in (label, text))
+        label, text = cleaned(label), cleaned(text)
         for what, value in (("label", label), ("text", text)):
             if not value:
-                raise TextError(f"{name}, line {number}: the {what} is empty", _TRY)
+                raise TextError(f"{name}, line {number}: the {what} is empty", _advice(name))
         yield Example(label, text)
 
 
 def _lines(place: str) -> Iterator[tuple[str, int, str]]:
-    """The lines of files that are not blank, each with its file's name and its number."""
-    for source in corpus.open_text([place]).sources:
+    """The lines of files, each with its file's name and its number."""
+    for source in corpus.open_text([place], parts=()).sources:
         for number, line in enumerate(corpus.Text((source,)).lines(), start=1):
-            if line.strip():
-                yield source.name, number, line
+            yield source.name, number, line
+
+
+def _filled_lines(place: str) -> Iterator[tuple[str, int, str]]:
+    """Those that are not blank."""
+    return (each for each in _lines(place) if each[-1].strip())
 
 
 def _is_json(name: str) -> bool:
     return name.removesuffix(".gz").endswith(".jsonl")
+
+
+def _advice(name: str) -> str:
+    return _TRY_JSON if _is_json(name) else _TRY
 
 
 def _json(line: str, name: str, number: int) -> object:
@@ -119,8 +150,17 @@ def _field(tree: object, key: str, name: str, number: int) -> str:
     value = tree.get(key) if isinstance(tree, dict) else None
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise TextError(f"{name}, line {number}: no {key} that is text", _TRY_JSON)
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        raise TextError(f"{name}, line {number}: the {key} is not valid Unicode") from None
+    _require_unicode(str(value), f"{name}, line {number}: the {key}")
     return str(value)
+
+
+def _require_unicode(text: str, what: str) -> None:
+    """Checks that a text can be written in UTF-8; escapes in JSON and names of files may not be.
+
+    Raises:
+        TextError: it cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TextError(f"{what} is not valid Unicode") from None

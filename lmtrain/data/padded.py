@@ -55,9 +55,25 @@ class PaddedBatches:
         return [batches[index] for index in generator.permutation(len(batches))]
 
 
-def in_order(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Batches of all examples, by length, for evaluation."""
-    yield from _cut(np.argsort(lengths, kind="stable"), batch_size)
+def in_order(
+    lengths: NDArray[np.int64], batch_size: int, most_tokens: int | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """Batches of all examples, by length, for evaluation and prediction.
+
+    Args:
+        lengths: tokens of each example, (N,).
+        batch_size: most examples of a batch.
+        most_tokens: most tokens of a padded batch; an example that alone has more is a batch.
+    """
+    for batch in _cut(np.argsort(lengths, kind="stable"), batch_size):
+        first = 0
+        while first < len(batch):
+            rest = lengths[batch[first:]]
+            # The padded size of the first example, of the first two, and so on: it rises.
+            sizes = rest * np.arange(1, len(rest) + 1)
+            fitting = np.searchsorted(sizes, most_tokens or sizes[-1], "right")
+            yield batch[first : first + max(1, int(fitting))]
+            first += max(1, int(fitting))
 
 
 def _cut(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:

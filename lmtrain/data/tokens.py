@@ -120,11 +120,9 @@ def _hash(named: list[object]) -> str:
 
 
 def _load_tokenizer(path: Path) -> Tokenizer | None:
-    if not path.exists():
-        return None
-    content, _, digest = path.read_bytes().rpartition(b"\n")
-    # What another version wrote in its own way is counted anew.
-    with contextlib.suppress(CheckpointError):
+    # What is damaged, or what another version wrote in its own way, is counted anew.
+    with contextlib.suppress(OSError, CheckpointError):
+        content, _, digest = path.read_bytes().rpartition(b"\n")
         if files.sha256([content]).encode() == digest:
             return Tokenizer.from_json(content.decode())
     return None

@@ -17,7 +17,7 @@ from lmtrain.data import labelled
 from lmtrain.data.labelled import Example
 from lmtrain.data.padded import PaddedBatches, in_order, pad
 from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
-from lmtrain.errors import CheckpointError, TextError
+from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.model.classifier import Classifier
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
@@ -26,8 +26,12 @@ from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Shard, Task, Trained
 from lmtrain.tasks.building import Builder
 
 _TOKENIZER, _LABELS = "tokenizer.json", "labels.json"
-_AT_ONCE = 64
+# Texts that are predicted at once, out of so many that are sorted by length together.
+_AT_ONCE, _SORTED = 64, 512
+_MOST_TOKENS = 1 << 16
 _PREVIEWED = 3
+# How much of labels stands in messages.
+_SHOWN, _SHOWN_LENGTH = 10, 40
 _VALID_FRACTION = 0.1
 _NO_LABEL = -1
 _LABELS_FILE = TypeAdapter(dict[Literal["labels"], Annotated[list[str], Len(1)]])
@@ -126,8 +130,8 @@ class LabelledData:
         for example in examples:
             if example.label not in ids:
                 raise TextError(
-                    f"{name}: the label {example.label!a} is not in the training data",
-                    f"its labels: {', '.join(self.labels[:10])}",
+                    f"{name}: the label {_shortened(example.label)!r} is not in the training data",
+                    f"its labels: {_listed(self.labels)}",
                 )
         labels = np.array([ids[example.label] for example in examples], np.int64)
         tokens = [self.tokens(example.text) for example in examples]
@@ -183,23 +187,29 @@ class TrainedClassifier(Trained):
         return labelled.read_texts(place)
 
     def predict(self, texts: Iterable[str]) -> Iterator[Prediction]:
-        """The most likely label of each text, and the probabilities of all.
+        """The most likely label of each text, and the probabilities of all, in their order.
 
         Raises:
+            ConfigError: a single text, or what is no text.
             TextError: at character level, a character the model does not know.
         """
-        source = iter(texts)
-        while group := [text.strip() for text in itertools.islice(source, _AT_ONCE)]:
-            yield from self._predicted(group)
+        if isinstance(texts, str):
+            raise ConfigError("predict takes a list of texts, not one text", "try: predict([text])")
+        return itertools.chain.from_iterable(map(self._predicted, _groups(texts)))
 
     @torch.no_grad()
     def _predicted(self, texts: Sequence[str]) -> Iterator[Prediction]:
-        ids, lengths = pad([self.data.tokens(text) for text in texts])
+        tokens = [self.data.tokens(text) for text in texts]
         place, labels = device.of(self.model), self.data.labels
-        logits = self.model(device.place(ids, place), device.place(lengths, place))
-        for text, row in zip(texts, logits.double().softmax(-1).tolist(), strict=True):
-            label = labels[int(np.argmax(row))]
-            yield Prediction(text, label, dict(zip(labels, row, strict=True)))
+        probabilities = np.empty((len(texts), len(labels)))
+        sizes = np.array([len(ids) for ids in tokens], np.int64)
+        for indices in in_order(sizes, _AT_ONCE, _MOST_TOKENS):
+            ids, lengths = pad([tokens[index] for index in indices])
+            logits = self.model(device.place(ids, place), device.place(lengths, place))
+            probabilities[indices] = logits.double().softmax(-1).cpu().numpy()
+        for text, row in zip(texts, probabilities, strict=True):
+            label = labels[int(row.argmax())]
+            yield Prediction(text, label, dict(zip(labels, row.tolist(), strict=True)))
 
     def read(self, places: Sequence[str]) -> Examples:
         """The examples of files in the form of the training data.
@@ -241,7 +251,11 @@ class Classification(Task):
 
     @classmethod
     def read(cls, config: Config) -> LabelledData:
-        """Reads the examples; the vocabulary and the labels are those of the training split."""
+        """Reads the examples; the vocabulary and the labels are those of the training split.
+
+        Raises:
+            TextError: data is missing or unreadable, or has too few examples or labels.
+        """
         splits, data = _read_splits(config), config.data
         tokenizer = build_tokenizer(
             (f"{example.text}\n" for example in splits["train"]),
@@ -252,6 +266,11 @@ class Classification(Task):
             lowercase=data.lowercase,
         )
         labels = sorted({example.label for example in splits["train"]})
+        if len(labels) == 1:
+            raise TextError(
+                f"{_name(config, 'train')}: all examples have the label {_shortened(labels[0])!r}",
+                "at least two labels are needed",
+            )
         found = LabelledData(tokenizer, labels)
         return LabelledData(
             tokenizer,
@@ -271,6 +290,8 @@ class Classification(Task):
         except ValidationError as error:
             where = error.errors()[0]["msg"]
             raise CheckpointError(f"{_LABELS} is damaged: {where}") from None
+        if len(set(labels)) < len(labels) or any(name.splitlines() != [name] for name in labels):
+            raise CheckpointError(f"{_LABELS} is damaged: a label stands twice or is not one line")
         return LabelledData(Tokenizer.from_json(files.text(_TOKENIZER)), labels)
 
     @classmethod
@@ -341,7 +362,8 @@ class Classification(Task):
         for index, found, label in zip(indices, predicted, labels[0], strict=True):
             name, right = self.data.labels[int(found)], self.data.labels[int(label)]
             text = self.data.tokenizer.decode(examples.tokens[int(index)])
-            lines.append(f"{name} ({'right' if name == right else f'not {right}'}): {text}")
+            truth = "right" if name == right else f"is {right}"
+            lines.append(f"predicted {name}, {truth}: {text}")
         return "\n".join(lines)
 
     def baseline(self, split: str) -> Accuracy | None:
@@ -359,6 +381,20 @@ class Classification(Task):
             f"{len(self._train.tokens):,} examples, vocabulary "
             f"{self.data.tokenizer.vocab_size:,}, {len(self.data.labels):,} labels"
         )
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts, as readers of files give them, in groups that are predicted together.
+
+    Raises:
+        ConfigError: one is no text.
+    """
+    source = iter(texts)
+    while group := list(itertools.islice(source, _SORTED)):
+        for text in group:
+            if not isinstance(text, str):
+                raise ConfigError(f"predict takes texts, not {type(text).__name__}")
+        yield [labelled.cleaned(text) for text in group]
 
 
 def _padded(
@@ -404,6 +440,16 @@ def _measured(
     return Accuracy(total, count, correct)
 
 
+def _shortened(label: str) -> str:
+    return label if len(label) <= _SHOWN_LENGTH else label[: _SHOWN_LENGTH - 1] + "…"
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """The first labels, for messages."""
+    more = f" and {len(labels) - _SHOWN:,} more" if len(labels) > _SHOWN else ""
+    return ", ".join(map(_shortened, labels[:_SHOWN])) + more
+
+
 def _name(config: Config, split: str) -> str:
     places = getattr(config.data, split) or config.data.train
     return ", ".join(places)
@@ -428,15 +474,18 @@ def _read_splits(
         "test": data.test_fraction or 0.0,
     }
     # Files are often sorted by label, so that their tail would not do.
-    order = np.random.default_rng(len(train)).permutation(len(train))
+    order = np.random.default_rng(len(train)).permutation(len(train)).tolist()
+    # One example of each label stays in training, or the label would be unknown there.
+    kept = set({train[index].label: index for index in order}.values())
+    free = [index for index in order if index not in kept]
     for split, fraction in fractions.items():
         if fraction and not places[split]:
             size = max(1, round(fraction * len(train)))
-            splits[split] = [train[index] for index in sorted(order[:size])]
-            order = order[size:]
-    if not len(order):
-        raise TextError(
-            f"{_name(config, 'train')} has too few examples to be split: {len(train):,}",
-            "give validation data of its own: --valid FILE",
-        )
-    return {"train": [train[index] for index in sorted(order)], **splits}
+            drawn, free = free[:size], free[size:]
+            if not drawn:
+                raise TextError(
+                    f"{_name(config, 'train')} has too few examples to be split: {len(train):,}",
+                    "give validation data of its own: --valid FILE",
+                )
+            splits[split] = [train[index] for index in sorted(drawn)]
+    return {"train": [train[index] for index in sorted([*kept, *free])], **splits}

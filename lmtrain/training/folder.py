@@ -13,7 +13,7 @@ import torch
 import lmtrain
 from lmtrain import checkpoint, files, screen, untrusted
 from lmtrain.data import corpus
-from lmtrain.errors import CheckpointError, RunBusyError, UnreadableError
+from lmtrain.errors import CheckpointError, ConfigError, RunBusyError, UnreadableError
 
 SETTINGS = "config.toml"
 _STARTS = "run.json"
@@ -30,6 +30,18 @@ def new_run(text: str, cell: str) -> Path:
     stem = f"{name[:60]}-{cell}"
     number = next(n for n in range(1, len(taken) + 2) if f"{stem}-{n}" not in taken)
     return Path("runs") / f"{stem}-{number}"
+
+
+def require_unicode(run: Path) -> None:
+    """Checks the name of a run folder: TensorBoard writes in none that is not UTF-8.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        str(run).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"no run can be called {str(run)!a}: not valid Unicode") from None
 
 
 def refuse_used(run: Path) -> None:

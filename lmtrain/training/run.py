@@ -89,6 +89,8 @@ def run_training(
     if resume and out is None:
         raise ConfigError("resume: which run?", "try: lmtrain train --resume RUN")
     config = None if resume else config or configuration.load("python-docs")
+    if out is not None:
+        folder.require_unicode(Path(out))
     with out_of_memory_explained(_SMALLER), joined() as ranks:
         run = Path(ranks.agreed(lambda: str(out or new_run(config))))
         # Only the first process shows what training does.
@@ -114,17 +116,24 @@ def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: b
     task = prepared(config, data, ranks.shard)
 
     def claim() -> None:
+        contents = {name: text.encode() for name, text in _texts(task).items()}
+        for name, content in contents.items():
+            untrusted.require_readable(name, content)
         files.require_space(run, 2 * _checkpoint_bytes(task))
         held.enter_context(files.locked(run / ".lock", f"the run {run}"))
         folder.refuse_used(run)
         files.remove_leftovers(run)
-        files.write(run / folder.SETTINGS, configuration.to_toml(config).encode())
-        for name, text in data.files().items():
-            files.write(run / name, text.encode())
+        for name, content in contents.items():
+            files.write(run / name, content)
 
     with contextlib.ExitStack() as held:
         ranks.agreed(claim)
         return _train(run, task, None, ranks, began=began, is_quiet=is_quiet)
+
+
+def _texts(task: Task) -> dict[str, str]:
+    """The settings and the vocabularies, which a run and its checkpoints hold, by file name."""
+    return {folder.SETTINGS: configuration.to_toml(task.config), **task.data.files()}
 
 
 @dataclass(frozen=True)
@@ -261,10 +270,12 @@ def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object
         stored = configuration.parse(text, origin)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    config = configuration.parse(text, origin, overrides)
-    if _kept(config) != _kept(stored):
+    # What the run holds may mean nothing with another task, and would be blamed.
+    is_same_task = overrides.get("data.task", stored.data.task) == stored.data.task
+    config = configuration.parse(text, origin, overrides) if is_same_task else stored
+    if not is_same_task or _kept(config) != _kept(stored):
         raise ConfigError(
-            "a resumed run keeps its text, its model, its batch size, its windows and its seed",
+            "a resumed run keeps its task, text, model, batch size, windows and seed",
             "what may change: epochs, steps, seconds, learning rate and the like",
         )
     return config
@@ -302,7 +313,6 @@ def _train(
         log = Logger(run, task, **steps, is_quiet=is_quiet)
     with contextlib.closing(log):
         _introduce(run, task, surroundings, log)
-        texts = {folder.SETTINGS: configuration.to_toml(config), **task.data.files()}
         trainer = Trainer(
             task,
             _optimizer(task, _schedules(task), limits.total_steps),
@@ -316,7 +326,7 @@ def _train(
             Checkpoints(
                 run,
                 config.train.keep_checkpoints,
-                Documents(texts, task.data.references()),
+                Documents(_texts(task), task.data.references()),
                 ranks,
             ),
             log,
@@ -325,6 +335,12 @@ def _train(
         if saved:
             trainer.restore(saved)
         trainer.train()
+        if trainer.optimizer.step == first_step and trainer.is_cut_short:
+            log.say(
+                f"no time is left for a step: train.max_seconds = {config.train.max_seconds:g}, of "
+                f"which {limits.elapsed:,.1f} s were used\n"
+                "  more in all: --max-seconds N; no limit: --set train.max_seconds=none"
+            )
     return _summary(run, trainer)
 
 

@@ -101,7 +101,9 @@ def test_torch_is_not_waited_for(lmtrain, tmp_path):
     assert "torch" not in imported
 
 
-def test_a_run_asks_which_text(word_model, lmtrain, assert_refused):
+def test_a_run_asks_which_text_and_keeps_its_tokenizer(word_model, lmtrain, assert_refused):
     outcome = lmtrain("tokenize", word_model.run)
+    changed = lmtrain("tokenize", word_model.run, "text", "--level", "char")
 
     assert_refused(outcome, 4, "is a run: which text?", "try: lmtrain tokenize")
+    assert_refused(changed, 2, "is a run", "data.level")

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 
 import pytest
 
@@ -61,6 +62,7 @@ def test_several_places_follow_each_other(tmp_path):
         ("a.tsv", "\tfine\n", "a.tsv, line 1: the label is empty"),
         ("a.tsv", "good\tfine\n\ngood\t \n", "a.tsv, line 3: the text is empty"),
         ("a.tsv", "\n \n", "a.tsv has no examples"),
+        ("a.jsonl", '{"label": "x", "text": " "}\n', "a.jsonl, line 1: the text is empty"),
         ("a.jsonl", "{\n", "a.jsonl, line 1: not JSON"),
         ("a.jsonl", "[1]\n", "a.jsonl, line 1: no label that is text"),
         ("a.jsonl", '{"label": "x"}\n', "a.jsonl, line 1: no text that is text"),
@@ -82,7 +84,8 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path, monkeypatch, name, text, 
     first, *others = str(caught.value).splitlines()
     assert first == told
     assert len(others) <= 1
-    assert all(line.startswith("  try: ") for line in others)
+    form = "one object per line" if name == "a.jsonl" else "one example per line"
+    assert all(line.startswith(f"  try: {form}") for line in others)
 
 
 def test_an_empty_folder_has_no_examples(tmp_path):
@@ -101,16 +104,51 @@ def test_the_fingerprint_follows_labels_texts_and_order():
 
 def test_texts_without_labels_are_read_line_by_line(tmp_path):
     lines = written(tmp_path / "a.txt", "one \n\ntwo\tthree\n")
-    objects = written(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": "two"}\n')
+    objects = written(tmp_path / "a.jsonl", '{"text": "one"}\n\n{"text": "two"}\n')
 
-    assert list(read_texts(lines)) == ["one", "two\tthree"]
+    assert list(read_texts(lines)) == ["one", "", "two\tthree"]
     assert list(read_texts(objects)) == ["one", "two"]
 
 
-def test_labels_and_texts_in_json_are_one_line(tmp_path):
-    place = written(tmp_path / "a.jsonl", '{"label": "very\\ngood", "text": "a\\nb"}\n')
+def test_labels_and_texts_are_one_line_in_every_form(tmp_path):
+    (tmp_path / "folder").mkdir()
+    objects = written(tmp_path / "a.jsonl", '{"label": "very\\ngood", "text": "a\\nb\\u2028c"}\n')
+    lines = written(tmp_path / "a.tsv", "very\fgood \t a\fb\u2028c\n")
+    texts = written(tmp_path / "folder" / "very\ngood .txt", " a\fb\u2028c\n")
 
-    assert list(read([place])) == [Example("very good", "a b")]
+    for place in (objects, lines, str(tmp_path / "folder")):
+        assert list(read([place])) == [Example("very good", "a b c")]
+    for place in (objects, texts):
+        assert list(read_texts(place)) == ["a b c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (os.fsdecode(b"\xff.txt"), r"'\\udcff\.txt' is not valid Unicode$"),
+        (" .txt", r"' \.txt' has no label$"),
+    ],
+)
+def test_a_file_name_that_is_no_label_is_refused(tmp_path, name, told):
+    (tmp_path / name).write_text("fine\n")
+
+    with pytest.raises(TextError, match=f"the file name {told}"):
+        list(read([str(tmp_path)]))
+
+
+def test_a_folder_has_no_label_for_hidden_files_and_any_for_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".gitkeep", ".bad.txt.swp"):
+        (tmp_path / name).write_bytes(b"\0")
+    written(tmp_path / "-", "a dash\n")
+
+    assert list(read(["."])) == [Example("-", "a dash")]
+
+
+def test_a_missing_file_is_not_taken_for_a_corpus():
+    for name in ("nothing.tsv", "ptb", "python-docs"):
+        with pytest.raises(TextError, match=f"^no text file {name}$"):
+            list(read([name]))
 
 
 def test_a_name_too_long_for_a_file_is_refused():

@@ -42,13 +42,18 @@ def test_little_of_a_batch_is_padding():
     assert 1 - each.sum() / padded < 0.1
 
 
-def test_evaluation_sees_every_example_once_by_length():
+@pytest.mark.parametrize("most_tokens", [None, 1, 40, 10_000])
+def test_evaluation_sees_every_example_once_by_length(most_tokens):
     each = lengths(50)
 
-    drawn = np.concatenate(list(in_order(each, 8)))
+    batches = list(in_order(each, 8, most_tokens))
+    drawn = np.concatenate(batches)
 
     assert sorted(drawn.tolist()) == list(range(50))
     assert (np.diff(each[drawn]) >= 0).all()
+    sizes = [(len(batch), each[batch].max() * len(batch)) for batch in batches]
+    assert all(rows <= 8 and (rows == 1 or size <= (most_tokens or size)) for rows, size in sizes)
+    assert len(batches) == {None: 7, 1: 50, 10_000: 7}.get(most_tokens, len(batches))
 
 
 def test_sequences_are_padded_at_their_ends():

@@ -14,7 +14,7 @@ from lmtrain.data.corpus import Text, open_text
 from lmtrain.data.division import Division
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer, build_tokenizer
 from lmtrain.data.tokens import load_tokens, read_tokens
-from lmtrain.errors import TextError
+from lmtrain.errors import MachineError, TextError
 from lmtrain.files import sha256
 from lmtrain.schema import DataConfig
 
@@ -331,6 +331,16 @@ def test_a_damaged_vocabulary_is_counted_again(place, cache, damage):
 
     assert counted(open_text([str(place)])).vocabulary == whole
     assert path.read_bytes() == content
+
+
+def test_a_folder_in_the_place_of_a_vocabulary_is_told(place, cache):
+    counted(open_text([str(place)]))
+    [path] = cache.glob("*.tokenizer.json")
+    path.unlink()
+    path.mkdir()
+
+    with pytest.raises(MachineError, match=r"could not write .*tokenizer\.json: Is a directory"):
+        counted(open_text([str(place)]))
 
 
 def measured(path, splitter):

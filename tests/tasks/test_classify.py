@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +11,11 @@ import torch
 from numerics import assert_same
 
 import lmtrain
-from lmtrain import checkpoint, config
+from lmtrain import checkpoint, config, untrusted
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
 from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.tasks.base import Batch, Shard
-from lmtrain.tasks.classify import Classification, Examples, LabelledData
+from lmtrain.tasks.classify import Classification, Examples, LabelledData, TrainedClassifier
 from lmtrain.training import trainer
 from lmtrain.training.run import find_learning_rate, run_training
 
@@ -135,6 +137,43 @@ def test_an_example_does_not_depend_on_those_beside_it(pooling, bidirectional):
         assert_same(together[row], alone[0])
 
 
+def trained() -> TrainedClassifier:
+    classification = task()
+    parts = classification.config, classification.data, classification.model.eval()
+    return TrainedClassifier(Path("checkpoint"), *parts, {"step": 0})
+
+
+def test_texts_are_predicted_in_their_order_with_little_padding():
+    model, shapes = trained(), []
+    texts = ["b c " * 400 if index % 100 == 0 else "a " * (1 + index % 3) for index in range(600)]
+    texts[5] = "a " * 70_000
+    alone = {text: next(model.predict([text])).probabilities for text in set(texts)}
+    model.model.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+
+    found = list(model.predict(iter(texts)))
+
+    assert [each.text for each in found] == [text.strip() for text in texts]
+    for text, each in zip(texts, found, strict=True):
+        assert each.probabilities == pytest.approx(alone[text], rel=1e-5)
+    assert sum(steps * rows for steps, rows in shapes) < 130_000
+    assert max(steps * rows for steps, rows in shapes) == 70_000
+
+
+def test_a_text_is_predicted_as_a_file_would_have_it():
+    (found,) = trained().predict([" a\nb "])
+
+    assert found.text == "a b"
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [("ab", "a list of texts, not one text"), (["a", b"b"], "takes texts, not bytes")],
+)
+def test_what_is_no_list_of_texts_is_refused(texts, told):
+    with pytest.raises(ConfigError, match=told):
+        list(trained().predict(texts))
+
+
 def test_the_loss_is_the_cross_entropy_of_the_logits():
     classification = task()
     tokens, lengths, labels = classification.batch(0).tensors
@@ -191,6 +230,29 @@ def test_without_validation_data_a_part_of_the_examples_is_drawn(places, tmp_pat
     assert {split: len(data.tokens) for split, data in found.items()} == {"valid": 20}
 
 
+@pytest.mark.parametrize("count", range(2, 30, 3))
+def test_the_only_example_of_a_label_is_never_drawn(tmp_path, count):
+    lines = [f"rare-{index}\tone\n" for index in range(count)] + ["common\tone\n"] * (count + 2)
+    (tmp_path / "train.tsv").write_text("".join(lines))
+    chosen = settings({"data.train": [str(tmp_path / "train.tsv")]}, data__test_fraction=0.3)
+
+    found = Classification.read(chosen)
+
+    drawn = [found.splits[split].labels.tolist() for split in ("valid", "test")]
+    assert [len(labels) for labels in drawn] == [
+        round(fraction * (2 * count + 2)) or 1 for fraction in (0.1, 0.3)
+    ]
+    assert {*drawn[0], *drawn[1]} == {found.labels.index("common")}
+    assert sum(len(split.labels) for split in found.splits.values()) == 2 * count + 2
+
+
+def test_examples_with_a_label_each_are_too_few_to_be_split(tmp_path):
+    (tmp_path / "train.tsv").write_text("a\tone\nb\ttwo\nc\tthree\n")
+
+    with pytest.raises(TextError, match=r"too few examples to be split: 3\n.*--valid FILE"):
+        Classification.read(settings({"data.train": [str(tmp_path / "train.tsv")]}))
+
+
 def test_evaluating_a_split_with_a_file_of_its_own_does_not_read_the_training_data(
     places, tmp_path
 ):
@@ -202,11 +264,42 @@ def test_evaluating_a_split_with_a_file_of_its_own_does_not_read_the_training_da
     assert {split: len(data.tokens) for split, data in found.items()} == {"valid": 40, "test": 30}
 
 
-def test_a_label_that_training_does_not_have_is_refused(places, tmp_path):
-    (tmp_path / "valid.tsv").write_text("plant\tan oak\n")
+@pytest.mark.parametrize(("label", "shown"), [("plänt", "plänt"), ("x" * 5000, "x" * 39 + "…")])
+def test_a_label_that_training_does_not_have_is_refused(places, tmp_path, label, shown):
+    (tmp_path / "valid.tsv").write_text(f"{label}\tan oak\n")
 
-    with pytest.raises(TextError, match="the label 'plant' is not in the training data"):
+    with pytest.raises(TextError) as caught:
+        Classification.read(settings(places))
+
+    assert f"valid.tsv: the label '{shown}' is not in the training data\n" in str(caught.value)
+    assert str(caught.value).endswith("\n  its labels: animal, colour, number")
+
+
+def test_of_many_labels_the_first_are_named(places, tmp_path):
+    labels = sorted(f"{index:04}" + "x" * 200 for index in range(1200))
+    (tmp_path / "train.tsv").write_text("".join(f"{label}\tone\n" for label in labels))
+
+    with pytest.raises(TextError, match=r"0009x{35}… and 1,190 more$") as caught:
+        Classification.read(settings(places))
+
+    assert len(str(caught.value)) < 900
+
+
+def test_a_single_label_teaches_nothing(places, tmp_path):
+    (tmp_path / "train.tsv").write_text("plant\tan oak\n" * 9)
+
+    with pytest.raises(TextError, match=r"train\.tsv: all examples have the label 'plant'\n"):
+        Classification.read(settings(places))
+
+
+@pytest.mark.parametrize("name", ["config.toml", "labels.json", "tokenizer.json"])
+def test_what_could_not_be_read_again_is_not_trained(places, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(untrusted._MOST_BYTES, name, 10)
+
+    with pytest.raises(ConfigError, match=rf"^{name} of this run would have .*\n.* 10 are read"):
         run_training(settings(places), tmp_path / "run", is_quiet=True)
+
+    assert not (tmp_path / "run").exists()
 
 
 def test_examples_that_changed_are_refused(places, tmp_path):
@@ -218,8 +311,13 @@ def test_examples_that_changed_are_refused(places, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", '{"labels": []}', '{"labels": [1]}', '{"labels": "ab"}', "[" * 9000]
-)
+    "content",
+    [
+        "", "{", '{"labels": []}', '{"labels": [1]}', '{"labels": "ab"}', "[" * 9000,
+        '{"labels": ["a", "b", "a"]}', '{"labels": ["a", ""]}', '{"labels": ["a\\nb"]}',
+        '{"labels": ["\\ud800"]}',
+    ],
+)  # fmt: skip
 def test_labels_that_are_damaged_are_refused(content):
     class Files:
         def text(self, name):
@@ -232,6 +330,17 @@ def test_labels_that_are_damaged_are_refused(content):
 def test_what_means_nothing_for_labels_is_refused(places):
     with pytest.raises(ConfigError, match=r"train\.seq_len = 9 means nothing with data\.task"):
         settings(places, train__seq_len=9)
+
+
+def test_a_preview_says_what_is_predicted_and_what_is_true():
+    classification = task()
+
+    lines = classification.preview(0).splitlines()
+
+    assert len(lines) == 3
+    for line, truth in zip(lines, ("animal", "number", "colour"), strict=True):
+        found = re.fullmatch(r"predicted (\w+), (right|is (\w+)): .+", line)
+        assert found[2] == ("right" if found[1] == truth else f"is {truth}")
 
 
 def test_a_learning_rate_is_found_for_it_too(places):

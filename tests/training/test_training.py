@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -245,6 +246,18 @@ def test_training_ends_when_its_time_is_up(text, tmp_path, capsys):
     assert summary.best is not None
 
 
+def test_a_run_without_time_left_says_so(text, tmp_path, capsys):
+    run, longer = tmp_path / "run", {"train.max_steps": 99, "train.max_seconds": 0.001}
+    run_training(settings(text, train__max_steps=3), run, is_quiet=True)
+
+    summary = run_training(out=run, resume=True, overrides=longer)
+
+    assert summary.steps == 3
+    told = capsys.readouterr().err
+    assert "no time is left for a step: train.max_seconds = 0.001, of which " in told
+    assert "--set train.max_seconds=none" in told
+
+
 @pytest.mark.parametrize("eval_every", [10**6, 1])
 def test_the_last_steps_of_a_run_whose_time_is_up_are_recorded(text, tmp_path, eval_every):
     chosen = settings(
@@ -331,6 +344,15 @@ def test_a_used_folder_is_refused(text, tmp_path):
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["precious"]
 
 
+def test_a_run_folder_whose_name_is_no_text_is_refused(text, tmp_path):
+    run = tmp_path / os.fsdecode(b"run\xff")
+
+    with pytest.raises(ConfigError, match=r"run\\udcff': not valid Unicode$"):
+        run_training(settings(text), run, is_quiet=True)
+
+    assert not run.exists()
+
+
 def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
     run = tmp_path / "run"
     run_training(settings(text), run, is_quiet=True)
@@ -338,8 +360,9 @@ def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
     longer = run_training(out=run, resume=True, overrides={"train.max_steps": 34}, is_quiet=True)
     for changes in (
         {"model.hidden_size": 13}, {"train.seq_len": 16}, {"train.random_seq_len": True},
+        {"data.task": "classify"},
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match="keeps its text, its model"):
+        with pytest.raises(ConfigError, match="keeps its task, text, model"):
             run_training(out=run, resume=True, overrides=changes, is_quiet=True)
 
     assert longer.steps == 34
