@@ -66,7 +66,7 @@ def _loaded(saved: checkpoint.Checkpoint) -> Trained:
     try:
         config = configuration.parse(saved.text("config.toml"), str(saved.path / "config.toml"))
         task = task_of(config)
-        data = task.restore(saved)
+        data = task.restore(saved, config)
         # Sizes are compared with those of the weights before memory is taken for them.
         saved.require_shapes(weight_shapes(task, config, data))
         model = task.build(config, data)

@@ -17,6 +17,7 @@ _MOST_BYTES = {
     "state.json": 1 << 24,
     "labels.json": 1 << 24,
     "frames.json": 1 << 10,
+    "vectors.json": 1 << 10,
     "tokenizer.json": 1 << 30,
 }
 _SMALLER = {

@@ -5,12 +5,16 @@ function of the seed and the epoch. Knows lengths and ids, never text.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 # Batches that are sorted by length together: more of them leave less padding, and less randomness.
 _POOL = 50
+
+NOTHING = -1
+"""What stands beyond the end of a sequence, and where there is nothing to predict."""
 
 
 class PaddedBatches:
@@ -80,10 +84,8 @@ def _cut(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
-def pad(
-    sequences: Sequence[NDArray[np.int64]], fill: int = -1
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sequences side by side, (T, B), `fill` beyond their ends, and their lengths (B,).
+def pad(sequences: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Sequences (T, ...) side by side, (T, B, ...), −1 beyond their ends, and their lengths (B,).
 
     Example:
         >>> ids, lengths = pad([np.array([5, 6]), np.array([7])])
@@ -91,7 +93,8 @@ def pad(
         ([[5, 6], [7, -1]], [2, 1])
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    ids = np.full((int(lengths.max()), len(sequences)), fill, np.int64)
+    shape = (int(lengths.max()), len(sequences), *sequences[0].shape[1:])
+    padded = np.full(shape, NOTHING, sequences[0].dtype)
     for column, sequence in enumerate(sequences):
-        ids[: len(sequence), column] = sequence
-    return ids, lengths
+        padded[: len(sequence), column] = sequence
+    return padded, lengths

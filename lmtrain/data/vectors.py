@@ -59,6 +59,23 @@ def read(places: Sequence[str], *, labels: bool) -> Iterator[VectorSequence]:
                 yield sequence
 
 
+def require_width(vectors: Any, width: int, name: str) -> NDArray[np.float32]:
+    """A sequence of vectors (T, F), if it is one.
+
+    Raises:
+        TextError: it has another width, no steps, or numbers that are not finite.
+    """
+    array = np.asarray(vectors)
+    if array.ndim != 2 or array.dtype.kind not in "fiub" or not len(array):
+        raise TextError(f"{name}: {array.shape} {array.dtype} are not vectors (steps, {width})")
+    if array.shape[1] != width:
+        raise TextError(f"{name}: vectors of {array.shape[1]} numbers, the model takes {width}")
+    array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise TextError(f"{name}: a number is not finite")
+    return array
+
+
 def npz(vectors: NDArray[Any]) -> bytes:
     """A file with one sequence of vectors, (T, F)."""
     content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The classifier: tokens in, one label out (many to one)."""
+"""The classifier: tokens or vectors in, one label out (many to one)."""
 
 from typing import Literal
 
@@ -17,12 +17,12 @@ class Classifier(Network):
     """P(label | x⟨1⟩ ... x⟨T⟩) = softmax(W_y p + b_y), p pooled over the hidden states a⟨t⟩.
 
     Args:
-        encoder: tokens to hidden states.
+        encoder: tokens or vectors to hidden states.
         dropout: acts on p.
         head: p to probabilities.
         pooling: last: a⟨T⟩, and a⟨1⟩ of the direction that runs backward; mean or max: over t.
 
-    Shapes: tokens (T, B) and lengths (B,) give logits (B, C).
+    Shapes: tokens (T, B), or vectors (T, B, F), and lengths (B,) give logits (B, C).
     """
 
     def __init__(
@@ -31,9 +31,9 @@ class Classifier(Network):
         super().__init__(encoder, dropout, head)
         self.pooling = pooling
 
-    def pooled(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def pooled(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """P after dropout, (1, B, H): the form that a head takes."""
-        hidden, _ = self.encoder(tokens, None, lengths)
+        hidden, _ = self.encoder(inputs, None, lengths)
         pooled: Tensor = self.dropout(self._pool(hidden, lengths))
         return pooled.unsqueeze(0)
 
@@ -53,7 +53,7 @@ class Classifier(Network):
         size = hidden.shape[2] // 2
         return torch.cat([last[:, :size], hidden[0, :, size:]], dim=1)
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Logits (B, C) of tokens (T, B), each row of its own length (B,)."""
-        logits: Tensor = self.head(self.pooled(tokens, lengths))[0]
+    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (B, C) of tokens or vectors, each row of its own length (B,)."""
+        logits: Tensor = self.head(self.pooled(inputs, lengths))[0]
         return logits

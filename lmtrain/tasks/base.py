@@ -257,7 +257,7 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def restore(cls, files: Files) -> Data:
+    def restore(cls, files: Files, config: Config) -> Data:
         """The vocabularies of a checkpoint, without any split.
 
         Raises:

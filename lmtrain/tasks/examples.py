@@ -7,8 +7,9 @@ what a batch of them measures; here is the rest.
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,17 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain import device
-from lmtrain.data.padded import PaddedBatches, in_order
-from lmtrain.errors import TextError
+from lmtrain.data.padded import NOTHING, PaddedBatches, in_order, pad
+from lmtrain.errors import ConfigError, TextError
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Shard, Task, require_same
 
 _VALID_FRACTION = 0.1
+# Examples that are predicted at once, out of so many that are sorted by length together.
+_AT_ONCE, _SORTED = 64, 512
+_MOST_STEPS = 1 << 16
 SPLITS = ("train", "valid", "test")
-NOTHING = -1
-"""What stands among the targets where nothing is predicted."""
-
-Example = TypeVar("Example")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class ExampleData(abc.ABC):
         """The sizes of the vocabularies by name."""
 
     @abc.abstractmethod
+    def fingerprint(self, examples: Sequence[Any]) -> str:
+        """A hash of examples as they were read."""
+
+    @abc.abstractmethod
     def encoded(self, examples: Sequence[Any], name: str) -> Examples:
         """Examples as numbers.
 
@@ -103,10 +108,19 @@ class ExampleTask(Task):
             TextError: a file is missing or not of the task's form.
         """
 
+    @staticmethod
+    def kinds(example: Any) -> Collection[str]:
+        """The labels of an example; one example at least of each stays in the training data."""
+        return ()
+
     @classmethod
     @abc.abstractmethod
     def vocabularies(cls, examples: Sequence[Any], config: Config) -> ExampleData:
-        """The vocabularies of training examples, without any split."""
+        """The vocabularies of training examples, without any split.
+
+        Raises:
+            TextError: nothing can be learned from them.
+        """
 
     @staticmethod
     @abc.abstractmethod
@@ -121,7 +135,7 @@ class ExampleTask(Task):
     @classmethod
     def read(cls, config: Config) -> ExampleData:
         """Reads the examples; the vocabularies are those of the training split."""
-        splits = _read_splits(config, cls.read_examples)
+        splits = cls._read_splits(config)
         return _encoded(cls.vocabularies(splits["train"], config), splits, config)
 
     @classmethod
@@ -134,12 +148,11 @@ class ExampleTask(Task):
     ) -> ExampleData:
         """The examples of a run, read again."""
         wanted = {split: references[split] for split in splits if split in references}
-        read = _read_splits(config, cls.read_examples, tuple(wanted))
-        found = _encoded(data, {s: read[s] for s in wanted if s in read}, config)
+        read = cls._read_splits(config, tuple(wanted))
         for split, reference in wanted.items():
-            key = found.splits[split].key if split in found.splits else None
+            key = data.fingerprint(read[split]) if split in read else None
             require_same(split, reference["name"], key, reference["key"])
-        return found
+        return _encoded(data, {split: read[split] for split in wanted}, config)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -201,6 +214,41 @@ class ExampleTask(Task):
         nothing = cls.metrics(*(0.0 for _ in dataclasses.fields(cls.metrics)))
         return nothing.summed([each.sums for each in found]) if found else nothing
 
+    @classmethod
+    def _read_splits(cls, config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, list[Any]]:
+        """The examples of splits; those that have no file are drawn from the training data.
+
+        Raises:
+            TextError: a file is missing or unreadable, or there are too few examples.
+        """
+        data = config.data
+        places = {"valid": data.valid, "test": data.test}
+        splits = {s: cls.read_examples(places[s], config) for s in wanted if places.get(s)}
+        if splits.keys() == set(wanted):
+            return splits
+        train = cls.read_examples(data.train, config)
+        fractions = {
+            "valid": _VALID_FRACTION if data.valid_fraction is None else data.valid_fraction,
+            "test": data.test_fraction or 0.0,
+        }
+        # Files are often sorted by label, so that their tail would not do.
+        order = np.random.default_rng(len(train)).permutation(len(train)).tolist()
+        kept = set({kind: index for index in order for kind in cls.kinds(train[index])}.values())
+        kept = kept or set(order[-1:])
+        free = [index for index in order if index not in kept]
+        for split, fraction in fractions.items():
+            if fraction and not places[split]:
+                size = max(1, round(fraction * len(train)))
+                drawn, free = free[:size], free[size:]
+                if not drawn:
+                    raise TextError(
+                        f"{place_names(config, 'train')} has too few examples to be split: "
+                        f"{len(train):,}",
+                        "give validation data of its own: --valid FILE",
+                    )
+                splits[split] = [train[index] for index in sorted(drawn)]
+        return {"train": [train[index] for index in sorted([*kept, *free])], **splits}
+
     def previewed(self, step: int, count: int) -> tuple[Examples, NDArray[np.int64]]:
         """Some validation examples, others at each validation; the first ones to come again."""
         examples: Examples = self.data.splits.get("valid", self._train)
@@ -210,6 +258,30 @@ class ExampleTask(Task):
     def placed(self, examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, ...]:
         """Examples as tensors on the model's device."""
         return _placed(self.model, self.collated(examples, indices))
+
+
+def grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Items in groups that are large enough to be sorted by length, and small enough to wait for.
+
+    Raises:
+        ConfigError: a single text in place of a list.
+    """
+    if isinstance(items, str):
+        raise ConfigError("predict takes a list of texts, not one text", "try: predict([text])")
+    source = iter(items)
+    while group := list(itertools.islice(source, _SORTED)):
+        yield group
+
+
+def batched(
+    model: Any, inputs: Sequence[NDArray[Any]]
+) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+    """Batches of similar length and limited size: indices, padded inputs and lengths."""
+    sizes = np.array([len(each) for each in inputs], np.int64)
+    for indices in in_order(sizes, _AT_ONCE, _MOST_STEPS):
+        padded, lengths = pad([inputs[index] for index in indices])
+        inputs_of, lengths_of = _placed(model, (padded, lengths))
+        yield indices, inputs_of, lengths_of
 
 
 def fingerprint(texts: Iterable[str]) -> str:
@@ -224,47 +296,15 @@ def _placed(model: Any, arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, ...]:
     return tuple(device.place(array, device.of(model)) for array in arrays)
 
 
-def _name(config: Config, split: str) -> str:
+def place_names(config: Config, split: str) -> str:
+    """What messages call the data of a split."""
     places = getattr(config.data, split) or config.data.train
     return ", ".join(places)
 
 
 def _encoded(data: ExampleData, splits: Mapping[str, Sequence[Any]], config: Config) -> ExampleData:
     """The data with the examples of splits as numbers."""
-    found = {split: data.encoded(each, _name(config, split)) for split, each in splits.items()}
-    return dataclasses.replace(data, splits=found)
-
-
-def _read_splits(
-    config: Config,
-    read: Callable[[Sequence[str], Config], list[Example]],
-    wanted: Sequence[str] = SPLITS,
-) -> dict[str, list[Example]]:
-    """The examples of splits; those that have no file are drawn from the training data.
-
-    Raises:
-        TextError: a file is missing or unreadable, or there are too few examples.
-    """
-    data = config.data
-    places = {"valid": data.valid, "test": data.test}
-    splits = {s: read(places[s], config) for s in wanted if places.get(s)}
-    if splits.keys() == set(wanted):
-        return splits
-    train = read(data.train, config)
-    fractions = {
-        "valid": _VALID_FRACTION if data.valid_fraction is None else data.valid_fraction,
-        "test": data.test_fraction or 0.0,
-    }
-    # Files are often sorted by label, so that their tail would not do.
-    order = np.random.default_rng(len(train)).permutation(len(train))
-    for split, fraction in fractions.items():
-        if fraction and not places[split]:
-            size = max(1, round(fraction * len(train)))
-            splits[split] = [train[index] for index in sorted(order[:size])]
-            order = order[size:]
-    if not len(order):
-        raise TextError(
-            f"{_name(config, 'train')} has too few examples to be split: {len(train):,}",
-            "give validation data of its own: --valid FILE",
-        )
-    return {"train": [train[index] for index in sorted(order)], **splits}
+    found = {}
+    for split, examples in splits.items():
+        found[split] = data.encoded(examples, place_names(config, split))
+    return replace(data, splits=found)

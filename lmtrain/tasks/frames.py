@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lmtrain import device
 from lmtrain.data import midi, vectors
+from lmtrain.data.padded import NOTHING, pad
 from lmtrain.data.vectors import VectorSequence
 from lmtrain.errors import CheckpointError, ConfigError, DivergedError, TextError
 from lmtrain.model.embedding import Vectors
@@ -22,7 +23,7 @@ from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Trained
 from lmtrain.tasks.building import Builder
-from lmtrain.tasks.examples import NOTHING, ExampleData, Examples, ExampleTask
+from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask
 
 _FILE = "frames.json"
 _CONTENT = TypeAdapter(dict[Literal["outputs"], Annotated[int, Field(ge=1, strict=True)]])
@@ -90,6 +91,10 @@ class FrameData(ExampleData):
         """The number of outputs."""
         return {"outputs": self.outputs}
 
+    def fingerprint(self, examples: Sequence[VectorSequence]) -> str:
+        """A hash of the frames."""
+        return vectors.fingerprint(examples)
+
     def encoded(self, examples: Sequence[VectorSequence], name: str) -> Examples:
         """Frames as numbers of one byte; a frame's input is the frame before it, first zeros.
 
@@ -104,7 +109,7 @@ class FrameData(ExampleData):
                 raise TextError(f"{name}: sequence {number} has a number that is neither 0 nor 1")
         targets = [each.vectors.astype(np.int8) for each in examples]
         inputs = [np.concatenate([np.zeros_like(each[:1]), each[:-1]]) for each in targets]
-        return Examples(inputs, targets, vectors.fingerprint(examples), name)
+        return Examples(inputs, targets, self.fingerprint(examples), name)
 
 
 class TrainedFrames(Trained):
@@ -186,7 +191,7 @@ class Frames(ExampleTask):
         return FrameData(examples[0].vectors.shape[1])
 
     @classmethod
-    def restore(cls, files: Files) -> FrameData:
+    def restore(cls, files: Files, config: Config) -> FrameData:
         """The number of outputs of a checkpoint.
 
         Raises:
@@ -211,8 +216,8 @@ class Frames(ExampleTask):
     @staticmethod
     def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         """Frames before (T, B, F), lengths (B,) and frames (T, B, F)."""
-        inputs, lengths = _padded([examples.inputs[index] for index in indices], 0)
-        targets, _ = _padded([examples.targets[index] for index in indices], NOTHING)
+        inputs, lengths = pad([examples.inputs[index] for index in indices])
+        targets, _ = pad([examples.targets[index] for index in indices])
         return inputs.astype(np.float32), lengths, targets
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
@@ -270,16 +275,6 @@ class Frames(ExampleTask):
         return (
             f"{len(self._train.inputs):,} sequences, {steps:,} steps, {self.data.outputs:,} outputs"
         )
-
-
-def _padded(sequences: Sequence[NDArray[Any]], fill: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Sequences (T, F) side by side, (T, B, F), and their lengths (B,)."""
-    lengths = np.array([len(each) for each in sequences], np.int64)
-    shape = (int(lengths.max()), len(sequences), sequences[0].shape[1])
-    padded = np.full(shape, fill, sequences[0].dtype)
-    for column, each in enumerate(sequences):
-        padded[: len(each), column] = each
-    return padded, lengths
 
 
 def _frequency(examples: Examples, *, was_on: bool) -> float:

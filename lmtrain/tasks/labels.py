@@ -1,7 +1,7 @@
 """The labels of a task: their ids, and the file of a checkpoint that holds their names."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,14 +12,30 @@ from pydantic import TypeAdapter, ValidationError
 from lmtrain.errors import CheckpointError, TextError
 from lmtrain.tasks.base import Files
 
-LABELS_FILE = "labels.json"
+_FILE = "labels.json"
 _CONTENT = TypeAdapter(dict[Literal["labels"], Annotated[list[str], Len(1)]])
-_MOST_SHOWN = 10
+# How much of labels stands in messages.
+_SHOWN, _SHOWN_LENGTH = 10, 40
 
 
-def labels_json(labels: Sequence[str]) -> str:
-    """The content of the file."""
-    return json.dumps({"labels": list(labels)}, ensure_ascii=False)
+def labels_of(found: Collection[str], name: str) -> list[str]:
+    """The labels of training data, sorted.
+
+    Raises:
+        TextError: there is only one, so that there is nothing to learn.
+    """
+    labels = sorted(set(found))
+    if len(labels) == 1:
+        raise TextError(
+            f"{name}: all examples have the label {_shortened(labels[0])!r}",
+            "at least two labels are needed",
+        )
+    return labels
+
+
+def label_files(labels: Sequence[str]) -> dict[str, str]:
+    """The file of a checkpoint, by its name."""
+    return {_FILE: json.dumps({"labels": list(labels)}, ensure_ascii=False)}
 
 
 def restored_labels(files: Files) -> list[str]:
@@ -29,10 +45,13 @@ def restored_labels(files: Files) -> list[str]:
         CheckpointError: the file is missing or damaged.
     """
     try:
-        return _CONTENT.validate_json(files.text(LABELS_FILE))["labels"]
-    except ValidationError as error:
-        where = error.errors()[0]["msg"]
-        raise CheckpointError(f"{LABELS_FILE} is damaged: {where}") from None
+        labels = _CONTENT.validate_json(files.text(_FILE))["labels"]
+    except (ValidationError, KeyError) as error:
+        where = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "no labels"
+        raise CheckpointError(f"{_FILE} is damaged: {where}") from None
+    if len(set(labels)) < len(labels) or any(name.splitlines() != [name] for name in labels):
+        raise CheckpointError(f"{_FILE} is damaged: a label stands twice or is not one line")
+    return labels
 
 
 def label_ids(found: Sequence[str], labels: Sequence[str], name: str) -> NDArray[np.int64]:
@@ -45,7 +64,17 @@ def label_ids(found: Sequence[str], labels: Sequence[str], name: str) -> NDArray
     unknown = next((label for label in found if label not in ids), None)
     if unknown is not None:
         raise TextError(
-            f"{name}: the label {unknown!a} is not in the training data",
-            f"its labels: {', '.join(labels[:_MOST_SHOWN])}",
+            f"{name}: the label {_shortened(unknown)!r} is not in the training data",
+            f"its labels: {_listed(labels)}",
         )
     return np.array([ids[label] for label in found], np.int64)
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _SHOWN_LENGTH else label[: _SHOWN_LENGTH - 1] + "…"
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """The first labels, for messages."""
+    more = f" and {len(labels) - _SHOWN:,} more" if len(labels) > _SHOWN else ""
+    return ", ".join(map(_shortened, labels[:_SHOWN])) + more

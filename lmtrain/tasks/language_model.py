@@ -282,7 +282,7 @@ class LanguageModelling(Task):
         return TextData(tokenizer, texts)
 
     @classmethod
-    def restore(cls, files: Files) -> TextData:
+    def restore(cls, files: Files, config: Config) -> TextData:
         """The tokenizer of a checkpoint."""
         return TextData(Tokenizer.from_json(files.text(_TOKENIZER)))
 

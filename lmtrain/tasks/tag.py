@@ -1,7 +1,6 @@
 """Tagging: a label for each token of a sentence (many to many, of equal length)."""
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,23 +9,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmtrain import device
 from lmtrain.data import conll
 from lmtrain.data.conll import Sentence
-from lmtrain.data.padded import pad
+from lmtrain.data.padded import NOTHING, pad
 from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
+from lmtrain.errors import ConfigError
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
 from lmtrain.model.tagger import Tagger
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Files, Loss, Trained
 from lmtrain.tasks.building import Builder
-from lmtrain.tasks.examples import NOTHING, ExampleData, Examples, ExampleTask, fingerprint
-from lmtrain.tasks.labels import LABELS_FILE, label_ids, labels_json, restored_labels
+from lmtrain.tasks.examples import (
+    ExampleData,
+    Examples,
+    ExampleTask,
+    batched,
+    fingerprint,
+    grouped,
+    place_names,
+)
+from lmtrain.tasks.inputs import TOKENIZER_FILE
+from lmtrain.tasks.labels import label_files, label_ids, labels_of, restored_labels
 from lmtrain.tasks.spans import SpanF1, spans
 
-_TOKENIZER = "tokenizer.json"
-_AT_ONCE = 64
 _PREVIEWED = 2
 
 
@@ -44,11 +50,15 @@ class TaggedData(ExampleData):
 
     def files(self) -> dict[str, str]:
         """The tokenizer and the tags."""
-        return {_TOKENIZER: self.tokenizer.to_json(), LABELS_FILE: labels_json(self.tags)}
+        return {TOKENIZER_FILE: self.tokenizer.to_json()} | label_files(self.tags)
 
     def sizes(self) -> dict[str, int]:
         """The sizes of the vocabulary and of the set of tags."""
         return {"vocab_size": self.tokenizer.vocab_size, "labels": len(self.tags)}
+
+    def fingerprint(self, examples: Sequence[Sentence]) -> str:
+        """A hash of tokens and tags."""
+        return fingerprint(f"{each.lines()}\n" for each in examples)
 
     def encoded(self, examples: Sequence[Sentence], name: str) -> Examples:
         """Sentences as ids.
@@ -58,8 +68,7 @@ class TaggedData(ExampleData):
         """
         tags = [label_ids(each.tags, self.tags, name) for each in examples]
         tokens = [self.ids(each.tokens) for each in examples]
-        key = fingerprint(f"{each.lines()}\n" for each in examples)
-        return Examples(tokens, tags, key, name)
+        return Examples(tokens, tags, self.fingerprint(examples), name)
 
     def ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
         """The ids of tokens."""
@@ -115,23 +124,27 @@ class TrainedTagger(Trained):
 
         Args:
             sentences: each a list of tokens, or a text whose tokens have white space between them.
+
+        Raises:
+            ConfigError: a single text, or what is no sentence.
         """
-        source = iter(sentences)
-        while group := list(itertools.islice(source, _AT_ONCE)):
-            yield from self._predicted(
-                [each.split() if isinstance(each, str) else list(each) for each in group]
-            )
+        for group in grouped(sentences):
+            yield from self._predicted([_tokens(each) for each in group])
 
     @torch.no_grad()
     def _predicted(self, sentences: Sequence[Sequence[str]]) -> Iterator[TaggedSentence]:
-        place = device.of(self.model)
-        some = [each or [""] for each in sentences]
-        ids, lengths = pad([self.data.ids(each) for each in some])
-        logits = self.model(device.place(ids, place), device.place(lengths, place))
-        likelihoods, best = logits.double().softmax(-1).max(-1)  # (T, B)
-        for row, tokens in enumerate(sentences):
-            tags = [self.data.tags[int(index)] for index in best[: len(tokens), row]]
-            yield TaggedSentence(tokens, tags, likelihoods[: len(tokens), row].tolist())
+        # A sentence without tokens is tagged as if it had one, which is not shown.
+        arrays = [self.data.ids(each or [""]) for each in sentences]
+        found = [TaggedSentence((), (), ())] * len(sentences)
+        for indices, inputs, lengths in batched(self.model, arrays):
+            logits = self.model(inputs, lengths).double()  # (T, B, C)
+            likelihoods, best = (each.cpu() for each in logits.softmax(-1).max(-1))
+            for row, index in enumerate(indices):
+                tokens = sentences[index]
+                tags = [self.data.tags[each] for each in best[: len(tokens), row].tolist()]
+                certain = likelihoods[: len(tokens), row].tolist()
+                found[index] = TaggedSentence(tokens, tags, certain)
+        yield from found
 
     def read(self, places: Sequence[str]) -> Examples:
         """The sentences of files in the form of the training data.
@@ -171,6 +184,11 @@ class Tagging(ExampleTask):
         """The sentences of files."""
         return list(conll.read(places))
 
+    @staticmethod
+    def kinds(example: Sentence) -> Collection[str]:
+        """Its tags."""
+        return set(example.tags)
+
     @classmethod
     def vocabularies(cls, examples: Sequence[Sentence], config: Config) -> TaggedData:
         """The tokens and the tags of training sentences."""
@@ -183,12 +201,13 @@ class Tagging(ExampleTask):
             min_count=data.min_count,
             lowercase=data.lowercase,
         )
-        return TaggedData(tokenizer, sorted({tag for each in examples for tag in each.tags}))
+        tags = {tag for each in examples for tag in each.tags}
+        return TaggedData(tokenizer, labels_of(tags, place_names(config, "train")))
 
     @classmethod
-    def restore(cls, files: Files) -> TaggedData:
+    def restore(cls, files: Files, config: Config) -> TaggedData:
         """The tokenizer and the tags of a checkpoint."""
-        return TaggedData(Tokenizer.from_json(files.text(_TOKENIZER)), restored_labels(files))
+        return TaggedData(Tokenizer.from_json(files.text(TOKENIZER_FILE)), restored_labels(files))
 
     @classmethod
     def build(cls, config: Config, data: TaggedData, *, is_shared: bool = False) -> Tagger:
@@ -205,7 +224,7 @@ class Tagging(ExampleTask):
     def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         """Tokens (T, B), lengths (B,) and tags (T, B)."""
         tokens, lengths = pad([examples.inputs[index] for index in indices])
-        tags, _ = pad([examples.targets[index] for index in indices], NOTHING)
+        tags, _ = pad([examples.targets[index] for index in indices])
         return tokens, lengths, tags
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
@@ -281,3 +300,16 @@ class Tagging(ExampleTask):
             f"{len(self._train.inputs):,} sentences, vocabulary "
             f"{self.data.tokenizer.vocab_size:,}, {len(self.data.tags):,} tags"
         )
+
+
+def _tokens(sentence: str | Sequence[str]) -> Sequence[str]:
+    """The tokens of a sentence.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(sentence, str):
+        return sentence.split()
+    if not isinstance(sentence, Sequence) or not all(isinstance(each, str) for each in sentence):
+        raise ConfigError(f"predict takes texts or lists of tokens, not {sentence!r:.40}")
+    return sentence

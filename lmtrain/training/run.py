@@ -161,7 +161,7 @@ def _read(config: Config, ranks: Ranks) -> Data:
 
     sent = ranks.agreed(read, is_long=True)
     if not found:
-        found.append(task.find(config, task.restore(_SentFiles(sent[0])), sent[1]))
+        found.append(task.find(config, task.restore(_SentFiles(sent[0]), config), sent[1]))
     # Another machine may have to read the text, too.
     ranks.wait_for_all()
     return found[0]
@@ -235,7 +235,7 @@ def _resume(
         saved = checkpoint.read(checkpoint.folder(run, step))
         config = _resumed_config(saved, overrides)
         kind = task_of(config)
-        data = kind.restore(saved)
+        data = kind.restore(saved, config)
         saved.require_shapes(weight_shapes(kind, config, data))
         data = kind.find(config, data, saved.state["data"])
         ranks.wait_for_all()

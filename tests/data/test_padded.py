@@ -57,7 +57,7 @@ def test_evaluation_sees_every_example_once_by_length(most_tokens):
 
 
 def test_sequences_are_padded_at_their_ends():
-    ids, found = pad([np.array([4, 5, 6]), np.array([7])], fill=9)
+    ids, found = pad([np.array([4, 5, 6]), np.array([7])])
 
-    assert ids.tolist() == [[4, 7], [5, 9], [6, 9]]
+    assert ids.tolist() == [[4, 7], [5, -1], [6, -1]]
     assert found.tolist() == [3, 1]

@@ -15,7 +15,10 @@ from lmtrain import checkpoint, config, untrusted
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
 from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.tasks.base import Batch, Shard
-from lmtrain.tasks.classify import Classification, Examples, LabelledData, TrainedClassifier
+from lmtrain.tasks.classify import Classification, LabelledData, TrainedClassifier
+from lmtrain.tasks.examples import Examples
+from lmtrain.tasks.inputs import TextInputs
+from lmtrain.tasks.labels import restored_labels
 from lmtrain.training import trainer
 from lmtrain.training.run import find_learning_rate, run_training
 
@@ -119,7 +122,7 @@ def task(pooling="last", *, bidirectional=False, shard=None, cell="lstm") -> Cla
     tokens = [generator.integers(0, 9, size) for size in (5, 1, 3, 7, 2)]
     split = Examples(tokens, np.array([0, 1, 2, 1, 0]), "0" * 64, "examples")
     words = Tokenizer([UNK, EOS, *"abcdefg"])
-    data = LabelledData(words, LABELS, {"train": split, "valid": split})
+    data = LabelledData(TextInputs(words), LABELS, splits={"train": split, "valid": split})
     return Classification(chosen, data, Classification.build(chosen, data), shard or Shard())
 
 
@@ -227,7 +230,7 @@ def test_without_validation_data_a_part_of_the_examples_is_drawn(places, tmp_pat
     run_training(own, tmp_path / "run", is_quiet=True)
 
     found = lmtrain.load(tmp_path / "run").own()
-    assert {split: len(data.tokens) for split, data in found.items()} == {"valid": 20}
+    assert {split: len(data.inputs) for split, data in found.items()} == {"valid": 20}
 
 
 @pytest.mark.parametrize("count", range(2, 30, 3))
@@ -238,12 +241,12 @@ def test_the_only_example_of_a_label_is_never_drawn(tmp_path, count):
 
     found = Classification.read(chosen)
 
-    drawn = [found.splits[split].labels.tolist() for split in ("valid", "test")]
+    drawn = [found.splits[split].targets.tolist() for split in ("valid", "test")]
     assert [len(labels) for labels in drawn] == [
         round(fraction * (2 * count + 2)) or 1 for fraction in (0.1, 0.3)
     ]
     assert {*drawn[0], *drawn[1]} == {found.labels.index("common")}
-    assert sum(len(split.labels) for split in found.splits.values()) == 2 * count + 2
+    assert sum(len(split.targets) for split in found.splits.values()) == 2 * count + 2
 
 
 def test_examples_with_a_label_each_are_too_few_to_be_split(tmp_path):
@@ -261,7 +264,7 @@ def test_evaluating_a_split_with_a_file_of_its_own_does_not_read_the_training_da
 
     found = lmtrain.load(tmp_path / "run").own()
 
-    assert {split: len(data.tokens) for split, data in found.items()} == {"valid": 40, "test": 30}
+    assert {split: len(data.inputs) for split, data in found.items()} == {"valid": 40, "test": 30}
 
 
 @pytest.mark.parametrize(("label", "shown"), [("plänt", "plänt"), ("x" * 5000, "x" * 39 + "…")])
@@ -324,7 +327,7 @@ def test_labels_that_are_damaged_are_refused(content):
             return content
 
     with pytest.raises(CheckpointError, match=r"labels\.json is damaged"):
-        Classification.restore(Files())
+        restored_labels(Files())
 
 
 def test_what_means_nothing_for_labels_is_refused(places):

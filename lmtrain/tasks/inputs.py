@@ -1,0 +1,140 @@
+"""What the examples of a task are made of: text that is cut into tokens, or vectors."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+
+from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
+from lmtrain.data.vectors import require_width
+from lmtrain.errors import CheckpointError, ConfigError
+from lmtrain.model.embedding import Embedding, Vectors
+from lmtrain.schema import Config, default
+from lmtrain.tasks.base import Files
+from lmtrain.tasks.building import Builder
+
+TOKENIZER_FILE, VECTORS_FILE = "tokenizer.json", "vectors.json"
+_CONTENT = TypeAdapter(dict[Literal["size"], Annotated[int, Field(ge=1, le=10**6, strict=True)]])
+# Settings that mean something for tokens alone.
+_OF_TOKENS = (
+    "data.level", "data.splitter", "data.vocab_size", "data.min_count", "data.lowercase",
+    "model.embedding_size", "model.word_dropout",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextInputs:
+    """Texts, which a tokenizer makes ids of."""
+
+    tokenizer: Tokenizer
+
+    @classmethod
+    def of(cls, texts: Iterable[str], config: Config) -> "TextInputs":
+        """The vocabulary of training texts."""
+        data = config.data
+        return cls(
+            build_tokenizer(
+                (f"{text}\n" for text in texts),
+                data.level,
+                data.splitter,
+                vocab_size=data.vocab_size,
+                min_count=data.min_count,
+                lowercase=data.lowercase,
+            )
+        )
+
+    def files(self) -> dict[str, str]:
+        """The tokenizer."""
+        return {TOKENIZER_FILE: self.tokenizer.to_json()}
+
+    def sizes(self) -> dict[str, int]:
+        """The size of the vocabulary."""
+        return {"vocab_size": self.tokenizer.vocab_size}
+
+    def encode(self, text: str, name: str) -> NDArray[np.int64]:
+        """The ids of a text; of one that has no token, `<UNK>` or a blank.
+
+        Raises:
+            TextError: at character level, an unknown character.
+        """
+        ids = self.tokenizer.encode(text)
+        return ids if len(ids) else np.array([self.tokenizer.unk_id or 0], np.int64)
+
+    def shown(self, ids: NDArray[np.int64]) -> str:
+        """The text of ids."""
+        return self.tokenizer.decode(ids)
+
+    def described(self) -> str:
+        """The size of the vocabulary, for a person."""
+        return f"vocabulary {self.tokenizer.vocab_size:,}"
+
+    def first_layer(self, builder: Builder) -> Embedding:
+        """An embedding."""
+        return builder.embedding(self.tokenizer.vocab_size)
+
+
+@dataclass(frozen=True)
+class VectorInputs:
+    """Vectors of `size` numbers."""
+
+    size: int
+
+    @classmethod
+    def of(cls, size: int, config: Config) -> "VectorInputs":
+        """Vectors of that size.
+
+        Raises:
+            ConfigError: a setting that means nothing for vectors.
+        """
+        for path in _OF_TOKENS:
+            section, name = path.split(".")
+            value = getattr(getattr(config, section), name)
+            if value != default(path):
+                raise ConfigError(f"{path} = {value} means nothing for vectors: it is for text")
+        return cls(size)
+
+    def files(self) -> dict[str, str]:
+        """The size."""
+        return {VECTORS_FILE: json.dumps({"size": self.size})}
+
+    def sizes(self) -> dict[str, int]:
+        """The size."""
+        return {"input_size": self.size}
+
+    def encode(self, vectors: NDArray[Any], name: str) -> NDArray[np.float32]:
+        """Vectors (T, F) as numbers of the model's type.
+
+        Raises:
+            TextError: they have another width, no step, or numbers that are not finite.
+        """
+        return require_width(vectors, self.size, name)
+
+    def shown(self, vectors: NDArray[np.float32]) -> str:
+        """How many there are."""
+        return f"{len(vectors):,} steps"
+
+    def described(self) -> str:
+        """The size, for a person."""
+        return f"vectors of {self.size:,} numbers"
+
+    def first_layer(self, builder: Builder) -> Vectors:
+        """The vectors themselves."""
+        return Vectors(self.size)
+
+
+def restored_inputs(files: Files, *, vectors: bool) -> TextInputs | VectorInputs:
+    """The inputs of a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if not vectors:
+        return TextInputs(Tokenizer.from_json(files.text(TOKENIZER_FILE)))
+    try:
+        return VectorInputs(_CONTENT.validate_json(files.text(VECTORS_FILE))["size"])
+    except (ValidationError, KeyError):
+        raise CheckpointError(f"{VECTORS_FILE} is damaged") from None
