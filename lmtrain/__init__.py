@@ -13,7 +13,13 @@ api          train, load
 cli/         one module a command
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# torch's threads look for work in a loop, and by default for so long that on a machine with other
+# work they keep each other from the processor: a training step takes ten times as long. OpenMP
+# reads this when torch is imported; a value of the user's own stays.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
 __all__ = ["Config", "load", "load_config", "train"]
