@@ -124,7 +124,7 @@ class LabelledData:
         """Examples as ids.
 
         Raises:
-            TextError: a label that the training data does not have, or an unknown character.
+            TextError: a label that the training data does not have.
         """
         ids = {label: index for index, label in enumerate(self.labels)}
         for example in examples:
@@ -187,7 +187,7 @@ class TrainedClassifier(Trained):
 
         Raises:
             ConfigError: a single text, or what is no text.
-            TextError: at character level, a character the model does not know.
+            TextError: at byte level, a text that is not valid Unicode.
         """
         if isinstance(texts, str):
             raise ConfigError("predict takes a list of texts, not one text", "try: predict([text])")
@@ -260,6 +260,8 @@ class Classification(Task):
             vocab_size=data.vocab_size,
             min_count=data.min_count,
             lowercase=data.lowercase,
+            # A text with a new character has a label all the same.
+            has_unk=True,
         )
         labels = sorted({example.label for example in splits["train"]})
         if len(labels) == 1:
