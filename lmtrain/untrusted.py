@@ -22,6 +22,7 @@ _MOST_BYTES = {
 }
 _SMALLER = {
     "config.toml": "try: a glob in quotes, which names many files at once",
+    "labels.json": "try: fewer or shorter labels",
     "tokenizer.json": "try: a smaller --vocab-size",
 }
 
@@ -90,7 +91,7 @@ def require_readable(name: str, content: bytes) -> None:
         raise ConfigError(
             f"{name} of this run would have {len(content):,} bytes",
             f"at most {most:,} are read again",
-            _SMALLER.get(name, "try: fewer or shorter names"),
+            *([_SMALLER[name]] if name in _SMALLER else []),
         )
 
 

@@ -57,7 +57,9 @@ def _open(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, Tokens
         if not (folder / "tokenizer.json").exists():
             raise CheckpointError(f"{source} is no run: it has no tokenizer.json")
         if overrides:
-            raise ConfigError(f"{source} is a run with a tokenizer: {min(overrides)} is its own")
+            raise ConfigError(
+                f"{source} is a run with its own tokenizer: {min(overrides)} cannot be set"
+            )
         return Tokenizer.from_json(untrusted.text(folder / "tokenizer.json")), None
     data = config.load(overrides={**overrides, "data.train": [source]}).data
     tokenizer, texts = read_tokens(Division(corpus.open_text([source])), data)

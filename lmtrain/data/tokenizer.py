@@ -139,7 +139,7 @@ class Tokenizer:
         if ids.size and ids.min() < 0:
             unknown = chr(codes[int(np.argmin(ids))])
             raise TextError(
-                f"character {unknown!a} is not in the vocabulary of {self.vocab_size} characters",
+                f"character {unknown!r} is not in the vocabulary of {self.vocab_size} characters",
                 "train on text that has it, with --set data.min_count=2 to make room for <UNK>, "
                 "or with --level byte",
             )
@@ -243,6 +243,7 @@ def build_tokenizer(
     vocab_size: int = 10_000,
     min_count: int = 1,
     lowercase: bool = False,
+    has_unk: bool = False,
 ) -> Tokenizer:
     r"""The tokenizer of a text: its most frequent words, or its characters, or the 256 bytes.
 
@@ -257,6 +258,7 @@ def build_tokenizer(
         vocab_size: most words, `<UNK>` and `<EOS>` included; characters and bytes are not limited.
         min_count: least occurrences of a word or character.
         lowercase: whether words are put in lower case first.
+        has_unk: whether characters have `<UNK>` for new ones even where none is rare.
 
     Example:
         >>> build_tokenizer(["b a b\n"], level="word").vocabulary
@@ -268,7 +270,7 @@ def build_tokenizer(
     for chunk in chunks:
         numbering.count(numbering.encode(pieces.add(chunk)))
     numbering.count(numbering.encode(pieces.end()))
-    return numbering.tokenizer(vocab_size, min_count)
+    return numbering.tokenizer(vocab_size, min_count, has_unk=has_unk)
 
 
 class Numbering:
@@ -302,12 +304,12 @@ class Numbering:
         found[: len(self._counts)] += self._counts
         self._counts = found
 
-    def tokenizer(self, vocab_size: int, min_count: int) -> Tokenizer:
+    def tokenizer(self, vocab_size: int, min_count: int, *, has_unk: bool = False) -> Tokenizer:
         """The tokenizer of what was counted, as `build_tokenizer` describes it."""
         frequent = np.flatnonzero(self._counts >= min_count)
         if self._level == "char":
             known = [chr(code) for code in frequent]
-            return Tokenizer([*([UNK] if min_count > 1 else []), *known], "char")
+            return Tokenizer([*([UNK] if has_unk or min_count > 1 else []), *known], "char")
         words = list(self._numbers)
         by_count = frequent[np.argsort(-self._counts[frequent], kind="stable")]
         most = (words[number] for number in by_count if words[number] not in _SPECIAL)

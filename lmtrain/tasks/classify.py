@@ -97,8 +97,7 @@ class LabelledData(ExampleData):
         """Examples as numbers.
 
         Raises:
-            TextError: a label that the training data does not have, an unknown character, or
-                vectors of another size.
+            TextError: a label that the training data does not have, or vectors of another size.
         """
         labels = label_ids([each.label for each in examples], self.labels, name)
         if isinstance(self.inputs, TextInputs):
@@ -166,8 +165,7 @@ class TrainedClassifier(Trained):
 
         Raises:
             ConfigError: a single text, or what is no text.
-            TextError: at character level, a character the model does not know; vectors of another
-                size.
+            TextError: vectors of another size.
         """
         for group in grouped(examples):
             yield from self._predicted(group)

@@ -44,6 +44,7 @@ class TextInputs:
                 vocab_size=data.vocab_size,
                 min_count=data.min_count,
                 lowercase=data.lowercase,
+                has_unk=True,
             )
         )
 
@@ -56,11 +57,7 @@ class TextInputs:
         return {"vocab_size": self.tokenizer.vocab_size}
 
     def encode(self, text: str, name: str) -> NDArray[np.int64]:
-        """The ids of a text; of one that has no token, `<UNK>` or a blank.
-
-        Raises:
-            TextError: at character level, an unknown character.
-        """
+        """The ids of a text; of one that has no token, `<UNK>` or a blank."""
         ids = self.tokenizer.encode(text)
         return ids if len(ids) else np.array([self.tokenizer.unk_id or 0], np.int64)
 
