@@ -35,6 +35,9 @@ _LABELS = For("data.task", ("classify",))
 _ENCODER = For("data.task", ("classify", "tag", "translate"))
 _TOKENS = For("data.task", ("language-model", "classify", "tag", "translate"))
 _TEXT = For("data.task", ("language-model", "classify", "translate"))
+_LEVELS = For("data.task", ("language-model", "classify"))
+_TRANSLATION = For("data.task", ("translate",))
+_TIED = For("data.task", ("language-model", "translate"))
 
 
 def _with_cell(*names: str) -> For:
@@ -52,20 +55,26 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which text, and how it is cut into tokens."""
 
-    task: Literal["language-model", "classify", "tag", "frames"] = "language-model"
-    """What is predicted: the next token, a label for each example, a tag for each token, or the
-    next frame of yes and no."""
+    task: Literal["language-model", "classify", "tag", "frames", "translate"] = "language-model"
+    """What is predicted: the next token, a label for each example, a tag for each token, the next
+    frame of yes and no, or a translation."""
     train: Annotated[tuple[str, ...], Field(min_length=1)] = ("python-docs",)
     """Training text: files, globs, .gz files, - for standard input, or names of corpora."""
     valid: tuple[str, ...] = ()
     """Validation text; without it, the tail of the training text (see data.valid_fraction)."""
     test: tuple[str, ...] = ()
     """Test text, predicted by `evaluate` alone; without it, see data.test_fraction."""
+    target: Annotated[tuple[str, ...], _TRANSLATION] = ()
+    """Translations of the training text, line by line; without it, data.train has both."""
+    valid_target: Annotated[tuple[str, ...], _TRANSLATION] = ()
+    """Translations of the validation text, line by line."""
+    test_target: Annotated[tuple[str, ...], _TRANSLATION] = ()
+    """Translations of the test text, line by line."""
     valid_fraction: Fraction | None = None
     """Fraction of the data, 0 to 1, for validation: the tail of a text, or examples at random."""
     test_fraction: Fraction | None = None
     """Fraction of the data, 0 to 1, for testing: the very end of a text, or examples at random."""
-    level: Annotated[Literal["word", "char", "byte"], _TEXT] = "word"
+    level: Annotated[Literal["word", "char", "byte"], _LEVELS] = "word"
     """What a token is: a word, a character or a byte of UTF-8."""
     splitter: Annotated[Literal["whitespace", "words"], _TEXT] = "words"
     """Words between white space (text tokenized before), or words and punctuation of raw prose."""
@@ -76,7 +85,9 @@ class DataConfig(Section):
     lowercase: Annotated[bool, _TOKENS] = False
     """Whether words are put in lower case first."""
 
-    @field_validator("train", "valid", "test", mode="before")
+    @field_validator(
+        "train", "valid", "test", "target", "valid_target", "test_target", mode="before"
+    )
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
@@ -125,7 +136,9 @@ class ModelConfig(Section, extra="allow"):
     """Whether each layer also runs from the last token to the first, with weights of its own."""
     pooling: Annotated[Literal["last", "mean", "max"], _LABELS] = "last"
     """Hidden states that the label is predicted from: the last, or their mean or maximum."""
-    tied_embeddings: Annotated[bool, _TEXT_TASK] = False
+    attention: Annotated[Literal["dot", "additive", "none"], _TRANSLATION] = "dot"
+    """Attention of the decoder to the encoder's states; none: their last state alone."""
+    tied_embeddings: Annotated[bool, _TIED] = False
     """Whether the output weights are the embeddings; the last layer has their size then."""
     softmax: Annotated[Literal["full", "sampled", "adaptive"], _TEXT_TASK] = "full"
     """Over all words; over a sample of them in training; or with cheaper rare words."""

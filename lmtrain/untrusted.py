@@ -19,6 +19,7 @@ _MOST_BYTES = {
     "frames.json": 1 << 10,
     "vectors.json": 1 << 10,
     "tokenizer.json": 1 << 30,
+    "target.json": 1 << 30,
 }
 _SMALLER = {
     "config.toml": "try: a glob in quotes, which names many files at once",

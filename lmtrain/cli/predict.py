@@ -6,6 +6,7 @@ import typer
 
 from lmtrain.cli.loading import DeviceOption, RunArgument, load_for
 from lmtrain.cli.output import JsonOption, print_json, shown
+from lmtrain.errors import ConfigError
 
 
 def command(
@@ -13,10 +14,24 @@ def command(
     file: Annotated[
         str, typer.Argument(help="A file, one text a line; - for standard input.")
     ] = "-",
+    beam: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Translations followed at once; 1 is greedy.  [default: 5]",
+            show_default=False,
+        ),
+    ] = None,
+    nbest: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Translations of each sentence.  [default: 1]", show_default=False
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Print what a model predicts for each text: its label, or a tag for each token.
+    """Print what a model predicts for each text: its label, its tags, or its translation.
 
     \b
     lmtrain predict runs/reviews-lstm-1 new.txt          label, text, probability
@@ -24,7 +39,10 @@ def command(
     echo "play some jazz" | lmtrain predict runs/snips --json
     """
     model = load_for("predict", run, device)
-    for prediction in model.predict(model.inputs(file)):
+    options = {name: value for name, value in (("beam", beam), ("nbest", nbest)) if value}
+    if options and model.config.data.task != "translate":
+        raise ConfigError(f"{run} does not translate: it has no --beam and no --nbest")
+    for prediction in model.predict(model.inputs(file), **options):
         if json:
             print_json("lmtrain.predict/1", prediction.fields(), indent=None)
         else:

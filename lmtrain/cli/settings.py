@@ -14,6 +14,7 @@ OPTIONS: dict[str, str] = {
     "task": "data.task",
     "valid": "data.valid",
     "test": "data.test",
+    "target": "data.target",
     "level": "data.level",
     "vocab_size": "data.vocab_size",
     "cell": "model.cell",

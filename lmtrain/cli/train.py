@@ -36,6 +36,7 @@ def command(
     task: Annotated[str | None, setting("task")] = None,
     valid: Annotated[list[str] | None, setting("valid")] = None,
     test: Annotated[list[str] | None, setting("test")] = None,
+    target: Annotated[list[str] | None, setting("target")] = None,
     level: Annotated[str | None, setting("level")] = None,
     vocab_size: Annotated[int | None, setting("vocab_size")] = None,
     cell: Annotated[str | None, setting("cell")] = None,
@@ -64,6 +65,9 @@ def command(
     lmtrain train novel.txt --level char --hidden-size 512
     lmtrain train --config shakespeare-char-3min --epochs 5 --out runs/short
     lmtrain train reviews.tsv --task classify
+    lmtrain train train.conll --task tag --valid dev.conll
+    lmtrain train train.de --target train.en --task translate
+    lmtrain train chorales.npz --task frames
     lmtrain train --resume runs/short
     lmtrain train --devices 2
     """

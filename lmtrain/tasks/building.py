@@ -46,8 +46,19 @@ class Builder:
             and not (self._is_shared or network.tied_embeddings),
         )
 
-    def encoder(self, embedding: Embedding | Vectors, hidden_sizes: list[int]) -> Encoder:
+    def encoder(
+        self,
+        embedding: Embedding | Vectors,
+        hidden_sizes: list[int],
+        *,
+        is_bidirectional: bool | None = None,
+    ) -> Encoder:
         """Layers with so many units each, over vectors.
+
+        Args:
+            embedding: gives the vectors.
+            hidden_sizes: H of each layer.
+            is_bidirectional: None for what model.bidirectional says.
 
         Raises:
             ConfigError: no such cell, or a size or an option that it does not have.
@@ -60,7 +71,9 @@ class Builder:
             self.dropout(None),
             weight_dropout=network.weight_dropout,
             is_residual=network.residual,
-            is_bidirectional=network.bidirectional,
+            is_bidirectional=(
+                network.bidirectional if is_bidirectional is None else is_bidirectional
+            ),
         )
         dropout = self.dropout(network.input_dropout)
         return Encoder(embedding, dropout, recurrent, is_mixed=uses_bf16(self.config.train))

@@ -202,8 +202,9 @@ class TrainedClassifier(Trained):
         Raises:
             TextError: they cannot be read, or have a label that the model does not know.
         """
-        name = ", ".join(places)
-        return self.data.encoded(Classification.read_examples(places, self.config), name)
+        is_text = isinstance(self.data.inputs, TextInputs)
+        found = labelled.read(places) if is_text else vectors.read(places, labels=True)
+        return self.data.encoded(list(found), ", ".join(places))
 
     def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
         """The run's own examples, read again.
@@ -230,9 +231,10 @@ class Classification(ExampleTask):
     model: Classifier
     data: LabelledData
 
-    @staticmethod
-    def read_examples(places: Sequence[str], config: Config) -> list[Any]:
-        """The examples of files: vectors if the training data is, else text."""
+    @classmethod
+    def read_split(cls, config: Config, split: str) -> list[Any]:
+        """The examples of a split: vectors if the training data is, else text."""
+        places = getattr(config.data, split)
         if is_vectors(config.data.train[0]):
             return list(vectors.read(places, labels=True))
         return list(labelled.read(places))
@@ -292,7 +294,13 @@ class Classification(ExampleTask):
         return Loss(nats, total, (labels != NOTHING).sum().double(), None)
 
     @staticmethod
-    def measured(model: Classifier, data: LabelledData, tensors: tuple[Tensor, ...]) -> Accuracy:
+    def measured(
+        model: Classifier,
+        data: LabelledData,
+        tensors: tuple[Tensor, ...],
+        examples: Examples,
+        indices: NDArray[np.int64],
+    ) -> Accuracy:
         """The accuracy on a batch."""
         inputs, lengths, labels = tensors
         log_probs = model(inputs, lengths).double().log_softmax(-1)  # (B, C)

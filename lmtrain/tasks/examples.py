@@ -99,10 +99,10 @@ class ExampleTask(Task):
         self._train: Examples = data.splits["train"]
         self._batches = PaddedBatches(self._train.lengths, train.batch_size, train.seed)
 
-    @staticmethod
+    @classmethod
     @abc.abstractmethod
-    def read_examples(places: Sequence[str], config: Config) -> list[Any]:
-        """The examples of files.
+    def read_split(cls, config: Config, split: str) -> list[Any]:
+        """The examples of the files of a split.
 
         Raises:
             TextError: a file is missing or not of the task's form.
@@ -129,8 +129,14 @@ class ExampleTask(Task):
 
     @staticmethod
     @abc.abstractmethod
-    def measured(model: Any, data: Any, tensors: tuple[Tensor, ...]) -> Any:
-        """The metrics of a batch."""
+    def measured(
+        model: Any,
+        data: Any,
+        tensors: tuple[Tensor, ...],
+        examples: Any,
+        indices: NDArray[np.int64],
+    ) -> Any:
+        """The metrics of a batch: of the examples at some indices, which are the tensors."""
 
     @classmethod
     def read(cls, config: Config) -> ExampleData:
@@ -187,7 +193,7 @@ class ExampleTask(Task):
         batch_size: int,
         shard: Shard | None = None,
         meanwhile: Callable[[], None] = lambda: None,
-        measure: Callable[[Any, Any, tuple[Tensor, ...]], Any] | None = None,
+        measure: Callable[..., Any] | None = None,
     ) -> Any:
         """The metrics of a shard of examples, so many of them at once.
 
@@ -209,7 +215,7 @@ class ExampleTask(Task):
             if len(own):
                 with torch.no_grad():
                     tensors = _placed(model, cls.collated(examples, own))
-                    found.append((measure or cls.measured)(model, data, tensors))
+                    found.append((measure or cls.measured)(model, data, tensors, examples, own))
         model.train(was_training)
         nothing = cls.metrics(*(0.0 for _ in dataclasses.fields(cls.metrics)))
         return nothing.summed([each.sums for each in found]) if found else nothing
@@ -223,10 +229,10 @@ class ExampleTask(Task):
         """
         data = config.data
         places = {"valid": data.valid, "test": data.test}
-        splits = {s: cls.read_examples(places[s], config) for s in wanted if places.get(s)}
+        splits = {s: cls.read_split(config, s) for s in wanted if places.get(s)}
         if splits.keys() == set(wanted):
             return splits
-        train = cls.read_examples(data.train, config)
+        train = cls.read_split(config, "train")
         fractions = {
             "valid": _VALID_FRACTION if data.valid_fraction is None else data.valid_fraction,
             "test": data.test_fraction or 0.0,

@@ -180,10 +180,10 @@ class Frames(ExampleTask):
     model: FrameModel
     data: FrameData
 
-    @staticmethod
-    def read_examples(places: Sequence[str], config: Config) -> list[VectorSequence]:
-        """The sequences of files."""
-        return list(vectors.read(places, labels=False))
+    @classmethod
+    def read_split(cls, config: Config, split: str) -> list[VectorSequence]:
+        """The sequences of a split."""
+        return list(vectors.read(getattr(config.data, split), labels=False))
 
     @classmethod
     def vocabularies(cls, examples: Sequence[VectorSequence], config: Config) -> FrameData:
@@ -229,7 +229,13 @@ class Frames(ExampleTask):
         return Loss(nats, nats.detach().double() * batch.rows, steps, None)
 
     @staticmethod
-    def measured(model: FrameModel, data: FrameData, tensors: tuple[Tensor, ...]) -> NatsPerStep:
+    def measured(
+        model: FrameModel,
+        data: FrameData,
+        tensors: tuple[Tensor, ...],
+        examples: Examples,
+        indices: NDArray[np.int64],
+    ) -> NatsPerStep:
         """How well a batch is predicted."""
         inputs, lengths, targets = tensors
         logits, _ = model(inputs, lengths)

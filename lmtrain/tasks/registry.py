@@ -6,12 +6,14 @@ from lmtrain.tasks.classify import Classification
 from lmtrain.tasks.frames import Frames
 from lmtrain.tasks.language_model import LanguageModelling
 from lmtrain.tasks.tag import Tagging
+from lmtrain.tasks.translate import Translation
 
 _TASKS: dict[str, type[Task]] = {
     "language-model": LanguageModelling,
     "classify": Classification,
     "tag": Tagging,
     "frames": Frames,
+    "translate": Translation,
 }
 
 

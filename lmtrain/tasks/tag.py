@@ -179,10 +179,10 @@ class Tagging(ExampleTask):
     model: Tagger
     data: TaggedData
 
-    @staticmethod
-    def read_examples(places: Sequence[str], config: Config) -> list[Sentence]:
-        """The sentences of files."""
-        return list(conll.read(places))
+    @classmethod
+    def read_split(cls, config: Config, split: str) -> list[Sentence]:
+        """The sentences of a split."""
+        return list(conll.read(getattr(config.data, split)))
 
     @staticmethod
     def kinds(example: Sentence) -> Collection[str]:
@@ -235,7 +235,13 @@ class Tagging(ExampleTask):
         return Loss(nats, total, (tags != NOTHING).sum().double(), None)
 
     @staticmethod
-    def measured(model: Tagger, data: TaggedData, tensors: tuple[Tensor, ...]) -> SpanF1:
+    def measured(
+        model: Tagger,
+        data: TaggedData,
+        tensors: tuple[Tensor, ...],
+        examples: Examples,
+        indices: NDArray[np.int64],
+    ) -> SpanF1:
         """How well a batch is tagged."""
         tokens, lengths, tags = tensors
         log_probs = model(tokens, lengths).double().log_softmax(-1)  # (T, B, C)

@@ -1,0 +1,84 @@
+"""Sentences in two languages: two line-aligned files, or lines of source, tab and target.
+
+Knows text, never ids.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lmtrain.data import corpus
+from lmtrain.errors import TextError
+
+_TRY = "try: two files with a sentence a line, FILE --target FILE; or source, a tab and target"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sentence and its translation."""
+
+    source: str
+    target: str
+
+
+def read(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
+    """The sentences of files with their translations.
+
+    Args:
+        sources: files and globs, read one after the other.
+        targets: the same of the translations; none where lines hold both.
+
+    Raises:
+        TextError: missing, unreadable, of unequal length, a line without a tab, or an empty
+            sentence.
+    """
+    found = False
+    for pair in _aligned(sources, targets) if targets else _tabbed(sources):
+        found = True
+        yield pair
+    if not found:
+        raise TextError(f"{', '.join(sources)} has no sentences", _TRY)
+
+
+def read_sentences(place: str) -> Iterator[str]:
+    """The sentences of a file, one a line.
+
+    Raises:
+        TextError: missing or unreadable.
+    """
+    for _, _, line in _lines([place]):
+        yield line
+
+
+def _lines(places: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """The name of its file, the number and the text of each line."""
+    for source in corpus.open_text(places, ()).sources:
+        for number, line in enumerate(corpus.Text((source,)).lines(), start=1):
+            yield source.name, number, line.strip()
+
+
+def _aligned(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
+    for pair in itertools.zip_longest(_lines(sources), _lines(targets)):
+        if pair[0] is None or pair[1] is None:
+            counts = [sum(1 for _ in _lines(places)) for places in (sources, targets)]
+            raise TextError(
+                f"{', '.join(sources)} has {counts[0]:,} lines, "
+                f"{', '.join(targets)} has {counts[1]:,}",
+                _TRY,
+            )
+        texts = []
+        for name, number, line in pair:
+            if not line:
+                raise TextError(f"{name}, line {number}: the sentence is empty")
+            texts.append(line)
+        yield Pair(*texts)
+
+
+def _tabbed(places: Sequence[str]) -> Iterator[Pair]:
+    for name, number, line in _lines(places):
+        if not line:
+            continue
+        source, tab, target = line.partition("\t")
+        if not tab or not source.strip() or not target.strip():
+            raise TextError(f"{name}, line {number}: no source and target with a tab between", _TRY)
+        yield Pair(source.strip(), target.strip())

@@ -1,0 +1,339 @@
+"""Translation: a sentence in, a sentence of its own length out (encoder and decoder)."""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmtrain.data import parallel
+from lmtrain.data.padded import NOTHING, pad
+from lmtrain.data.parallel import Pair
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.errors import ConfigError
+from lmtrain.model.attention import Attention
+from lmtrain.model.head import Softmax
+from lmtrain.model.recurrent import State
+from lmtrain.model.translator import Translator
+from lmtrain.schema import Config
+from lmtrain.tasks import beam, bleu
+from lmtrain.tasks.base import Batch, Files, Loss, Trained
+from lmtrain.tasks.bleu import Bleu
+from lmtrain.tasks.building import Builder
+from lmtrain.tasks.examples import (
+    ExampleData,
+    Examples,
+    ExampleTask,
+    batched,
+    fingerprint,
+    grouped,
+)
+from lmtrain.tasks.inputs import TOKENIZER_FILE, TextInputs
+
+_TARGET_FILE = "target.json"
+_AT_ONCE = 64
+_PREVIEWED = 2
+_BEAM = 5
+
+
+@dataclass(frozen=True)
+class Pairs(Examples):
+    """Sentences and their translations, as ids and as text.
+
+    Args:
+        pairs: the text, with white space between tokens.
+    """
+
+    pairs: Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class ParallelData(ExampleData):
+    """The tokenizers of both languages, and the sentences of the splits."""
+
+    source: TextInputs
+    target: TextInputs
+
+    def files(self) -> dict[str, str]:
+        """Both tokenizers."""
+        return self.source.files() | {_TARGET_FILE: self.target.tokenizer.to_json()}
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes of both vocabularies."""
+        return {
+            "vocab_size": self.source.tokenizer.vocab_size,
+            "target_vocab_size": self.target.tokenizer.vocab_size,
+        }
+
+    def fingerprint(self, examples: Sequence[Pair]) -> str:
+        """A hash of both languages."""
+        return fingerprint(f"{each.source}\n{each.target}\n" for each in examples)
+
+    def encoded(self, examples: Sequence[Pair], name: str) -> Pairs:
+        """Sentences as ids; the target's end is one of its tokens."""
+        sources = [self.source.encode(each.source, name) for each in examples]
+        end = [self.end_id]
+        targets = [np.append(self.target.encode(each.target, name), end) for each in examples]
+        key = self.fingerprint(examples)
+        both = (self.source.tokenizer, self.target.tokenizer)
+        pairs = [
+            Pair(*(" ".join(t.words(x)) for t, x in zip(both, (p.source, p.target), strict=True)))
+            for p in examples
+        ]
+        return Pairs(sources, targets, key, name, pairs)
+
+    @property
+    def end_id(self) -> int:
+        """The token that begins and ends a translation."""
+        end = self.target.tokenizer.eos_id
+        assert end is not None  # noqa: S101  (translations are made of words)
+        return end
+
+    def translated(
+        self, model: Translator, sources: Tensor, lengths: Tensor, width: int
+    ) -> list[list[tuple[str, float]]]:
+        """For each source its translations, tokens with blanks between, and their scores."""
+        vocabulary = self.target.tokenizer.vocabulary
+        unknown = self.target.tokenizer.unk_id
+        found = beam.search(
+            model, sources, lengths, beam=width, end_id=self.end_id, unknown_id=unknown
+        )
+        return [
+            [(" ".join(vocabulary[index] for index in each.ids), each.score) for each in some]
+            for some in found
+        ]
+
+
+@dataclass(frozen=True)
+class Translated:
+    """The translations of a sentence.
+
+    Args:
+        source: the sentence.
+        translations: the best one first.
+        scores: of each, the mean of log P of its tokens.
+    """
+
+    source: str
+    translations: Sequence[str]
+    scores: Sequence[float]
+
+    def line(self) -> str:
+        """The translation; of several, each after its score, a line each."""
+        if len(self.translations) == 1:
+            return self.translations[0]
+        pairs = zip(self.scores, self.translations, strict=True)
+        return "\n".join(f"{score:.4f}\t{translation}" for score, translation in pairs)
+
+    def fields(self) -> dict[str, Any]:
+        """All of it by name."""
+        return {
+            "source": self.source,
+            "translation": self.translations[0],
+            "translations": list(self.translations),
+            "scores": list(self.scores),
+        }
+
+
+class TrainedTranslator(Trained):
+    """A trained translator with its tokenizers and settings."""
+
+    model: Translator
+    data: ParallelData
+
+    def inputs(self, place: str) -> Iterator[str]:
+        """What `predict` takes, of a file: a sentence a line."""
+        return parallel.read_sentences(place)
+
+    def predict(
+        self, sentences: Iterable[str], *, beam: int = _BEAM, nbest: int = 1
+    ) -> Iterator[Translated]:
+        """The translations of sentences.
+
+        Args:
+            sentences: the texts.
+            beam: outputs that are followed at once, 1 or more; 1 is greedy.
+            nbest: translations of each sentence, 1 to `beam`.
+
+        Raises:
+            ConfigError: an argument out of its range, a single text, or what is no text.
+        """
+        if not 1 <= nbest <= beam <= self.data.target.tokenizer.vocab_size:
+            raise ConfigError(f"nbest {nbest} and beam {beam} are not 1 <= nbest <= beam")
+        for group in grouped(sentences):
+            for text in group:
+                if not isinstance(text, str):
+                    raise ConfigError(f"predict takes texts, not {type(text).__name__}")
+            arrays = [self.data.source.encode(text, "predict") for text in group]
+            found: list[list[tuple[str, float]]] = [[]] * len(group)
+            for indices, inputs, lengths in batched(self.model, arrays):
+                some = self.data.translated(self.model, inputs, lengths, beam)
+                for index, each in zip(indices, some, strict=True):
+                    found[index] = each[:nbest]
+            for text, each in zip(group, found, strict=True):
+                yield Translated(text, *map(list, zip(*each, strict=True)))
+
+    def read(self, places: Sequence[str]) -> Examples:
+        """The sentences of files with lines of source, tab and target.
+
+        Raises:
+            TextError: they cannot be read.
+        """
+        return self.data.encoded(list(parallel.read(places, ())), ", ".join(places))
+
+    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
+        """The run's own sentences, read again.
+
+        Raises:
+            TextError: they are gone.
+            CheckpointError: they are not what they were.
+        """
+        return Translation.find(self.config, self.data, self.state["data"], splits).splits
+
+    def measure(self, data: Examples, *, batch_size: int = _AT_ONCE) -> Bleu:
+        """The BLEU of beam search, of `batch_size` sentences at once."""
+        measure = functools.partial(Translation.measured, width=_BEAM)
+        found: Bleu = Translation.evaluated(
+            self.model, self.data, data, batch_size, measure=measure
+        )
+        return found
+
+
+class Translation(ExampleTask):
+    """Trains an encoder–decoder."""
+
+    unit = "tokens"
+    command = "predict"
+    metrics = Bleu
+    trained = TrainedTranslator
+    model: Translator
+    data: ParallelData
+
+    @classmethod
+    def read_split(cls, config: Config, split: str) -> list[Pair]:
+        """The sentences of a split with their translations.
+
+        Raises:
+            ConfigError: sacrebleu is not installed.
+        """
+        bleu.require()
+        data = config.data
+        targets = {"train": data.target, "valid": data.valid_target, "test": data.test_target}
+        return list(parallel.read(getattr(data, split), targets[split]))
+
+    @classmethod
+    def vocabularies(cls, examples: Sequence[Pair], config: Config) -> ParallelData:
+        """The tokens of both languages."""
+        source = TextInputs.of((each.source for each in examples), config)
+        return ParallelData(source, TextInputs.of((each.target for each in examples), config))
+
+    @classmethod
+    def restore(cls, files: Files, config: Config) -> ParallelData:
+        """The tokenizers of a checkpoint."""
+        source, target = (
+            TextInputs(Tokenizer.from_json(files.text(name)))
+            for name in (TOKENIZER_FILE, _TARGET_FILE)
+        )
+        return ParallelData(source, target)
+
+    @classmethod
+    def build(cls, config: Config, data: ParallelData, *, is_shared: bool = False) -> Translator:
+        """The encoder–decoder with its first weights.
+
+        Raises:
+            ConfigError: sizes that do not fit.
+        """
+        network, builder = config.model, Builder(config, is_shared=is_shared)
+        size, sizes = network.hidden_size, [network.hidden_size] * network.num_layers
+        encoder = builder.encoder(data.source.first_layer(builder), sizes)
+        embedding = data.target.first_layer(builder)
+        decoder = builder.encoder(embedding, sizes, is_bidirectional=False)
+        output = config.embedding_size if network.tied_embeddings else size
+        attention = None
+        if network.attention != "none":
+            memory = encoder.recurrent.output_size
+            attention = Attention(memory, size, output, network.attention)
+        elif output != size:
+            raise ConfigError(
+                f"model.tied_embeddings without attention needs embedding_size {output} to equal "
+                f"hidden_size {size}"
+            )
+        tied = embedding.weight if network.tied_embeddings else None
+        head = Softmax(output, data.target.tokenizer.vocab_size, tied)
+        model = Translator(
+            encoder, decoder, attention, builder.dropout(network.output_dropout), head
+        )
+        model.initialize(network.init_scale, network.forget_bias)
+        return model
+
+    @staticmethod
+    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Sources (S, B), their lengths (B,) and targets (T, B)."""
+        sources, lengths = pad([examples.inputs[index] for index in indices])
+        targets, _ = pad([examples.targets[index] for index in indices])
+        return sources, lengths, targets
+
+    def loss(self, batch: Batch, state: State | None) -> Loss:
+        """The total over time and sentences; the objective is its mean over sentences."""
+        sources, lengths, targets = batch.tensors
+        hidden = self.model.hidden(sources, lengths, targets, self.data.end_id)
+        nats = self.model.head.nats(hidden, targets, 1 / batch.rows)
+        total = nats.detach().double() * batch.rows
+        return Loss(nats, total, (targets != NOTHING).sum().double(), None)
+
+    @staticmethod
+    def measured(
+        model: Translator,
+        data: ParallelData,
+        tensors: tuple[Tensor, ...],
+        examples: Examples,
+        indices: NDArray[np.int64],
+        *,
+        width: int = 1,
+    ) -> Bleu:
+        """The BLEU of translations, found with a beam of that width; greedy ones in training."""
+        sources, lengths, targets = tensors
+        hidden = model.hidden(sources, lengths, targets, data.end_id)
+        is_counted = targets != NOTHING
+        total = -model.head.log_probs(hidden, targets.clamp(min=0)).double()[is_counted].sum()
+        found = data.translated(model, sources, lengths, width)
+        references = [examples.pairs[index].target for index in indices]  # type: ignore[attr-defined]
+        translations = [best[0][0] for best in found]
+        sums = bleu.statistics(zip(translations, references, strict=True))
+        return Bleu(float(total), int(is_counted.sum()), *sums)
+
+    def preview(self, step: int) -> str:
+        """Some validation sentences, their references and their translations."""
+        examples, indices = self.previewed(step, _PREVIEWED)
+        self.model.eval()
+        sources, lengths, _ = self.placed(examples, indices)
+        with torch.no_grad():
+            found = self.data.translated(self.model, sources, lengths, 1)
+        lines = []
+        for index, best in zip(indices, found, strict=True):
+            pair = examples.pairs[index]  # type: ignore[attr-defined]
+            lines += [f"source: {pair.source}", f"reference: {pair.target}"]
+            lines.append(f"translation: {best[0][0]}")
+        return "\n".join(lines)
+
+    def baseline(self, split: str) -> Bleu | None:
+        """The source left as it is; the frequencies of the target's tokens for the loss."""
+        if split not in self.data.splits:
+            return None
+        size = self.data.target.tokenizer.vocab_size
+        counts = np.bincount(np.concatenate(self._train.targets), minlength=size) + 1.0
+        examples = self.data.splits[split]
+        targets = np.concatenate(examples.targets)
+        nats = -np.log(counts / counts.sum())[targets].sum()
+        pairs = examples.pairs  # type: ignore[attr-defined]
+        sums = bleu.statistics((pair.source, pair.target) for pair in pairs)
+        return Bleu(float(nats), len(targets), *sums)
+
+    def described(self) -> str:
+        """The number of sentences and the sizes of the vocabularies."""
+        sizes = " and ".join(f"{size:,}" for size in self.data.sizes().values())
+        return f"{len(self._train.inputs):,} sentences, vocabularies {sizes}"
