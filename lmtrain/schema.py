@@ -136,8 +136,8 @@ class ModelConfig(Section, extra="allow"):
     """Whether each layer also runs from the last token to the first, with weights of its own."""
     pooling: Annotated[Literal["last", "mean", "max"], _LABELS] = "last"
     """Hidden states that the label is predicted from: the last, or their mean or maximum."""
-    attention: Annotated[Literal["dot", "additive", "none"], _TRANSLATION] = "dot"
-    """Attention of the decoder to the encoder's states; none: their last state alone."""
+    attention: Annotated[Literal["dot", "additive"] | None, _TRANSLATION] = "dot"
+    """Attention of the decoder to the encoder's states; none for their last state alone."""
     tied_embeddings: Annotated[bool, _TIED] = False
     """Whether the output weights are the embeddings; the last layer has their size then."""
     softmax: Annotated[Literal["full", "sampled", "adaptive"], _TEXT_TASK] = "full"

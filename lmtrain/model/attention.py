@@ -39,10 +39,11 @@ class Attention(nn.Module):
         self.scores = scores
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
-        """Draws the first weights: uniform in ± init_scale; without it ± 1/√(numbers of a row)."""
+        """Draws the first weights: uniform in ± init_scale; without it ± √3/√(numbers of a row)."""
         with torch.no_grad():
             for weight in self.parameters():
-                scale = 1 / math.sqrt(weight.shape[-1]) if init_scale is None else init_scale
+                # Sums of numbers of size 1 are of size 1 then.
+                scale = math.sqrt(3 / weight.shape[-1]) if init_scale is None else init_scale
                 weight.uniform_(-scale, scale, generator=generator)
 
     def forward(self, hidden: Tensor, memory: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,8 @@ class Bridge(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_parts, hidden_size, 2 * hidden_size))
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
-        """Draws the first weights: uniform in ± init_scale; without it ± 1/√2H."""
-        scale = self.weight.shape[-1] ** -0.5 if init_scale is None else init_scale
+        """Draws the first weights: uniform in ± init_scale; without it ± √3/√2H."""
+        scale = (3 / self.weight.shape[-1]) ** 0.5 if init_scale is None else init_scale
         with torch.no_grad():
             self.weight.uniform_(-scale, scale, generator=generator)
 
@@ -53,15 +53,8 @@ class Bridge(nn.Module):
         """The decoder's state before its first step."""
         weights = iter(self.weight)
         pairs = zip(last[::2], last[1::2], strict=True)  # forward and backward, layer by layer
-        return State(
-            [
-                tuple(
-                    F.linear(torch.cat(parts, dim=1), next(weights))
-                    for parts in zip(*pair, strict=True)
-                )
-                for pair in pairs
-            ]
-        )
+        joined = [[torch.cat(parts, dim=1) for parts in zip(*pair, strict=True)] for pair in pairs]
+        return State([tuple(F.linear(part, next(weights)) for part in each) for each in joined])
 
 
 class Translator(Network):

@@ -74,9 +74,8 @@ def search(
             break
     for source, found in enumerate(ended):
         if not found:  # none has ended: the best so far
-            found.append(
-                Hypothesis(outputs[source * beam].tolist(), float(scores[source, 0]) / most)
-            )
+            ids = outputs[source * beam].tolist()
+            found.append(Hypothesis(ids, float(scores[source, 0]) / most))
     return [sorted(found, key=lambda each: -each.score)[:beam] for found in ended]
 
 

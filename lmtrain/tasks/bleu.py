@@ -17,7 +17,7 @@ def _metric() -> Any:
         ConfigError: sacrebleu is not installed.
     """
     try:
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
     except ImportError:
         raise ConfigError(
             "translations are measured by sacrebleu", "try: pip install 'lmtrain[translate]'"

@@ -254,7 +254,7 @@ class Translation(ExampleTask):
         decoder = builder.encoder(embedding, sizes, is_bidirectional=False)
         output = config.embedding_size if network.tied_embeddings else size
         attention = None
-        if network.attention != "none":
+        if network.attention is not None:
             memory = encoder.recurrent.output_size
             attention = Attention(memory, size, output, network.attention)
         elif output != size:
