@@ -31,6 +31,7 @@ class For:
 
 
 _TEXT_TASK = For("data.task", ("language-model",))
+_STREAMS = For("data.labelled", (False,))
 _LABELS = For("data.task", ("classify",))
 _ENCODER = For("data.task", ("classify", "tag", "translate"))
 _TOKENS = For("data.task", ("language-model", "classify", "tag", "translate"))
@@ -64,6 +65,8 @@ class DataConfig(Section):
     """Validation text; without it, the tail of the training text (see data.valid_fraction)."""
     test: tuple[str, ...] = ()
     """Test text, predicted by `evaluate` alone; without it, see data.test_fraction."""
+    labelled: Annotated[bool, _TEXT_TASK] = False
+    """Whether lines are `label<TAB>text`, and the model writes the text that a label asks for."""
     target: Annotated[tuple[str, ...], _TRANSLATION] = ()
     """Translations of the training text, line by line; without it, data.train has both."""
     valid_target: Annotated[tuple[str, ...], _TRANSLATION] = ()
@@ -126,9 +129,9 @@ class ModelConfig(Section, extra="allow"):
     """Chance, 0 to 1, that a word is dropped wherever it stands in the input."""
     weight_dropout: Fraction = 0.0
     """Chance, 0 to 1, that a weight from one time step's state to the next is dropped."""
-    activation_regularization: Annotated[NonNegativeFloat, _TEXT_TASK] = 0.0
+    activation_regularization: Annotated[NonNegativeFloat, _TEXT_TASK, _STREAMS] = 0.0
     """Factor of the mean square of the last layer's dropped numbers, added to the loss."""
-    temporal_regularization: Annotated[NonNegativeFloat, _TEXT_TASK] = 0.0
+    temporal_regularization: Annotated[NonNegativeFloat, _TEXT_TASK, _STREAMS] = 0.0
     """Factor of the mean square of the last layer's change from step to step, added too."""
     residual: bool = False
     """Whether layers after the first add their input to their output, where sizes agree."""
@@ -138,9 +141,9 @@ class ModelConfig(Section, extra="allow"):
     """Hidden states that the label is predicted from: the last, or their mean or maximum."""
     attention: Annotated[Literal["dot", "additive"] | None, _TRANSLATION] = "dot"
     """Attention of the decoder to the encoder's states; none for their last state alone."""
-    tied_embeddings: Annotated[bool, _TIED] = False
+    tied_embeddings: Annotated[bool, _TIED, _STREAMS] = False
     """Whether the output weights are the embeddings; the last layer has their size then."""
-    softmax: Annotated[Literal["full", "sampled", "adaptive"], _TEXT_TASK] = "full"
+    softmax: Annotated[Literal["full", "sampled", "adaptive"], _TEXT_TASK, _STREAMS] = "full"
     """Over all words; over a sample of them in training; or with cheaper rare words."""
     samples: Annotated[PositiveInt, For("model.softmax", ("sampled",))] = 1000
     """Softmax sampled: words drawn for a step, 1 or more; all, if there are no more in the text."""
@@ -205,11 +208,11 @@ class TrainConfig(Section):
 
     batch_size: PositiveInt = 20
     """Streams of text, or examples, trained on side by side, 1 or more."""
-    seq_len: Annotated[PositiveInt, _TEXT_TASK] = 35
+    seq_len: Annotated[PositiveInt, _TEXT_TASK, _STREAMS] = 35
     """Steps of truncated backpropagation through time, 1 or more."""
-    random_seq_len: Annotated[bool, _TEXT_TASK] = False
+    random_seq_len: Annotated[bool, _TEXT_TASK, _STREAMS] = False
     """Whether each update draws its steps around train.seq_len, so that no epoch is cut alike."""
-    state_reset: Annotated[Fraction, _TEXT_TASK] = 0.0
+    state_reset: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.0
     """Chance, 0 to 1, that a stream begins a window with zeros, as new text does, not its state."""
     max_epochs: PositiveInt = 10
     """Passes over the training text, 1 or more."""

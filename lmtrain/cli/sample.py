@@ -15,6 +15,10 @@ from lmtrain.errors import ConfigError
 def command(
     run: RunArgument,
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    label: Annotated[
+        str | None,
+        typer.Option(help="What to write, of a model with labels.", show_default=False),
+    ] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples.")] = 1,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum number of tokens of a sample, or steps of music.")
@@ -46,17 +50,22 @@ def command(
     \b
     lmtrain sample runs/python-docs-lstm-1 --num 5
     lmtrain sample runs/plays --prompt "ROMEO:" --temperature 0.8 --max-tokens 500
+    lmtrain sample runs/names --label Russian --num 10
     lmtrain sample runs/chorales --out tune.mid
     """
     if out:
-        if prompt or num > 1 or top_k is not None or top_p is not None or json:
+        if prompt or label or num > 1 or top_k is not None or top_p is not None or json:
             raise ConfigError(
                 "--out writes one sample of music, by --max-tokens, --temperature and --seed alone"
             )
         _write_music(run, out, device, max_tokens, temperature, seed)
         return
-    pieces = load_for("stream", run, device, named="sampling text").stream(
+    model = load_for("stream", run, device, named="sampling text")
+    if label is not None and not model.config.data.labelled:
+        raise ConfigError(f"{run} was trained without labels: it has no --label")
+    pieces = model.stream(
         prompt,
+        **({} if label is None else {"label": label}),
         num=num,
         max_tokens=max_tokens,
         temperature=temperature,

@@ -4,6 +4,7 @@ from lmtrain.schema import Config
 from lmtrain.tasks.base import Task
 from lmtrain.tasks.classify import Classification
 from lmtrain.tasks.frames import Frames
+from lmtrain.tasks.labelled_language_model import LabelledLanguageModelling
 from lmtrain.tasks.language_model import LanguageModelling
 from lmtrain.tasks.tag import Tagging
 from lmtrain.tasks.translate import Translation
@@ -19,4 +20,4 @@ _TASKS: dict[str, type[Task]] = {
 
 def task_of(config: Config) -> type[Task]:
     """The task that the settings name."""
-    return _TASKS[config.data.task]
+    return LabelledLanguageModelling if config.data.labelled else _TASKS[config.data.task]

@@ -6,6 +6,7 @@ x⟨1⟩ is the start; y⟨t⟩ is drawn from ŷ⟨t⟩ and becomes x⟨t+1⟩; 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -118,9 +119,27 @@ def draw_known(
     return draw(known / known.sum(), generator)
 
 
+class Ends(NamedTuple):
+    """The tokens that a sequence begins and ends with."""
+
+    start_id: int | None
+    """Taken to stand before the first token; None for nothing."""
+    end_id: int | None
+    """None for a sequence that does not end."""
+
+    @classmethod
+    def of_sentences(cls, tokenizer: Tokenizer) -> "Ends":
+        """`<EOS>` for words; for characters the newline begins a text and nothing ends it."""
+        return cls(tokenizer.start_id, tokenizer.eos_id)
+
+
 @torch.no_grad()
 def generate(
-    model: LanguageModel, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    ends: Ends | None = None,
 ) -> Iterator[list[int | None]]:
     """Tokens of sequences drawn side by side, one of each at a time.
 
@@ -129,9 +148,10 @@ def generate(
 
     Args:
         model: the model.
-        tokenizer: names the token before the first, the one that ends a sequence, and `<UNK>`.
+        tokenizer: names `<UNK>`.
         prompt: ids that the sequences go on from; may be empty.
         sampling: how tokens are drawn.
+        ends: what a sequence begins and ends with; None for what sentences begin and end with.
 
     Yields:
         For each sequence its next id, or None once it has ended.
@@ -141,7 +161,8 @@ def generate(
     """
     model.eval()
     place, num = device.of(model), sampling.num
-    start_id, unk_id = tokenizer.start_id, tokenizer.unk_id
+    start_id, end_id = ends or Ends.of_sentences(tokenizer)
+    unk_id = tokenizer.unk_id
     generators = [np.random.default_rng([sampling.seed, row]) for row in range(num)]
     begin = torch.tensor([-1 if start_id is None else start_id, *prompt]).unsqueeze(1)
     hidden, state = model.hidden(begin.to(place))
@@ -160,7 +181,7 @@ def generate(
                     logits[row, unk_id] = -np.inf
                     p = sampling.distribution(logits[row])
                 drawn[row] = draw_known(p, generator, unk_id)
-                ended[row] = drawn[row] == tokenizer.eos_id
+                ended[row] = drawn[row] == end_id
         yield drawn
         if all(ended):
             return
@@ -174,7 +195,11 @@ def _logits(model: LanguageModel, hidden: torch.Tensor) -> NDArray[np.float64]:
 
 
 def stream(
-    model: LanguageModel, tokenizer: Tokenizer, prompt: str, sampling: Sampling
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    ends: Ends | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Texts that go on from `prompt`, piece by piece: which text, and what comes next in it.
 
@@ -183,6 +208,7 @@ def stream(
         tokenizer: text to ids and back.
         prompt: text before the first drawn token; may be empty.
         sampling: how tokens are drawn.
+        ends: what a text begins and ends with; None for what sentences begin and end with.
 
     Raises:
         TextError: a prompt that is no text or, at character level, has an unknown character.
@@ -197,9 +223,10 @@ def stream(
     for row, detokenizer in enumerate(detokenizers):
         if ids:
             yield row, "".join(detokenizer.add(index) for index in ids)
-    for indices in generate(model, tokenizer, ids, sampling):
+    ends = ends or Ends.of_sentences(tokenizer)
+    for indices in generate(model, tokenizer, ids, sampling, ends):
         for row, index in enumerate(indices):
-            if index is not None and index != tokenizer.eos_id:
+            if index is not None and index != ends.end_id:
                 yield row, detokenizers[row].add(index)
     for row, detokenizer in enumerate(detokenizers):
         yield row, detokenizer.end()

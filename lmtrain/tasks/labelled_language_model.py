@@ -1,0 +1,282 @@
+"""A language model with a label: the label stands for x⟨1⟩, and a text follows (one to many)."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmtrain.data import labelled
+from lmtrain.data.labelled import Example
+from lmtrain.data.padded import NOTHING, pad
+from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.errors import ConfigError
+from lmtrain.model.head import Softmax
+from lmtrain.model.language_model import LanguageModel
+from lmtrain.model.recurrent import State
+from lmtrain.schema import Config
+from lmtrain.tasks import perplexity, sampling
+from lmtrain.tasks.base import Batch, Files, Loss, Trained
+from lmtrain.tasks.building import Builder
+from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask, place_names
+from lmtrain.tasks.inputs import TOKENIZER_FILE, TextInputs
+from lmtrain.tasks.labels import label_files, label_ids, labels_of, restored_labels
+from lmtrain.tasks.perplexity import Perplexity
+from lmtrain.tasks.sampling import Ends, Sampling
+
+_PREVIEW_TOKENS = 60
+_PREVIEWED = 4
+
+
+@dataclass(frozen=True)
+class LabelledTextData(ExampleData):
+    """A tokenizer, the labels, and the examples of the splits.
+
+    The inputs of an example are its label, whose id follows those of the tokens, and its tokens;
+    the targets are its tokens and its end.
+
+    Args:
+        text: the tokens.
+        labels: the names of the labels in the order of their ids.
+    """
+
+    text: TextInputs
+    labels: Sequence[str]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        return self.text.tokenizer
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a text."""
+        end = self.tokenizer.line_end_id
+        assert end is not None  # noqa: S101  (the training text has line ends)
+        return end
+
+    def label_id(self, label: str) -> int:
+        """The token that stands for a label.
+
+        Raises:
+            ConfigError: the training data does not have it.
+        """
+        if label not in self.labels:
+            raise ConfigError(f"no label {label!r}", f"labels: {', '.join(self.labels)}")
+        return self.tokenizer.vocab_size + self.labels.index(label)
+
+    def files(self) -> dict[str, str]:
+        """The tokenizer and the labels."""
+        return self.text.files() | label_files(self.labels)
+
+    def sizes(self) -> dict[str, int]:
+        """The size of the vocabulary and of the set of labels."""
+        return self.text.sizes() | {"labels": len(self.labels)}
+
+    def fingerprint(self, examples: Sequence[Example]) -> str:
+        """A hash of labels and texts."""
+        return labelled.fingerprint(examples)
+
+    def encoded(self, examples: Sequence[Example], name: str) -> Examples:
+        """Examples as ids.
+
+        Raises:
+            TextError: a label that the training data does not have.
+        """
+        labels = label_ids([each.label for each in examples], self.labels, name)
+        texts = [self.tokenizer.encode(each.text) for each in examples]
+        first = self.tokenizer.vocab_size + labels
+        inputs = [np.append(label, ids) for label, ids in zip(first, texts, strict=True)]
+        targets = [np.append(ids, [self.end_id]) for ids in texts]
+        return Examples(inputs, targets, self.fingerprint(examples), name)
+
+
+class TrainedLabelledLanguageModel(Trained):
+    """A trained language model with labels, its tokenizer and settings."""
+
+    model: LanguageModel
+    data: LabelledTextData
+
+    def sample(self, label: str, prompt: str = "", **settings: Any) -> list[str]:
+        """Novel texts of a label; the same seed gives the same texts.
+
+        Args:
+            label: one of the training data's.
+            prompt: text before the first drawn token; may be empty.
+            settings: those of `Sampling`: num, max_tokens, temperature, top_k, top_p, seed.
+
+        Raises:
+            ConfigError: no such label, or an argument out of its range.
+        """
+        texts = [""] * Sampling(**settings).num
+        for row, piece in self.stream(prompt, label=label, **settings):
+            texts[row] += piece
+        return texts
+
+    def stream(
+        self, prompt: str = "", *, label: str | None = None, **settings: Any
+    ) -> Iterator[tuple[int, str]]:
+        """As `sample`, piece by piece as they are drawn: which text, and what comes next in it.
+
+        Raises:
+            ConfigError: no label, no such label, or an argument out of its range.
+        """
+        if label is None:
+            labels = ", ".join(self.data.labels)
+            raise ConfigError(f"{self.path} writes text of a label: give one", f"labels: {labels}")
+        ends = Ends(self.data.label_id(label), self.data.end_id)
+        return sampling.stream(self.model, self.data.tokenizer, prompt, Sampling(**settings), ends)
+
+    def read(self, places: Sequence[str]) -> Examples:
+        """The examples of files in the form of the training data.
+
+        Raises:
+            TextError: they cannot be read, or have a label that the model does not know.
+        """
+        return self.data.encoded(list(labelled.read(places)), ", ".join(places))
+
+    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
+        """The run's own examples, read again.
+
+        Raises:
+            TextError: they are gone.
+            CheckpointError: they are not what they were.
+        """
+        found = LabelledLanguageModelling.find(self.config, self.data, self.state["data"], splits)
+        return found.splits
+
+    def measure(self, data: Examples, *, batch_size: int = 64) -> Perplexity:
+        """How well texts are predicted from their labels, `batch_size` of them at once."""
+        found: Perplexity = LabelledLanguageModelling.evaluated(
+            self.model, self.data, data, batch_size
+        )
+        return found
+
+
+class LabelledLanguageModelling(ExampleTask):
+    """Trains a language model with labels."""
+
+    unit = "tokens"
+    command = "sample --label LABEL"
+    metrics = Perplexity
+    trained = TrainedLabelledLanguageModel
+    model: LanguageModel
+    data: LabelledTextData
+
+    @classmethod
+    def read_split(cls, config: Config, split: str) -> list[Example]:
+        """The examples of a split."""
+        return list(labelled.read(getattr(config.data, split)))
+
+    @staticmethod
+    def kinds(example: Example) -> Collection[str]:
+        """Its label."""
+        return (example.label,)
+
+    @classmethod
+    def vocabularies(cls, examples: Sequence[Example], config: Config) -> LabelledTextData:
+        """The tokens and the labels.
+
+        Raises:
+            TextError: there is only one label.
+        """
+        labels = labels_of([each.label for each in examples], place_names(config, "train"))
+        return LabelledTextData(TextInputs.of((each.text for each in examples), config), labels)
+
+    @classmethod
+    def restore(cls, files: Files, config: Config) -> LabelledTextData:
+        """The tokenizer and the labels of a checkpoint."""
+        tokenizer = Tokenizer.from_json(files.text(TOKENIZER_FILE))
+        return LabelledTextData(TextInputs(tokenizer), restored_labels(files))
+
+    @classmethod
+    def build(
+        cls, config: Config, data: LabelledTextData, *, is_shared: bool = False
+    ) -> LanguageModel:
+        """The language model with its first weights; labels have vectors beside the tokens'."""
+        network, builder = config.model, Builder(config, is_shared=is_shared)
+        vocab_size = data.tokenizer.vocab_size
+        embedding = builder.embedding(vocab_size + len(data.labels))
+        encoder = builder.encoder(embedding, [network.hidden_size] * network.num_layers)
+        head = Softmax(network.hidden_size, vocab_size)
+        model = LanguageModel(encoder, builder.dropout(network.output_dropout), head)
+        model.initialize(network.init_scale, network.forget_bias)
+        return model
+
+    @staticmethod
+    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Inputs (T, B), lengths (B,) and targets (T, B)."""
+        inputs, lengths = pad([examples.inputs[index] for index in indices])
+        targets, _ = pad([examples.targets[index] for index in indices])
+        return inputs, lengths, targets
+
+    def loss(self, batch: Batch, state: State | None) -> Loss:
+        """The total over time and texts; the objective is its mean over texts."""
+        inputs, lengths, targets = batch.tensors
+        hidden, _ = self.model.encoder(inputs, None, lengths)
+        nats = self.model.head.nats(self.model.dropout(hidden), targets, 1 / batch.rows)
+        total = nats.detach().double() * batch.rows
+        return Loss(nats, total, (targets != NOTHING).sum().double(), None)
+
+    @staticmethod
+    def measured(
+        model: LanguageModel,
+        data: LabelledTextData,
+        tensors: tuple[Tensor, ...],
+        examples: Examples,
+        indices: NDArray[np.int64],
+    ) -> Perplexity:
+        """How well a batch is predicted; an end counts as a character."""
+        inputs, lengths, targets = tensors
+        hidden, _ = model.encoder(inputs, None, lengths)
+        log_probs = model.head.log_probs(hidden, targets.clamp(min=0)).double()
+        is_counted = targets != NOTHING
+        is_unknown = targets == (-2 if data.tokenizer.unk_id is None else data.tokenizer.unk_id)
+        texts = (data.tokenizer.decode(examples.targets[index]) for index in indices)
+        return Perplexity(
+            -float(log_probs[is_counted].sum()),
+            int(is_counted.sum()),
+            sum(map(len, texts)),
+            int(is_unknown.sum()),
+            -float(log_probs[is_unknown].sum()),
+        )
+
+    def preview(self, step: int) -> str:
+        """A novel text of some labels, others at each validation."""
+        tokenizer, seed = self.data.tokenizer, self.config.train.seed + step
+        chosen = Sampling(num=1, max_tokens=_PREVIEW_TOKENS, seed=seed)
+        lines = []
+        for place in range(_PREVIEWED):
+            label = self.data.labels[(step + place) % len(self.data.labels)]
+            ends = Ends(self.data.label_id(label), self.data.end_id)
+            pieces = sampling.stream(self.model, tokenizer, "", chosen, ends)
+            lines.append(f"{label}: {''.join(piece for _, piece in pieces)}")
+        return "\n".join(lines)
+
+    def baseline(self, split: str) -> Perplexity | None:
+        """Token frequencies alone."""
+        if split not in self.data.splits:
+            return None
+        size = self.data.tokenizer.vocab_size
+        counts = np.bincount(np.concatenate(self._train.targets), minlength=size) + 1.0
+        targets = np.concatenate(self.data.splits[split].targets)
+        nats = -np.log(counts / counts.sum())[targets]
+        is_unknown = targets == self.data.tokenizer.unk_id
+        characters = len(self.data.tokenizer.decode(targets))
+        return Perplexity(
+            float(nats.sum()), len(targets), characters, int(is_unknown.sum()),
+            float(nats[is_unknown].sum()),
+        )  # fmt: skip
+
+    def derived(self, loss: float) -> dict[str, float]:
+        """Perplexity."""
+        return {"perplexity": perplexity.perplexity(loss)}
+
+    def described(self) -> str:
+        """The number of texts and the sizes of the vocabularies."""
+        return (
+            f"{len(self._train.inputs):,} texts, {self.data.text.described()}, "
+            f"{len(self.data.labels):,} labels"
+        )
