@@ -57,8 +57,7 @@ class DataConfig(Section):
     """Which text, and how it is cut into tokens."""
 
     task: Literal["language-model", "classify", "tag", "frames", "translate"] = "language-model"
-    """What is predicted: the next token, a label for each example, a tag for each token, the next
-    frame of yes and no, or a translation."""
+    """What is predicted: the next token, a label, a tag for each token, a frame, a translation."""
     train: Annotated[tuple[str, ...], Field(min_length=1)] = ("python-docs",)
     """Training text: files, globs, .gz files, - for standard input, or names of corpora."""
     valid: tuple[str, ...] = ()

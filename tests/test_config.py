@@ -17,10 +17,14 @@ RATE = st.floats(0, exclude_min=True, allow_infinity=False)
 PLACES = st.lists(st.text(), max_size=3).map(tuple)
 # Every setting's own strategy, so that a new one is missed by name.
 VALUES = {
-    "data.task": st.sampled_from(["language-model", "classify"]),
+    "data.task": st.sampled_from(["language-model", "classify", "tag", "frames", "translate"]),
     "data.train": PLACES.filter(bool),
     "data.valid": PLACES,
     "data.test": PLACES,
+    "data.labelled": st.booleans(),
+    "data.target": PLACES,
+    "data.valid_target": PLACES,
+    "data.test_target": PLACES,
     "data.valid_fraction": FRACTION,
     "data.test_fraction": FRACTION,
     "data.level": st.sampled_from(["word", "char", "byte"]),
@@ -73,6 +77,7 @@ VALUES = {
     "train.max_seconds": st.none() | RATE,
     "train.seed": st.integers(0, 2**63),
     "train.device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "model.attention": st.sampled_from([None, "dot", "additive"]),
     "model.softmax": st.sampled_from(["full", "sampled", "adaptive"]),
     "train.precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "train.deterministic": st.booleans(),

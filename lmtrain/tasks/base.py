@@ -128,7 +128,17 @@ class Metrics(abc.ABC):
 
     def summed(self, everyone: Iterable[Sequence[float]]) -> Self:
         """The metrics over the fields of all processes."""
-        return type(self)(*map(math.fsum, zip(*everyone, strict=True)))
+        return self.of([math.fsum(each) for each in zip(*everyone, strict=True)])
+
+    @classmethod
+    def of(cls, sums: Sequence[float]) -> Self:
+        """The metrics with these fields."""
+        return cls(*sums)
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """The metrics of no predictions at all."""
+        return cls.of([0.0] * len(dataclasses.fields(cls)))
 
     @property
     def sums(self) -> list[float]:

@@ -1,6 +1,6 @@
 """BLEU of translations, counted by sacrebleu."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.tasks.base import Metrics
 
 _ORDERS = 4
+_STATISTICS = 2 * _ORDERS + 2
 
 
 def _metric() -> Any:
@@ -36,15 +37,15 @@ def require() -> None:
     _metric()
 
 
-def statistics(pairs: Iterable[tuple[str, str]]) -> list[float]:
-    """Counts over translations and references, which add up: those of `Bleu` after the loss."""
-    sums = [0.0] * (2 * _ORDERS + 2)
+def statistics(pairs: Iterable[tuple[str, str]]) -> tuple[float, ...]:
+    """Counts over translations and references, which add up: see `Bleu`."""
+    sums = [0.0] * _STATISTICS
     metric = _metric()
     for translation, reference in pairs:
         found = metric.corpus_score([translation], [[reference]])
         counts = [*found.counts, *found.totals, found.sys_len, found.ref_len]
         sums = [total + count for total, count in zip(sums, counts, strict=True)]
-    return sums
+    return tuple(sums)
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,8 @@ class Bleu(Metrics):
     Args:
         total_nats: Σ −log P of the references' tokens.
         count: these tokens.
-        matches_1: words that a translation and its reference share.
-        matches_2: pairs of words.
-        matches_3: three words.
-        matches_4: four words.
-        words_1: words of the translations.
-        words_2: pairs of words in them.
-        words_3: three words in them.
-        words_4: four words in them.
-        length: words of the translations.
-        reference_length: words of the references.
+        statistics: one to four words in a row that a translation and its reference share, as many
+            in a row of the translations, words of the translations and of the references.
 
     Source: Papineni et al. 2002; Post 2018.
     """
@@ -72,35 +65,47 @@ class Bleu(Metrics):
     is_higher_better = True
     digits = 2
 
-    matches_1: float
-    matches_2: float
-    matches_3: float
-    matches_4: float
-    words_1: float
-    words_2: float
-    words_3: float
-    words_4: float
-    length: float
-    reference_length: float
+    statistics: tuple[float, ...]
+
+    @classmethod
+    def of(cls, sums: Sequence[float]) -> "Bleu":
+        """The metrics with these numbers in their order."""
+        return cls(sums[0], sums[1], tuple(sums[2:]))
+
+    @classmethod
+    def nothing(cls) -> "Bleu":
+        """The metrics of no translation."""
+        return cls(0.0, 0.0, (0.0,) * _STATISTICS)
+
+    @property
+    def sums(self) -> list[float]:
+        """All numbers in a row."""
+        return [self.total_nats, self.count, *self.statistics]
 
     @property
     def bleu(self) -> float:
         """BLEU, 0 to 100."""
-        sums = [int(each) for each in self.sums[2:]]
+        counts = [int(each) for each in self.statistics]
         found = _metric().compute_bleu(
-            correct=sums[:_ORDERS],
-            total=sums[_ORDERS : 2 * _ORDERS],
-            sys_len=sums[-2],
-            ref_len=sums[-1],
+            correct=counts[:_ORDERS],
+            total=counts[_ORDERS : 2 * _ORDERS],
+            sys_len=counts[-2],
+            ref_len=counts[-1],
         )
         return float(found.score)
+
+    @property
+    def length_ratio(self) -> float:
+        """Words of the translations over those of the references."""
+        length, reference = self.statistics[-2:]
+        return length / max(1, reference)
 
     def values(self) -> dict[str, float | None]:
         """All figures by name."""
         return {
             "loss": self.loss,
             "bleu": self.bleu,
-            "length_ratio": self.length / max(1, self.reference_length),
+            "length_ratio": self.length_ratio,
         }
 
     def table(self) -> list[tuple[str, str]]:
@@ -108,7 +113,7 @@ class Bleu(Metrics):
         return [
             ("BLEU", f"{self.bleu:.2f}"),
             ("sacrebleu", str(_metric().get_signature())),
-            ("length over that of references", f"{self.values()['length_ratio']:.3f}"),
+            ("length over that of references", f"{self.length_ratio:.3f}"),
             ("loss (nats per token)", f"{self.loss:.5f}"),
             ("tokens", f"{self.count:,.0f}"),
         ]

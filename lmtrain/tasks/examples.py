@@ -5,7 +5,6 @@ what a batch of them measures; here is the rest.
 """
 
 import abc
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -217,7 +216,7 @@ class ExampleTask(Task):
                     tensors = _placed(model, cls.collated(examples, own))
                     found.append((measure or cls.measured)(model, data, tensors, examples, own))
         model.train(was_training)
-        nothing = cls.metrics(*(0.0 for _ in dataclasses.fields(cls.metrics)))
+        nothing = cls.metrics.nothing()
         return nothing.summed([each.sums for each in found]) if found else nothing
 
     @classmethod

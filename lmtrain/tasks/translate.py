@@ -304,7 +304,7 @@ class Translation(ExampleTask):
         references = [examples.pairs[index].target for index in indices]  # type: ignore[attr-defined]
         translations = [best[0][0] for best in found]
         sums = bleu.statistics(zip(translations, references, strict=True))
-        return Bleu(float(total), int(is_counted.sum()), *sums)
+        return Bleu(float(total), int(is_counted.sum()), sums)
 
     def preview(self, step: int) -> str:
         """Some validation sentences, their references and their translations."""
@@ -331,7 +331,7 @@ class Translation(ExampleTask):
         nats = -np.log(counts / counts.sum())[targets].sum()
         pairs = examples.pairs  # type: ignore[attr-defined]
         sums = bleu.statistics((pair.source, pair.target) for pair in pairs)
-        return Bleu(float(nats), len(targets), *sums)
+        return Bleu(float(nats), len(targets), sums)
 
     def described(self) -> str:
         """The number of sentences and the sizes of the vocabularies."""
