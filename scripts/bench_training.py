@@ -2,6 +2,7 @@
 
     python scripts/bench_training.py                       # every configuration, LSTM
     python scripts/bench_training.py ptb-small --cells     # one configuration, every cell
+    python scripts/bench_training.py snips multi30k digits --cells    # padded batches
     python scripts/bench_training.py --json > result.json
 
 A step is forward, backward, clipping and SGD on random tokens. Each competitor has a process of its
@@ -10,6 +11,10 @@ torch.nn gets what `device.keep_memory` does, too. Times are medians; `rate` is 
 for each weight a token meets in a product and thrice that with the backward; `share` is that rate
 over the rate of a large product measured in the same run; memory is what a process grew by at most,
 model and optimizer included. bf16 is left out where the processor does not multiply it.
+
+snips, multi30k and digits are bidirectional layers alone, forward and backward, over rows whose
+lengths are drawn like those of these data sets; torch.nn packs them. `whole` is the time that
+lmtrain takes a valid step here over that of rows of one length, as many steps in all.
 """
 
 import argparse
@@ -24,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -31,10 +37,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmtrain import config, device
+from lmtrain import cells, config, device
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
 from lmtrain.data.tokens import Tokens
 from lmtrain.kernels.native import library
+from lmtrain.model.dropout import Dropout
+from lmtrain.model.generator import ModelGenerator
+from lmtrain.model.recurrent import Recurrent
 from lmtrain.tasks.base import Shard
 from lmtrain.tasks.language_model import LanguageModelling, TextData
 from lmtrain.training.optimizer import Optimizer
@@ -79,6 +88,45 @@ SHAPES = {
     "char-2x256": Shape(65, 256, (256, 256), 64, 64),
     "char-3x512": Shape(65, 512, (512, 512, 512), 64, 64),
     "awd": Shape(10_000, 400, (1150, 1150, 400), 40, 70),
+}
+
+
+@dataclass(frozen=True)
+class PaddedShape:
+    """Bidirectional layers and a batch: I numbers an input, layers of H units, rows of lengths.
+
+    Lengths are e to the power of normal numbers, of that mean and deviation.
+    """
+
+    input_size: int
+    layers: tuple[int, ...]
+    batch_size: int
+    log_mean: float
+    log_deviation: float
+    is_whole: bool = False
+
+    def flops(self, gates: int, peephole: int = 0) -> float:
+        """FLOP of forward and backward in matrix products, of valid steps."""
+        width, weights = self.input_size, 0
+        for units in self.layers:
+            weights += 2 * (units * gates * (width + units) + peephole * units**2)
+            width = 2 * units
+        return 6.0 * weights * int(self.lengths().sum())
+
+    def lengths(self) -> Tensor:
+        """Steps of each row, (B,); where the shape is whole, of one length, nearly as many."""
+        drawn = np.random.default_rng(1).normal(self.log_mean, self.log_deviation, self.batch_size)
+        lengths = np.exp(drawn).round().astype(int).clip(1)
+        if self.is_whole:
+            lengths[:] = round(lengths.mean())
+        return torch.from_numpy(lengths)
+
+
+# Means and deviations of the logarithms of lengths in the training data.
+PADDED = {
+    "snips": PaddedShape(200, (200,), 32, 2.13, 0.37),
+    "multi30k": PaddedShape(256, (256,), 64, 2.47, 0.32),
+    "digits": PaddedShape(80, (100, 100), 32, 3.68, 0.32),
 }
 GATES = {"rnn": 1, "simple-gru": 2, "gru": 3, "lstm": 4, "peephole-lstm": 4}
 TORCH = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -170,6 +218,46 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu") -> 
     return step
 
 
+def torch_padded_step(shape: PaddedShape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
+    """Forward and backward of torch.nn's bidirectional layers over packed rows."""
+    lengths = shape.lengths()
+    layers = TORCH[cell](shape.input_size, shape.layers[0], len(shape.layers), bidirectional=True)
+    inputs = torch.randn(int(lengths.max()), len(lengths), shape.input_size, requires_grad=True)
+
+    def step() -> None:
+        layers.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            packed = nn.utils.rnn.pack_padded_sequence(inputs, lengths, enforce_sorted=False)
+            hidden, _ = nn.utils.rnn.pad_packed_sequence(layers(packed)[0])
+        hidden.float().square().sum().backward()
+
+    return step
+
+
+def own_padded_step(shape: PaddedShape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
+    """The same of lmtrain's layers."""
+    lengths = shape.lengths()
+    none = Dropout(0.0, ModelGenerator(1))
+    layers = Recurrent(
+        partial(cells.create, cell, options={}),
+        shape.input_size,
+        shape.layers,
+        none,
+        is_bidirectional=True,
+    )
+    for each in layers.cells:
+        each.initialize(device.generator(1), None, 1.0)
+    inputs = torch.randn(int(lengths.max()), len(lengths), shape.input_size, requires_grad=True)
+    given = None if shape.is_whole else lengths
+
+    def step() -> None:
+        layers.zero_grad(set_to_none=True)
+        hidden, _ = layers(inputs.bfloat16() if is_mixed else inputs, None, given)
+        hidden.float().square().sum().backward()
+
+    return step
+
+
 def text(shape: Shape) -> Tokens:
     """A text whose first window has the inputs of `tokens`."""
     inputs, targets = tokens(shape)
@@ -202,7 +290,12 @@ def peak_mb() -> int:
 
 
 def compete(
-    turns: Connection, name: str, shape: Shape, cell: str, threads: int, keeps_memory: bool
+    turns: Connection,
+    name: str,
+    shape: Shape | PaddedShape,
+    cell: str,
+    threads: int,
+    keeps_memory: bool,
 ) -> None:
     """One competitor: a step, and its seconds, for each message; in the end the memory."""
     who, kind = name.split()
@@ -210,12 +303,20 @@ def compete(
     if who == "own" or keeps_memory:
         device.keep_memory()
     before = peak_mb()
-    step = (own_step if who == "own" else torch_step)(shape, cell, is_mixed=kind == "bf16")
+    step = STEPS[type(shape), who == "torch"](shape, cell, is_mixed=kind == "bf16")
     while turns.recv():
         begin = time.perf_counter()
         step()
         turns.send(time.perf_counter() - begin)
     turns.send(peak_mb() - before)
+
+
+STEPS: dict[tuple[type, bool], Callable[..., Callable[[], None]]] = {
+    (Shape, False): own_step,
+    (Shape, True): torch_step,
+    (PaddedShape, False): own_padded_step,
+    (PaddedShape, True): torch_padded_step,
+}
 
 
 class Competitor:
@@ -260,12 +361,15 @@ def measure(
     name: str, cell: str, options: argparse.Namespace, rates: dict[str, float]
 ) -> dict[str, Any]:
     """One row: times, ratios and rates of one shape and cell; `rates` has the kinds to time."""
-    shape = SHAPES[name]
+    shape: Shape | PaddedShape = {**SHAPES, **PADDED}[name]
     names = [f"own {kind}" for kind in rates]
     if cell in TORCH:
         names += [f"torch {kind}" for kind in rates]
+    shapes = dict.fromkeys(names, shape)
+    if isinstance(shape, PaddedShape):
+        shapes |= {f"whole {kind}": replace(shape, is_whole=True) for kind in rates}
     setting = options.threads, options.keep_memory
-    competitors = {each: Competitor(each, shape, cell, *setting) for each in names}
+    competitors = {each: Competitor(each, of, cell, *setting) for each, of in shapes.items()}
     found = medians(competitors, options.seconds)
     flops = shape.flops(GATES[cell], 3 if cell == "peephole-lstm" else 0)
     best = min(time for each, time in found.items() if each.startswith("own"))
@@ -280,21 +384,27 @@ def measure(
     if cell in TORCH:
         row["ratio"] = min(found[f"torch {kind}"] for kind in rates) / best
         row["ratio_fp32"] = found["torch fp32"] / found["own fp32"]
+    if isinstance(shape, PaddedShape):
+        steps = [int(each.lengths().sum()) for each in (shape, replace(shape, is_whole=True))]
+        row["whole"] = {
+            kind: found[f"own {kind}"] / steps[0] / (found[f"whole {kind}"] / steps[1])
+            for kind in rates
+        }
     return row
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("shapes", nargs="*", default=list(SHAPES), metavar="shape")
+    parser.add_argument("shapes", nargs="*", default=[*SHAPES, *PADDED], metavar="shape")
     parser.add_argument("--cells", action="store_true", help="every cell, not the LSTM alone")
     parser.add_argument("--seconds", type=float, default=12.0, help="for each row")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep-memory", action="store_true", help="torch.nn's processes too")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if unknown := set(options.shapes) - set(SHAPES):
-        parser.error(f"no shape {', '.join(unknown)}; there are {', '.join(SHAPES)}")
+    if unknown := set(options.shapes) - {*SHAPES, *PADDED}:
+        parser.error(f"no shape {', '.join(unknown)}; there are {', '.join([*SHAPES, *PADDED])}")
     device.set_threads(options.threads)
     rates = {"fp32": product_rate(torch.float32)}
     if library.has_bf16():
@@ -327,9 +437,11 @@ def show(row: dict[str, Any]) -> None:
         f"{each} {time * 1e3:.1f} ms {rates[each]:.0f} G {memory[each]} MiB"
         for each, time in row["seconds"].items()
     ]
+    whole = "".join(f"whole {kind} {each:.2f}; " for kind, each in row.get("whole", {}).items())
     ratio = f"ratio {row['ratio']:.2f}, in fp32 {row['ratio_fp32']:.2f}; " if "ratio" in row else ""
     print(
-        f"{row['shape']:>10} {row['cell']:>13}: {ratio}share {row['share']:.0%}; {'; '.join(parts)}"
+        f"{row['shape']:>10} {row['cell']:>13}: {ratio}{whole}share {row['share']:.0%}; "
+        f"{'; '.join(parts)}"
     )
 
 
