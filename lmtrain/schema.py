@@ -138,6 +138,8 @@ class ModelConfig(Section, extra="allow"):
     """Whether each layer also runs from the last token to the first, with weights of its own."""
     pooling: Annotated[Literal["last", "mean", "max"], _LABELS] = "last"
     """Hidden states that the label is predicted from: the last, or their mean or maximum."""
+    characters: Annotated[bool, For("data.task", ("tag",))] = False
+    """Whether words are also read by their characters, which tells rare ones apart."""
     attention: Annotated[Literal["dot", "additive"] | None, _TRANSLATION] = "dot"
     """Attention of the decoder to the encoder's states; none for their last state alone."""
     tied_embeddings: Annotated[bool, _TIED, _STREAMS] = False

@@ -20,6 +20,7 @@ _MOST_BYTES = {
     "vectors.json": 1 << 10,
     "tokenizer.json": 1 << 30,
     "target.json": 1 << 30,
+    "characters.json": 1 << 30,
 }
 _SMALLER = {
     "config.toml": "try: a glob in quotes, which names many files at once",

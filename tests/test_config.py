@@ -77,6 +77,7 @@ VALUES = {
     "train.max_seconds": st.none() | RATE,
     "train.seed": st.integers(0, 2**63),
     "train.device": st.sampled_from(["auto", "cpu", "cuda"]),
+    "model.characters": st.booleans(),
     "model.attention": st.sampled_from([None, "dot", "additive"]),
     "model.softmax": st.sampled_from(["full", "sampled", "adaptive"]),
     "train.precision": st.sampled_from(["auto", "fp32", "bf16"]),

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.embedding import Embedding, Vectors
 from lmtrain.model.recurrent import Recurrent, State
+from lmtrain.model.word_characters import WordCharacters
 
 
 class Encoder(nn.Module):
@@ -22,7 +23,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        embedding: Embedding | Vectors,
+        embedding: Embedding | WordCharacters | Vectors,
         dropout: Dropout,
         recurrent: Recurrent,
         *,

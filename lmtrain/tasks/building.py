@@ -9,8 +9,12 @@ from lmtrain.model.embedding import Embedding, Vectors
 from lmtrain.model.encoder import Encoder
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import Recurrent
+from lmtrain.model.word_characters import WordCharacters
 from lmtrain.schema import Config, ModelConfig
 from lmtrain.tasks.base import uses_bf16
+
+# Numbers of a character's vector, and units of each direction over the characters of a word.
+_CHARACTER_SIZE, _CHARACTER_UNITS = 32, 50
 
 
 class Builder:
@@ -46,9 +50,21 @@ class Builder:
             and not (self._is_shared or network.tied_embeddings),
         )
 
+    def word_characters(self, vocab_size: int, num_characters: int) -> WordCharacters:
+        """The vectors of so many words, with so many characters."""
+        characters = Embedding(num_characters, _CHARACTER_SIZE, self.generator)
+        recurrent = Recurrent(
+            self._cell,
+            _CHARACTER_SIZE,
+            [_CHARACTER_UNITS],
+            self.dropout(0.0),
+            is_bidirectional=True,
+        )
+        return WordCharacters(self.embedding(vocab_size), characters, recurrent)
+
     def encoder(
         self,
-        embedding: Embedding | Vectors,
+        embedding: Embedding | WordCharacters | Vectors,
         hidden_sizes: list[int],
         *,
         is_bidirectional: bool | None = None,

@@ -34,6 +34,9 @@ from lmtrain.tasks.labels import label_files, label_ids, labels_of, restored_lab
 from lmtrain.tasks.spans import SpanF1, spans
 
 _PREVIEWED = 2
+_CHARACTERS_FILE = "characters.json"
+# Of a longer word only its beginning is spelled.
+_MOST_CHARACTERS = 20
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,19 @@ class TaggedData(ExampleData):
     Args:
         tokenizer: tokens to ids.
         tags: the names of the tags in the order of their ids.
+        characters: characters to ids, where words are also read by them; None where not.
     """
 
     tokenizer: Tokenizer
     tags: Sequence[str]
+    characters: Tokenizer | None = None
 
     def files(self) -> dict[str, str]:
-        """The tokenizer and the tags."""
-        return {TOKENIZER_FILE: self.tokenizer.to_json()} | label_files(self.tags)
+        """The tokenizer, the tags, and the characters if they are read."""
+        files = {TOKENIZER_FILE: self.tokenizer.to_json()} | label_files(self.tags)
+        if self.characters is not None:
+            files[_CHARACTERS_FILE] = self.characters.to_json()
+        return files
 
     def sizes(self) -> dict[str, int]:
         """The sizes of the vocabulary and of the set of tags."""
@@ -71,10 +79,17 @@ class TaggedData(ExampleData):
         return Examples(tokens, tags, self.fingerprint(examples), name)
 
     def ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
-        """The ids of tokens."""
-        if self.tokenizer.lowercase:
-            tokens = [token.lower() for token in tokens]
-        return self.tokenizer.word_ids(tokens)
+        """The ids of tokens, (T,); with characters (T, 1 + C), a token's id and its characters'."""
+        lowercase = self.tokenizer.lowercase
+        words = self.tokenizer.word_ids([t.lower() for t in tokens] if lowercase else tokens)
+        if self.characters is None:
+            return words
+        spelled = [self.characters.encode(token[:_MOST_CHARACTERS]) for token in tokens]
+        ids = np.full((len(tokens), 1 + _MOST_CHARACTERS), NOTHING)
+        ids[:, 0] = words
+        for row, each in zip(ids, spelled, strict=True):
+            row[1 : 1 + len(each)] = each
+        return ids
 
 
 @dataclass(frozen=True)
@@ -201,20 +216,35 @@ class Tagging(ExampleTask):
             min_count=data.min_count,
             lowercase=data.lowercase,
         )
-        tags = {tag for each in examples for tag in each.tags}
-        return TaggedData(tokenizer, labels_of(tags, place_names(config, "train")))
+        tags = labels_of(
+            {tag for each in examples for tag in each.tags}, place_names(config, "train")
+        )
+        characters = None
+        if config.model.characters:
+            words = ("".join(each.tokens) for each in examples)
+            characters = build_tokenizer(words, "char", has_unk=True)
+        return TaggedData(tokenizer, tags, characters)
 
     @classmethod
     def restore(cls, files: Files, config: Config) -> TaggedData:
-        """The tokenizer and the tags of a checkpoint."""
-        return TaggedData(Tokenizer.from_json(files.text(TOKENIZER_FILE)), restored_labels(files))
+        """The tokenizers and the tags of a checkpoint."""
+        tokenizer = Tokenizer.from_json(files.text(TOKENIZER_FILE))
+        characters = None
+        if config.model.characters:
+            characters = Tokenizer.from_json(files.text(_CHARACTERS_FILE))
+        return TaggedData(tokenizer, restored_labels(files), characters)
 
     @classmethod
     def build(cls, config: Config, data: TaggedData, *, is_shared: bool = False) -> Tagger:
         """The tagger with its first weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
         sizes = [network.hidden_size] * network.num_layers
-        encoder = builder.encoder(builder.embedding(data.tokenizer.vocab_size), sizes)
+        words = data.tokenizer.vocab_size
+        if data.characters is None:
+            encoder = builder.encoder(builder.embedding(words), sizes)
+        else:
+            characters = builder.word_characters(words, data.characters.vocab_size)
+            encoder = builder.encoder(characters, sizes)
         head = Softmax(encoder.recurrent.output_size, len(data.tags))
         model = Tagger(encoder, builder.dropout(network.output_dropout), head)
         model.initialize(network.init_scale, network.forget_bias)
@@ -222,7 +252,7 @@ class Tagging(ExampleTask):
 
     @staticmethod
     def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Tokens (T, B), lengths (B,) and tags (T, B)."""
+        """Tokens (T, B) or (T, B, 1 + C), lengths (B,) and tags (T, B)."""
         tokens, lengths = pad([examples.inputs[index] for index in indices])
         tags, _ = pad([examples.targets[index] for index in indices])
         return tokens, lengths, tags
@@ -267,7 +297,8 @@ class Tagging(ExampleTask):
             best = self.model(tokens, lengths).argmax(-1)
         lines = []
         for row, length in enumerate(lengths.tolist()):
-            words = (self.data.tokenizer.vocabulary[i] for i in tokens[:length, row].tolist())
+            ids = tokens[:length, row].reshape(length, -1)[:, 0].tolist()
+            words = (self.data.tokenizer.vocabulary[index] for index in ids)
             pairs = zip(best[:length, row].tolist(), tags[:length, row].tolist(), strict=True)
             lines.append(" ".join(map(self._shown, words, pairs)))
         return "\n".join(lines)
@@ -283,14 +314,15 @@ class Tagging(ExampleTask):
         if split not in self.data.splits:
             return None
         counts = np.zeros((self.data.tokenizer.vocab_size, len(self.data.tags)))
-        flat = (np.concatenate(each) for each in (self._train.inputs, self._train.targets))
-        np.add.at(counts, tuple(flat), 1)
+        words = np.concatenate([_words(each) for each in self._train.inputs])
+        np.add.at(counts, (words, np.concatenate(self._train.targets)), 1)
         prior = (counts.sum(0) + 1) / (counts.sum() + len(self.data.tags))
         likelihoods = (counts + prior) / (counts.sum(1, keepdims=True) + 1)
         best = likelihoods.argmax(1)
         examples = self.data.splits[split]
         sums = np.zeros(6)
-        for tokens, tags in zip(examples.inputs, examples.targets, strict=True):
+        for inputs, tags in zip(examples.inputs, examples.targets, strict=True):
+            tokens = _words(inputs)
             found, truth = (
                 set(spans([self.data.tags[index] for index in each]))
                 for each in (best[tokens], tags)
@@ -306,6 +338,11 @@ class Tagging(ExampleTask):
             f"{len(self._train.inputs):,} sentences, vocabulary "
             f"{self.data.tokenizer.vocab_size:,}, {len(self.data.tags):,} tags"
         )
+
+
+def _words(inputs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The ids of the words, (T,), with or without their characters."""
+    return inputs if inputs.ndim == 1 else inputs[:, 0]
 
 
 def _tokens(sentence: str | Sequence[str]) -> Sequence[str]:
