@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from example_tasks import CASES, settings, task, write
 from numerics import assert_same
+from torch.nn.functional import cosine_similarity, cross_entropy, linear
 
 import lmtrain
 from lmtrain import checkpoint
@@ -182,9 +182,9 @@ def plain(found, index) -> tuple[torch.Tensor, int]:
     inputs, targets = (torch.tensor(each[index]) for each in (examples.inputs, examples.targets))
     lengths, inputs = torch.tensor([len(inputs)]), inputs.unsqueeze(1)
     if kind == "tag":
-        return F.cross_entropy(model(inputs, lengths)[:, 0], targets, reduction="sum"), len(targets)
+        return cross_entropy(model(inputs, lengths)[:, 0], targets, reduction="sum"), len(targets)
     if kind == "classify":
-        return F.cross_entropy(model(inputs, lengths)[0], targets), 1
+        return cross_entropy(model(inputs, lengths)[0], targets), 1
     if kind == "frames":
         likelihoods = model(inputs.float())[0][:, 0].sigmoid()
         is_on = targets == 1
@@ -194,7 +194,7 @@ def plain(found, index) -> tuple[torch.Tensor, int]:
     last, nats = found.data.end_id, torch.zeros(())
     for target in targets.tolist():
         hidden, state = model.decode(torch.tensor([[last]]), memory, state)
-        logits = F.linear(hidden[0, 0], model.head.weight, model.head.bias)
+        logits = linear(hidden[0, 0], model.head.weight, model.head.bias)
         nats, last = nats - logits.log_softmax(0)[target], target
     return nats, len(targets)
 
@@ -251,7 +251,7 @@ def test_bf16_is_near_fp32(name, places):
     ]
 
     assert float(losses[1].total) == pytest.approx(float(losses[0].total), rel=0.01)
-    assert F.cosine_similarity(*gradients, dim=0) > 0.99
+    assert cosine_similarity(*gradients, dim=0) > 0.99
 
 
 def test_batches_are_a_function_of_the_step(name, places):
