@@ -86,12 +86,15 @@ class Bleu(Metrics):
     @property
     def bleu(self) -> float:
         """BLEU, 0 to 100."""
-        sums = [int(each) for each in self.sums[2:]]
-        found = _metric().compute_bleu(
+        sums, metric = [int(each) for each in self.sums[2:]], _metric()
+        found = metric.compute_bleu(
             correct=sums[:_ORDERS],
             total=sums[_ORDERS : 2 * _ORDERS],
             sys_len=sums[-2],
             ref_len=sums[-1],
+            # Without it, one without four words in a row is 0, unlike sacrebleu's.
+            smooth_method=metric.smooth_method,
+            smooth_value=metric.smooth_value,
         )
         return float(found.score)
 
