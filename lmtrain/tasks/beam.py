@@ -7,12 +7,12 @@ from torch import Tensor
 
 from lmtrain.model.translator import Translator
 
-# A translation has at most so many tokens for each of the source's, and some more.
+# An output has at most so many tokens for each of its source's, and some more.
 _MOST_A_TOKEN, _MORE = 2, 10
 
 
 class Hypothesis(NamedTuple):
-    """An output that has ended."""
+    """An output that has ended, or that is as long as it may be."""
 
     ids: list[int]
     """Its tokens, the end left out."""
@@ -53,8 +53,9 @@ def search(
     scores = torch.full((count, beam), -torch.inf, dtype=torch.float64, device=place)
     scores[:, 0] = 0
     first_rows = torch.arange(count, device=place).unsqueeze(1) * beam
-    most = _MOST_A_TOKEN * int(lengths.max()) + _MORE
-    for step in range(1, most + 1):
+    # Of each source by itself, so that an output does not depend on the sources beside it.
+    most = (_MOST_A_TOKEN * lengths + _MORE).tolist()
+    for step in range(1, max(most) + 1):
         hidden, state = model.decode(last.unsqueeze(0), memory, state)
         log_probs = model.head(hidden)[0].double().log_softmax(-1)  # (B · beam, V)
         if unknown_id is not None:
@@ -64,18 +65,20 @@ def search(
         # As many may end as are followed, and as many must be left.
         best, places = following.flatten(1).topk(min(2 * beam, beam * vocab_size), dim=1)
         rows, tokens = first_rows + places // vocab_size, places % vocab_size
-        _collect(ended, best / step, rows, tokens == end_id, outputs, beam)
+        is_open = torch.tensor([step <= limit for limit in most], device=place).unsqueeze(1)
+        _collect(ended, best / step, rows, (tokens == end_id) & is_open, outputs, beam)
         goes_on = torch.where(tokens == end_id, -torch.inf, best)
         scores, chosen = goes_on.topk(beam, dim=1)
         rows, last = rows.gather(1, chosen).flatten(), tokens.gather(1, chosen).flatten()
         outputs = torch.cat([outputs[rows], last.unsqueeze(1)], dim=1)
         state = state.map(lambda part, rows=rows: part[rows])  # type: ignore[misc]
-        if all(len(each) >= beam for each in ended):
+        for source, limit in enumerate(most):
+            if step == limit and not ended[source]:  # none has ended: the best so far
+                ids = outputs[source * beam].tolist()
+                ended[source].append(Hypothesis(ids, float(scores[source, 0]) / step))
+        pairs = zip(ended, most, strict=True)
+        if all(len(each) >= beam or step >= limit for each, limit in pairs):
             break
-    for source, found in enumerate(ended):
-        if not found:  # none has ended: the best so far
-            ids = outputs[source * beam].tolist()
-            found.append(Hypothesis(ids, float(scores[source, 0]) / most))
     return [sorted(found, key=lambda each: -each.score)[:beam] for found in ended]
 
 

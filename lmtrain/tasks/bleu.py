@@ -85,12 +85,15 @@ class Bleu(Metrics):
     @property
     def bleu(self) -> float:
         """BLEU, 0 to 100."""
-        counts = [int(each) for each in self.statistics]
-        found = _metric().compute_bleu(
+        counts, metric = [int(each) for each in self.statistics], _metric()
+        found = metric.compute_bleu(
             correct=counts[:_ORDERS],
             total=counts[_ORDERS : 2 * _ORDERS],
             sys_len=counts[-2],
             ref_len=counts[-1],
+            # Without it, one without four words in a row is 0, unlike sacrebleu's.
+            smooth_method=metric.smooth_method,
+            smooth_value=metric.smooth_value,
         )
         return float(found.score)
 
