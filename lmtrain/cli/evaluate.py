@@ -25,11 +25,14 @@ def command(
         ),
     ] = None,
     batch_size: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, help="Streams a text is cut into, or examples at once: more is faster."
+            min=1,
+            help="Streams a text is cut into, or examples at once: more is faster.  "
+            "[default: 1 stream, 64 examples]",
+            show_default=False,
         ),
-    ] = 1,
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +65,7 @@ def command(
     # Only a language model adapts to the text it predicts.
     named = "--cache" if cache else "--dynamic"
     model = load_for("tune_cache", run, device, named=named) if adapts else load(run, device)
-    options: dict[str, Any] = {"batch_size": batch_size}
+    options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
     if adapts:
         from lmtrain.tasks.adaptation import Cache, Dynamic
 

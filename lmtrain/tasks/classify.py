@@ -21,6 +21,7 @@ from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Trained
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.examples import (
+    AT_ONCE,
     ExampleData,
     Examples,
     ExampleTask,
@@ -215,7 +216,7 @@ class TrainedClassifier(Trained):
         """
         return Classification.find(self.config, self.data, self.state["data"], splits).splits
 
-    def measure(self, data: Examples, *, batch_size: int = 1) -> Accuracy:
+    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> Accuracy:
         """The accuracy on examples, `batch_size` of them at once."""
         found: Accuracy = Classification.evaluated(self.model, self.data, data, batch_size)
         return found

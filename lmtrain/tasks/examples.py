@@ -23,8 +23,10 @@ from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Shard, Task, require_same
 
 _VALID_FRACTION = 0.1
-# Examples that are predicted at once, out of so many that are sorted by length together.
-_AT_ONCE, _SORTED = 64, 512
+AT_ONCE = 64
+"""Examples that are measured or predicted at once."""
+# Out of so many that are sorted by length together.
+_SORTED = 512
 _MOST_STEPS = 1 << 16
 SPLITS = ("train", "valid", "test")
 Item = TypeVar("Item")
@@ -283,7 +285,7 @@ def batched(
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
     """Batches of similar length and limited size: indices, padded inputs and lengths."""
     sizes = np.array([len(each) for each in inputs], np.int64)
-    for indices in in_order(sizes, _AT_ONCE, _MOST_STEPS):
+    for indices in in_order(sizes, AT_ONCE, _MOST_STEPS):
         padded, lengths = pad([inputs[index] for index in indices])
         inputs_of, lengths_of = _placed(model, (padded, lengths))
         yield indices, inputs_of, lengths_of

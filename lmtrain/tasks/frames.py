@@ -23,7 +23,7 @@ from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Trained
 from lmtrain.tasks.building import Builder
-from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask
+from lmtrain.tasks.examples import AT_ONCE, ExampleData, Examples, ExampleTask
 
 _FILE = "frames.json"
 _CONTENT = TypeAdapter(dict[Literal["outputs"], Annotated[int, Field(ge=1, strict=True)]])
@@ -164,7 +164,7 @@ class TrainedFrames(Trained):
         """
         return Frames.find(self.config, self.data, self.state["data"], splits).splits
 
-    def measure(self, data: Examples, *, batch_size: int = 1) -> NatsPerStep:
+    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> NatsPerStep:
         """How well frames are predicted, `batch_size` sequences at once."""
         found: NatsPerStep = Frames.evaluated(self.model, self.data, data, batch_size)
         return found

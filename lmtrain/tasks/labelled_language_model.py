@@ -20,7 +20,7 @@ from lmtrain.schema import Config
 from lmtrain.tasks import perplexity, sampling
 from lmtrain.tasks.base import Batch, Files, Loss, Trained
 from lmtrain.tasks.building import Builder
-from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask, place_names
+from lmtrain.tasks.examples import AT_ONCE, ExampleData, Examples, ExampleTask, place_names
 from lmtrain.tasks.inputs import TOKENIZER_FILE, TextInputs
 from lmtrain.tasks.labels import label_files, label_ids, labels_of, restored_labels
 from lmtrain.tasks.perplexity import Perplexity
@@ -147,7 +147,7 @@ class TrainedLabelledLanguageModel(Trained):
         found = LabelledLanguageModelling.find(self.config, self.data, self.state["data"], splits)
         return found.splits
 
-    def measure(self, data: Examples, *, batch_size: int = 64) -> Perplexity:
+    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> Perplexity:
         """How well texts are predicted from their labels, `batch_size` of them at once."""
         found: Perplexity = LabelledLanguageModelling.evaluated(
             self.model, self.data, data, batch_size

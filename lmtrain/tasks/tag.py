@@ -21,6 +21,7 @@ from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Files, Loss, Trained
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.examples import (
+    AT_ONCE,
     ExampleData,
     Examples,
     ExampleTask,
@@ -178,7 +179,7 @@ class TrainedTagger(Trained):
         """
         return Tagging.find(self.config, self.data, self.state["data"], splits).splits
 
-    def measure(self, data: Examples, *, batch_size: int = 1) -> SpanF1:
+    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> SpanF1:
         """How well the tags of sentences are predicted, `batch_size` of them at once."""
         found: SpanF1 = Tagging.evaluated(self.model, self.data, data, batch_size)
         return found

@@ -25,6 +25,7 @@ from lmtrain.tasks.base import Batch, Files, Loss, Trained
 from lmtrain.tasks.bleu import Bleu
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.examples import (
+    AT_ONCE,
     ExampleData,
     Examples,
     ExampleTask,
@@ -35,7 +36,6 @@ from lmtrain.tasks.examples import (
 from lmtrain.tasks.inputs import TOKENIZER_FILE, TextInputs
 
 _TARGET_FILE = "target.json"
-_AT_ONCE = 64
 _PREVIEWED = 2
 _BEAM = 5
 
@@ -194,7 +194,7 @@ class TrainedTranslator(Trained):
         """
         return Translation.find(self.config, self.data, self.state["data"], splits).splits
 
-    def measure(self, data: Examples, *, batch_size: int = _AT_ONCE) -> Bleu:
+    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> Bleu:
         """The BLEU of beam search, of `batch_size` sentences at once."""
         measure = functools.partial(Translation.measured, width=_BEAM)
         found: Bleu = Translation.evaluated(
