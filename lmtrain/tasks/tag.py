@@ -72,9 +72,9 @@ class TaggedData(ExampleData):
 
     def ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
         """The ids of tokens."""
-        if self.tokenizer.lowercase:
-            tokens = [token.lower() for token in tokens]
-        return self.tokenizer.word_ids(tokens)
+        # As the vocabulary was counted: a token that is too long for a word is known by its start.
+        words = [self.tokenizer.words(_word(token)) for token in tokens]
+        return self.tokenizer.word_ids([each[0] if each else "" for each in words])
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Tagging(ExampleTask):
         """The tokens and the tags of training sentences."""
         data = config.data
         tokenizer = build_tokenizer(
-            (" ".join(each.tokens) + "\n" for each in examples),
+            (" ".join(map(_word, each.tokens)) + "\n" for each in examples),
             "word",
             "whitespace",
             vocab_size=data.vocab_size,
@@ -306,6 +306,11 @@ class Tagging(ExampleTask):
             f"{len(self._train.inputs):,} sentences, vocabulary "
             f"{self.data.tokenizer.vocab_size:,}, {len(self.data.tags):,} tags"
         )
+
+
+def _word(token: str) -> str:
+    """A token as a word of the vocabulary, which has no white space in it."""
+    return "_".join(token.split())
 
 
 def _tokens(sentence: str | Sequence[str]) -> Sequence[str]:
