@@ -56,7 +56,7 @@ def read_tokens(place: str) -> Iterator[tuple[str, ...]]:
         for rows in _sentences([place], columns=1):
             yield tuple(row[0] for row in rows)
     else:
-        for source in corpus.open_text([place]).sources:
+        for source in corpus.open_text([place], ()).sources:
             for line in corpus.Text((source,)).lines():
                 yield tuple(line.split())
 
@@ -67,7 +67,7 @@ def _sentences(places: Sequence[str], columns: int = 2) -> Iterator[list[list[st
     Raises:
         TextError: a row has fewer, or not as many as the one before it.
     """
-    for source in corpus.open_text(places).sources:
+    for source in corpus.open_text(places, ()).sources:
         rows: list[list[str]] = []
         for number, line in enumerate(corpus.Text((source,)).lines(), start=1):
             if not line.strip() or line.startswith(_SECTION):
@@ -91,5 +91,6 @@ def _sentences(places: Sequence[str], columns: int = 2) -> Iterator[list[list[st
 
 def _row(line: str) -> list[str]:
     if "\t" in line.strip():
-        return [cell.strip() for cell in line.strip("\n\r").split("\t")]
+        # A cell may have white space in it, but is one line, whatever Unicode takes for its end.
+        return [" ".join(cell.split()) for cell in line.split("\t")]
     return line.split()

@@ -7,7 +7,9 @@
 import glob
 import hashlib
 import io
+import lzma
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +23,13 @@ from lmtrain.errors import TextError
 
 _TRY = "try: numpy.savez(FILE, inputs=vectors, lengths=steps_of_each)"
 _SUFFIX = ".npz"
+# What zipfile and NumPy raise for files that are damaged, encrypted or made to do harm.
+_DAMAGE = (
+    ValueError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError, KeyError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+# How many names of arrays stand in messages, and how much of each.
+_SHOWN, _SHOWN_LENGTH = 10, 40
 
 
 @dataclass(frozen=True)
@@ -65,12 +74,15 @@ def require_width(vectors: Any, width: int, name: str) -> NDArray[np.float32]:
     Raises:
         TextError: it has another width, no steps, or numbers that are not finite.
     """
-    array = np.asarray(vectors)
+    try:
+        array = np.asarray(vectors)
+    except ValueError:  # lists of different lengths
+        raise TextError(f"{name}: lists that are not vectors (steps, {width})") from None
     if array.ndim != 2 or array.dtype.kind not in "fiub" or not len(array):
         raise TextError(f"{name}: {array.shape} {array.dtype} are not vectors (steps, {width})")
     if array.shape[1] != width:
         raise TextError(f"{name}: vectors of {array.shape[1]} numbers, the model takes {width}")
-    array = np.ascontiguousarray(array, np.float32)
+    array = _float32(array)
     if not np.isfinite(array).all():
         raise TextError(f"{name}: a number is not finite")
     return array
@@ -92,11 +104,14 @@ def fingerprint(sequences: Iterable[VectorSequence]) -> str:
     return digest.hexdigest()
 
 
+def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """The same numbers; infinite where they are too large."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.float32)
+
+
 def _file(path: str, *, labels: bool) -> Iterator[VectorSequence]:
-    arrays = _arrays(path)
-    wanted = ("inputs", "lengths", "labels") if labels else ("inputs", "lengths")
-    if missing := [name for name in wanted if name not in arrays]:
-        raise TextError(f"{path} has no array {missing[0]}; it has: {', '.join(arrays)}", _TRY)
+    arrays = _arrays(path, ("inputs", "lengths", "labels") if labels else ("inputs", "lengths"))
     inputs, lengths = arrays["inputs"], arrays["lengths"]
     if inputs.ndim != 2 or not inputs.shape[1] or inputs.dtype.kind not in "fiub":
         raise TextError(f"{path}: inputs {inputs.shape} {inputs.dtype} are not numbers (steps, F)")
@@ -111,7 +126,7 @@ def _file(path: str, *, labels: bool) -> Iterator[VectorSequence]:
             f"{path}: lengths add up to {total:,}, but inputs has {len(inputs):,} steps"
         )
     names = _labels(path, arrays["labels"], len(lengths)) if labels else [""] * len(lengths)
-    vectors = np.ascontiguousarray(inputs, np.float32)
+    vectors = _float32(inputs)
     if not np.isfinite(vectors).all():
         step = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
         sequence = int(np.searchsorted(np.cumsum(lengths), step, side="right"))
@@ -124,14 +139,18 @@ def _file(path: str, *, labels: bool) -> Iterator[VectorSequence]:
 def _labels(path: str, labels: NDArray[Any], count: int) -> list[str]:
     if labels.shape != (count,) or labels.dtype.kind not in "Uiu":
         raise TextError(f"{path}: labels {labels.shape} {labels.dtype} are not texts ({count},)")
-    names = [" ".join(str(label).splitlines()).strip() for label in labels.tolist()]
+    try:
+        names = [" ".join(str(label).splitlines()).strip() for label in labels.tolist()]
+        "".join(names).encode()
+    except (ValueError, SystemError):  # the latter of a number that is no character
+        raise TextError(f"{path}: a label is not valid Unicode") from None
     if "" in names:
         raise TextError(f"{path}: the label of sequence {names.index('') + 1} is empty")
     return names
 
 
-def _arrays(path: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a file by name, if this machine has memory for them.
+def _arrays(path: str, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Some arrays of a file, if this machine has memory for all of it.
 
     Raises:
         TextError: missing, damaged, too large, or with pickled objects.
@@ -143,16 +162,35 @@ def _arrays(path: str) -> dict[str, NDArray[Any]]:
         if size > memory:
             raise TextError(f"{path} holds {size:,} bytes; this machine has {memory:,}")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            if missing := [name for name in names if name not in file.files]:
+                found = _listed(file.files)
+                raise TextError(f"{path} has no array {missing[0]}; it has: {found}", _TRY)
+            arrays = {name: file[name] for name in names}
     except FileNotFoundError:
         raise TextError(f"no file {path}") from None
     except OSError as error:
         raise TextError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        if "allow_pickle" in str(error):
+    except _DAMAGE as error:
+        if str(error).startswith("Object arrays"):
             raise TextError(
                 f"{path} has an array of Python objects, which are not loaded"
             ) from None
-        raise TextError(f"{path} is not a {_SUFFIX} file of NumPy: {error}", _TRY) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, SyntaxError, NotImplementedError) as error:
-        raise TextError(f"{path} is not a {_SUFFIX} file of NumPy: {error}", _TRY) from None
+        raise TextError(
+            f"{path} is not a {_SUFFIX} file of NumPy: {_reason(error)}", _TRY
+        ) from None
+    for name, array in arrays.items():
+        # NumPy gives the bytes of what is no array.
+        if not isinstance(array, np.ndarray):
+            raise TextError(f"{path} is not a {_SUFFIX} file of NumPy: {name} is no array", _TRY)
+    return arrays
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, each in one line, for messages."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(" ".join(name.split())[:_SHOWN_LENGTH] for name in names[:_SHOWN]) + more
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message, shortened."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]

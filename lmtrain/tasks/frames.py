@@ -256,8 +256,10 @@ class Frames(ExampleTask):
     def picture(self, preview: str) -> NDArray[np.uint8]:
         """The piano roll of a preview."""
         frames = np.zeros((_PREVIEWED, self.data.outputs), np.int8)
+        # A preview is read from metrics.jsonl, which may have been changed.
+        keys = {str(key): key for key in range(self.data.outputs)}
         for frame, word in zip(frames, preview.split(), strict=False):
-            frame[[int(key) for key in word.split(",") if key.isdecimal()]] = 1
+            frame[[keys[name] for name in word.split(",") if name in keys]] = 1
         return midi.picture(frames)
 
     def baseline(self, split: str) -> NatsPerStep | None:

@@ -81,8 +81,9 @@ class TaggedData(ExampleData):
 
     def ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
         """The ids of tokens, (T,); with characters (T, 1 + C), a token's id and its characters'."""
-        lowercase = self.tokenizer.lowercase
-        words = self.tokenizer.word_ids([t.lower() for t in tokens] if lowercase else tokens)
+        # As the vocabulary was counted: a token that is too long for a word is known by its start.
+        known = [self.tokenizer.words(_word(token)) for token in tokens]
+        words = self.tokenizer.word_ids([each[0] if each else "" for each in known])
         if self.characters is None:
             return words
         spelled = [self.characters.encode(token[:_MOST_CHARACTERS]) for token in tokens]
@@ -210,7 +211,7 @@ class Tagging(ExampleTask):
         """The tokens and the tags of training sentences."""
         data = config.data
         tokenizer = build_tokenizer(
-            (" ".join(each.tokens) + "\n" for each in examples),
+            (" ".join(map(_word, each.tokens)) + "\n" for each in examples),
             "word",
             "whitespace",
             vocab_size=data.vocab_size,
@@ -344,6 +345,11 @@ class Tagging(ExampleTask):
 def _words(inputs: NDArray[np.int64]) -> NDArray[np.int64]:
     """The ids of the words, (T,), with or without their characters."""
     return inputs if inputs.ndim == 1 else inputs[:, 0]
+
+
+def _word(token: str) -> str:
+    """A token as a word of the vocabulary, which has no white space in it."""
+    return "_".join(token.split())
 
 
 def _tokens(sentence: str | Sequence[str]) -> Sequence[str]:

@@ -156,14 +156,16 @@ class TrainedTranslator(Trained):
 
         Args:
             sentences: the texts.
-            beam: outputs that are followed at once, 1 or more; 1 is greedy.
+            beam: outputs that are followed at once, 1 or more, but at most as many as there are
+                tokens; 1 is greedy.
             nbest: translations of each sentence, 1 to `beam`.
 
         Raises:
             ConfigError: an argument out of its range, a single text, or what is no text.
         """
-        if not 1 <= nbest <= beam <= self.data.target.tokenizer.vocab_size:
+        if not 1 <= nbest <= beam:
             raise ConfigError(f"nbest {nbest} and beam {beam} are not 1 <= nbest <= beam")
+        beam = min(beam, self.data.target.tokenizer.vocab_size)
         for group in grouped(sentences):
             for text in group:
                 if not isinstance(text, str):

@@ -18,7 +18,7 @@ from lmtrain.tasks.classify import Classification, LabelledData, TrainedClassifi
 from lmtrain.tasks.examples import Examples
 from lmtrain.tasks.inputs import TextInputs
 from lmtrain.tasks.labels import restored_labels
-from lmtrain.training.run import find_learning_rate, run_training
+from lmtrain.training.run import run_training
 
 LABELS = ("animal", "number", "colour")
 WORDS = {
@@ -257,9 +257,3 @@ def test_a_preview_says_what_is_predicted_and_what_is_true():
     for line, truth in zip(lines, ("animal", "number", "colour"), strict=True):
         found = re.fullmatch(r"predicted (\w+), (right|is (\w+)): .+", line)
         assert found[2] == ("right" if found[1] == truth else f"is {truth}")
-
-
-def test_a_learning_rate_is_found_for_it_too(places):
-    curve = find_learning_rate(settings(places), first=1e-4, last=1.0, steps=20)
-
-    assert len(curve.losses) > 3

@@ -19,7 +19,7 @@ from lmtrain.errors import CheckpointError
 from lmtrain.tasks.base import Shard
 from lmtrain.tasks.registry import task_of
 from lmtrain.training import trainer
-from lmtrain.training.run import Summary, run_training
+from lmtrain.training.run import Summary, find_learning_rate, run_training
 
 STEPS = 8
 DROPOUT = {"model__dropout": 0.2, "model__weight_dropout": 0.2}
@@ -275,6 +275,31 @@ def test_data_that_changed_is_refused(name, places, tmp_path, split):
         kind.find(chosen, data, data.references())
 
 
+def change_a_target(kind, path):
+    """Changes what is to be predicted of one example, and nothing else."""
+    if path.suffix == ".npz":
+        arrays = dict(np.load(path))
+        array = arrays["labels" if kind == "classify" else "inputs"]
+        array.flat[-1] = not array.flat[-1]
+        np.savez(path, **arrays)
+    else:
+        old, new = {
+            "tag": ("\tO\n", "\tB-X\n"), "classify": ("a\t", "b\t"), "translate": ("W", "X")
+        }[kind]  # fmt: skip
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+
+def test_a_single_target_that_changed_is_refused(name, places):
+    chosen = settings(name, places)
+    kind = task_of(chosen)
+    data = kind.read(chosen)
+    change_a_target(chosen.data.task, Path(places["data.train"][0]))
+
+    with pytest.raises(CheckpointError, match=r"the train text .* is not the one this run was"):
+        kind.find(chosen, data, data.references(), ("train",))
+
+
 def test_without_validation_data_a_part_of_the_examples_is_drawn(name, places):
     chosen = settings(name, {"data.train": places["data.train"]}, data__test_fraction=0.25)
     kind = task_of(chosen)
@@ -308,3 +333,9 @@ def test_the_baseline_is_that_of_the_split(name, places):
     assert baseline.count == found.evaluate("valid").count
     assert 0 < baseline.loss < 10
     assert found.baseline("nothing") is None
+
+
+def test_a_learning_rate_is_found(name, places):
+    curve = find_learning_rate(settings(name, places), first=1e-4, last=1.0, steps=10)
+
+    assert len(curve.losses) > 3
