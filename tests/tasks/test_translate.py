@@ -92,7 +92,7 @@ def test_evaluation_searches_with_a_beam(model):
 
     assert one.sums == pytest.approx(all_at_once.sums, rel=1e-5)
     translations = [each.translations[0] for each in model.predict(p.source for p in data.pairs)]
-    assert one.length == sum(len(each.split()) for each in translations)
+    assert one.statistics[-2] == sum(len(each.split()) for each in translations)
 
 
 def test_a_tiny_vocabulary_is_translated_with_a_narrower_beam(tmp_path):
@@ -120,7 +120,7 @@ def test_the_baseline_leaves_the_source_as_it_is(tmp_path):
 
     found = task(settings("translate-none", places)).baseline("valid")
 
-    assert (found.matches_1, found.words_1, found.length, found.reference_length) == (5, 6, 6, 6)
+    assert [found.statistics[index] for index in (0, 4, 8, 9)] == [5, 6, 6, 6]
     assert found.count == 8
 
 
