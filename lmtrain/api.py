@@ -44,7 +44,7 @@ def load(path: str | Path, *, device_name: str = "auto") -> Trained:
         device_name: auto, cpu or cuda.
 
     Returns:
-        What the run's task makes of it: a `TrainedLanguageModel` or a `TrainedClassifier`.
+        What the run's task makes of it, such as a `TrainedLanguageModel` or a `TrainedTagger`.
 
     Raises:
         CheckpointError: missing, damaged or of a newer format.

@@ -154,11 +154,19 @@ def test_one_word_for_one_thing():
         assert not names & NOT_OUR_WORDS, place(path)
 
 
+def headings(path: Path) -> set[str]:
+    """What links to the headings of a page call them."""
+    found = re.findall(r"^#+ (.*)", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in found}
+
+
 def test_links_resolve():
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        for target, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text("utf-8")):
             if "://" not in target:
-                assert (path.parent / target).exists(), f"{path.name}: {target}"
+                linked = path.parent / target if target else path
+                assert linked.exists(), f"{path.name}: {target}"
+                assert not heading or heading in headings(linked), f"{path.name}: {heading}"
 
 
 def test_public_names_are_documented():

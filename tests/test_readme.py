@@ -1,8 +1,10 @@
 """What the papers say can be typed: commands, options, settings, recipes; the Python runs."""
 
+import itertools
 import re
 import shlex
 
+import numpy as np
 import pytest
 from test_architecture import ROOT
 
@@ -12,7 +14,7 @@ from lmtrain import cells, config, schema
 from lmtrain.cells import base
 from lmtrain.cli.main import app
 
-PAPERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAPERS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = sorted(
     {
         (path.name, line.strip().removeprefix("$ "))
@@ -21,6 +23,12 @@ COMMANDS = sorted(
         if re.match(r"\s+(\$ )?lmtrain [a-z]", line)
     }
 )
+
+TEXTS = {
+    "classify": LABELLED * 8,
+    "tag": "the\tO\ncat\tB-animal\n\na\tO\ndog\tB-animal\n\n" * 8,
+    "translate": "die katze\tthe cat\nein hund\ta dog\n" * 8,
+}
 
 
 def options_by_command() -> dict[str, set[str]]:
@@ -61,13 +69,14 @@ def test_there_are_commands_to_check():
 
 
 @pytest.mark.parametrize("name", config.recipes())
-def test_every_recipe_has_three_lines_of_comment_and_only_what_differs(name):
+def test_every_recipe_begins_with_a_comment_and_has_only_what_differs(name):
     lines = (ROOT / "configs" / f"{name}.toml").read_text("utf-8").splitlines()
     loaded, defaults = config.load(name).model_dump(), schema.Config().model_dump()
+    comment = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
-    assert all(line.startswith("# ") for line in lines[:3])
-    assert not lines[3]
-    for line in lines[3:]:
+    assert len(comment) >= 3
+    assert not lines[len(comment)]
+    for line in lines[len(comment) :]:
         if "=" in line:
             key = line.partition("=")[0].strip()
             sections = [s for s in loaded if key in loaded[s]]
@@ -77,11 +86,17 @@ def test_every_recipe_has_three_lines_of_comment_and_only_what_differs(name):
 
 @pytest.mark.parametrize("name", config.recipes())
 def test_every_recipe_trains(name, tmp_path):
-    is_labelled = config.load(name).data.task == "classify"
-    (tmp_path / "text.txt").write_text(LABELLED * 8 if is_labelled else SENTENCES * 4)
+    data = config.load(name).data
+    suffix = ".npz" if data.train[0].endswith(".npz") else ".txt"
+    place = tmp_path / f"data{suffix}"
+    if suffix == ".npz":
+        frames = np.arange(80).reshape(40, 2) % 3 == 0
+        np.savez(place, inputs=frames, lengths=[4] * 10, labels=[0, 1] * 5)
+    else:
+        place.write_text(TEXTS.get(data.task, SENTENCES * 4))
     small = {
-        "data.train": [str(tmp_path / "text.txt")], "data.valid": [], "data.test": [],
-        "data.valid_fraction": 0.2,
+        "data.train": [str(place)], "data.valid": [], "data.test": [], "data.valid_fraction": 0.2,
+        "data.target": [], "data.valid_target": [], "data.test_target": [],
         "model.hidden_size": 16, "model.embedding_size": "none", "train.batch_size": 4,
         "train.max_steps": 2, "train.threads": 1,
     }  # fmt: skip
