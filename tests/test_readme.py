@@ -93,7 +93,7 @@ def test_every_recipe_trains(name, tmp_path):
         frames = np.arange(80).reshape(40, 2) % 3 == 0
         np.savez(place, inputs=frames, lengths=[4] * 10, labels=[0, 1] * 5)
     else:
-        place.write_text(TEXTS.get(data.task, SENTENCES * 4))
+        place.write_text(TEXTS.get("classify" if data.labelled else data.task, SENTENCES * 4))
     small = {
         "data.train": [str(place)], "data.valid": [], "data.test": [], "data.valid_fraction": 0.2,
         "data.target": [], "data.valid_target": [], "data.test_target": [],

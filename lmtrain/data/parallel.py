@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from lmtrain.data import corpus
 from lmtrain.errors import TextError
 
-_TRY = "try: two files with a sentence a line, FILE --target FILE; or source, a tab and target"
+_TRY = (
+    "try: a second file with the translations, --target FILE (--set data.valid_target=FILE); "
+    "or lines of source, tab and target"
+)
 
 
 @dataclass(frozen=True)

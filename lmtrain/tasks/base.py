@@ -156,6 +156,12 @@ class Metrics(abc.ABC):
             return math.inf
         return -value if cls.is_higher_better else value
 
+    @classmethod
+    def rank(cls, values: Mapping[str, float | None]) -> tuple[float, float]:
+        """The cost, and the loss where costs are equal, as when no span is found yet."""
+        loss = values.get("loss")
+        return cls.cost(values), math.inf if loss is None else loss
+
 
 class Files(Protocol):
     """The files of a checkpoint."""
@@ -248,6 +254,8 @@ class Task(abc.ABC):
     command: ClassVar[str]
     """The command that uses a trained model: sample, predict."""
     metrics: ClassVar[type[Metrics]]
+    trivial: ClassVar[str] = "from frequencies alone"
+    """How the trivial model of `baseline` predicts."""
     trained: ClassVar[type[Trained]]
 
     def __init__(self, config: Config, data: Any, model: Any, shard: Shard) -> None:

@@ -176,6 +176,7 @@ class Frames(ExampleTask):
     unit = "steps"
     command = "sample --out tune.mid"
     metrics = NatsPerStep
+    trivial = "from the last frame alone"
     trained = TrainedFrames
     model: FrameModel
     data: FrameData

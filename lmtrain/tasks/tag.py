@@ -192,6 +192,7 @@ class Tagging(ExampleTask):
     unit = "tokens"
     command = "predict"
     metrics = SpanF1
+    trivial = "the most frequent tag of each token"
     trained = TrainedTagger
     model: Tagger
     data: TaggedData

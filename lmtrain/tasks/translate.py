@@ -211,6 +211,7 @@ class Translation(ExampleTask):
     unit = "tokens"
     command = "predict"
     metrics = Bleu
+    trivial = "the source left as it is"
     trained = TrainedTranslator
     model: Translator
     data: ParallelData

@@ -261,8 +261,8 @@ class Trainer:
 
     def _is_better(self, figures: dict[str, float | None]) -> bool:
         """Whether a validation is better than the best one so far."""
-        best, cost = self.progress.best, self.task.metrics.cost
-        return best is None or cost(figures) < cost(best)
+        best, rank = self.progress.best, self.task.metrics.rank
+        return best is None or rank(figures) < rank(best)
 
     def _take_validation(self, figures: dict[str, float | None]) -> None:
         """Takes note of a validation of this step that stands in the metrics."""
