@@ -81,6 +81,11 @@ _SENTENCES = ("w1 w2 w3", "w4", "w5 new w5 w6 w7 w1")
 _SEQUENCES = (np.ones((4, 3)), np.zeros((1, 3)), np.arange(21.0).reshape(7, 3) / 10)
 CASES = {
     "tag": Case({"data.task": "tag", "model.bidirectional": True}, "conll", _tagged, _SENTENCES),
+    "tag-characters": Case(
+        {"data.task": "tag", "model.bidirectional": True, "model.characters": True},
+        "conll", _tagged, _SENTENCES,
+    ),
+    "labelled": Case({"data.labelled": True}, "tsv", _labelled, ()),
     "frames": Case({"data.task": "frames", "model.num_layers": 2}, "npz", _frames, ()),
     "translate-none": Case(
         {"data.task": "translate", "model.attention": "none", "model.cell": "gru"},

@@ -32,6 +32,7 @@ MORE = {
 }
 PREVIEWS = {
     "tag": r"(w\d(/\S+)?( \(not \S+\))?\s?)+",
+    "labelled": r"([ab]: .*\n?){4}",
     "frames": r"(-|\d(,\d)*)( (-|\d(,\d)*)){63}",
     "translate": r"(source: .+\nreference: .+\ntranslation: .*\n?){1,2}",
     "classify": r"(predicted [ab], (right|is [ab]): .+\n?){1,3}",
@@ -148,7 +149,9 @@ def shown(prediction):
     return fields, np.array([*values, *np.ravel(numbers[0]), *numbers[1]])
 
 
-@pytest.mark.parametrize("run", [name for name in CASES if name != "frames"], indirect=True)
+@pytest.mark.parametrize(
+    "run", [name for name, case in CASES.items() if case.predicted], indirect=True
+)
 def test_a_trained_model_predicts_each_example_as_if_alone(run):
     inputs = CASES[run.name].predicted
     model = lmtrain.load(run.path)
@@ -185,6 +188,9 @@ def plain(found, index) -> tuple[torch.Tensor, int]:
         return cross_entropy(model(inputs, lengths)[:, 0], targets, reduction="sum"), len(targets)
     if kind == "classify":
         return cross_entropy(model(inputs, lengths)[0], targets), 1
+    if kind == "language-model":
+        hidden, _ = model.encoder(inputs)
+        return cross_entropy(model.head(hidden)[:, 0], targets, reduction="sum"), len(targets)
     if kind == "frames":
         likelihoods = model(inputs.float())[0][:, 0].sigmoid()
         is_on = targets == 1
@@ -284,7 +290,8 @@ def change_a_target(kind, path):
         np.savez(path, **arrays)
     else:
         old, new = {
-            "tag": ("\tO\n", "\tB-X\n"), "classify": ("a\t", "b\t"), "translate": ("W", "X")
+            "tag": ("\tO\n", "\tB-X\n"), "classify": ("a\t", "b\t"), "translate": ("W", "X"),
+            "language-model": ("a\t", "b\t"),
         }[kind]  # fmt: skip
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new, 1))
