@@ -19,17 +19,21 @@ LENGTHS = torch.tensor([3, 1, 2])
 CLOSE = TOLERANCE[torch.float64]
 
 
-@pytest.fixture(params=[None, "dot", "additive"])
-def model(request):
+def translator(attention, seed=3):
     """A translator whose distributions are far from uniform."""
     chosen = config.load(
         overrides={
-            "data.task": "translate", "model.attention": request.param or "none",
+            "data.task": "translate", "model.attention": attention,
             "model.hidden_size": 4, "model.num_layers": 1, "model.init_scale": 1.5,
-            "train.precision": "fp32", "train.seed": 3,
+            "train.precision": "fp32", "train.seed": seed,
         }
     )  # fmt: skip
     return Translation.build(chosen, ParallelData(WORDS, WORDS)).double().eval()
+
+
+@pytest.fixture(params=["none", "dot", "additive"])
+def model(request):
+    return translator(request.param)
 
 
 @pytest.fixture
@@ -92,6 +96,43 @@ def test_scores_of_a_narrow_beam_are_those_of_its_outputs(model, width):
         for each in found:
             if len(each.ids) < 2 * LENGTHS[row] + 10:
                 assert each.score == pytest.approx(score(model, row, each.ids), abs=CLOSE)
+
+
+def naive(model, row, width, most):
+    """A search of one source with lists: the outputs that end among the best ones of each step."""
+    live, ended = [([], 0.0)], []
+    for _ in range(most):
+        candidates = []
+        for words, total in live:
+            for token, more in enumerate(log_probs(model, row, words)[-1].tolist()):
+                if token != UNKNOWN:
+                    candidates.append((total + more, token, words))
+        candidates.sort(key=lambda each: -each[0])
+        for total, token, words in candidates[:width]:
+            if token == END and len(ended) < width:
+                ended.append((total / (len(words) + 1), words))
+        going_on = [each for each in candidates if each[1] != END]
+        live = [([*words, token], total) for total, token, words in going_on[:width]]
+        if len(ended) == width:
+            break
+    best, total = live[0]
+    return sorted(ended, reverse=True) or [(total / most, best)]
+
+
+# Translators that find other outputs if one that ends takes the place of one that goes on.
+@pytest.mark.parametrize(
+    ("width", "seed", "bias"), [(2, 23, 0), (2, 24, 0), (3, 1, 0), (2, 8, 1), (2, 9, 1), (4, 3, 1)]
+)
+def test_a_narrow_beam_follows_the_best_outputs_that_have_not_ended(width, seed, bias):
+    model = translator("dot", seed)
+    with torch.no_grad():
+        model.head.bias[END] += bias
+
+    found = search(model, width=width)
+
+    for row, length in enumerate(LENGTHS.tolist()):
+        expected = naive(model, row, width, 2 * length + 10)
+        assert [each.ids for each in found[row]] == [words for _, words in expected]
 
 
 def greedy(model, row, most):

@@ -238,6 +238,7 @@ def test_an_example_is_measured_the_same_beside_others_and_alone(name, places):
     one = task(settings(name, places, train__batch_size=1))
 
     assert found.evaluate("valid").sums == pytest.approx(one.evaluate("valid").sums, rel=1e-5)
+    assert found.model.training
 
 
 def test_bf16_is_near_fp32(name, places):
