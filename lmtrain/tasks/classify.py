@@ -18,13 +18,13 @@ from lmtrain.model.classifier import Classifier
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
-from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Trained
+from lmtrain.tasks.base import Batch, Files, Loss, Metrics
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.examples import (
-    AT_ONCE,
     ExampleData,
     Examples,
     ExampleTask,
+    TrainedExamples,
     batched,
     grouped,
     place_names,
@@ -142,11 +142,16 @@ class Prediction:
         }
 
 
-class TrainedClassifier(Trained):
+class TrainedClassifier(TrainedExamples):
     """A trained classifier with its vocabularies and settings."""
 
     model: Classifier
     data: LabelledData
+
+    @property
+    def task(self) -> "type[Classification]":
+        """Its task."""
+        return Classification
 
     def inputs(self, place: str) -> Iterator[Any]:
         """What `predict` takes, of a file: a text a line, or the sequences of an .npz.
@@ -197,30 +202,6 @@ class TrainedClassifier(Trained):
         texts = [labelled.cleaned(text) for text in group]
         return texts, [inputs.encode(text, "predict") for text in texts]
 
-    def read(self, places: Sequence[str]) -> Examples:
-        """The examples of files in the form of the training data.
-
-        Raises:
-            TextError: they cannot be read, or have a label that the model does not know.
-        """
-        is_text = isinstance(self.data.inputs, TextInputs)
-        found = labelled.read(places) if is_text else vectors.read(places, labels=True)
-        return self.data.encoded(list(found), ", ".join(places))
-
-    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
-        """The run's own examples, read again.
-
-        Raises:
-            TextError: they are gone.
-            CheckpointError: they are not what they were.
-        """
-        return Classification.find(self.config, self.data, self.state["data"], splits).splits
-
-    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> Accuracy:
-        """The accuracy on examples, `batch_size` of them at once."""
-        found: Accuracy = Classification.evaluated(self.model, self.data, data, batch_size)
-        return found
-
 
 class Classification(ExampleTask):
     """Trains a classifier."""
@@ -233,9 +214,8 @@ class Classification(ExampleTask):
     data: LabelledData
 
     @classmethod
-    def read_split(cls, config: Config, split: str) -> list[Any]:
-        """The examples of a split: vectors if the training data is, else text."""
-        places = getattr(config.data, split)
+    def read_files(cls, places: Sequence[str], config: Config) -> list[Any]:
+        """The examples of files: vectors if the training data is, else text."""
         if is_vectors(config.data.train[0]):
             return list(vectors.read(places, labels=True))
         return list(labelled.read(places))

@@ -20,7 +20,7 @@ from lmtrain import device
 from lmtrain.data.padded import NOTHING, PaddedBatches, in_order, pad
 from lmtrain.errors import ConfigError, TextError
 from lmtrain.schema import Config
-from lmtrain.tasks.base import Batch, Shard, Task, require_same
+from lmtrain.tasks.base import Batch, Shard, Task, Trained, require_same
 
 _VALID_FRACTION = 0.1
 AT_ONCE = 64
@@ -89,6 +89,39 @@ class ExampleData(abc.ABC):
         return {split: {"name": each.name, "key": each.key} for split, each in self.splits.items()}
 
 
+class TrainedExamples(Trained):
+    """A trained model of a task whose data are examples."""
+
+    @property
+    @abc.abstractmethod
+    def task(self) -> "type[ExampleTask]":
+        """The task it was trained for."""
+
+    def read(self, places: Sequence[str]) -> Examples:
+        """The examples of files in the form of the training data.
+
+        Raises:
+            TextError: they cannot be read, or have what the model does not know.
+        """
+        examples: Examples = self.data.encoded(
+            self.task.read_files(places, self.config), ", ".join(places)
+        )
+        return examples
+
+    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
+        """The run's own examples, read again.
+
+        Raises:
+            TextError: they are gone.
+            CheckpointError: they are not what they were.
+        """
+        return self.task.find(self.config, self.data, self.state["data"], splits).splits
+
+    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> Any:
+        """The metrics of examples, `batch_size` of them at once."""
+        return self.task.evaluated(self.model, self.data, data, batch_size)
+
+
 class ExampleTask(Task):
     """A task whose data are examples."""
 
@@ -102,12 +135,17 @@ class ExampleTask(Task):
 
     @classmethod
     @abc.abstractmethod
-    def read_split(cls, config: Config, split: str) -> list[Any]:
-        """The examples of the files of a split.
+    def read_files(cls, places: Sequence[str], config: Config) -> list[Any]:
+        """The examples of files, one after the other.
 
         Raises:
             TextError: a file is missing or not of the task's form.
         """
+
+    @classmethod
+    def read_split(cls, config: Config, split: str) -> list[Any]:
+        """The examples of the files of a split."""
+        return cls.read_files(getattr(config.data, split), config)
 
     @staticmethod
     def kinds(example: Any) -> Collection[str]:

@@ -1,7 +1,7 @@
 """Frames: the next vector of independent yes or no, such as the keys of a piano that sound."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,9 +21,9 @@ from lmtrain.model.frame_model import FrameModel
 from lmtrain.model.logistic_head import Logistic, log_probs
 from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
-from lmtrain.tasks.base import Batch, Files, Loss, Metrics, Trained
+from lmtrain.tasks.base import Batch, Files, Loss, Metrics
 from lmtrain.tasks.building import Builder
-from lmtrain.tasks.examples import AT_ONCE, ExampleData, Examples, ExampleTask
+from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask, TrainedExamples
 
 _FILE = "frames.json"
 _CONTENT = TypeAdapter(dict[Literal["outputs"], Annotated[int, Field(ge=1, strict=True)]])
@@ -112,11 +112,16 @@ class FrameData(ExampleData):
         return Examples(inputs, targets, self.fingerprint(examples), name)
 
 
-class TrainedFrames(Trained):
+class TrainedFrames(TrainedExamples):
     """A trained model of frames with its settings."""
 
     model: FrameModel
     data: FrameData
+
+    @property
+    def task(self) -> "type[Frames]":
+        """Its task."""
+        return Frames
 
     @torch.no_grad()
     def compose(
@@ -147,28 +152,6 @@ class TrainedFrames(Trained):
             frames[step + 1] = generator.random(self.data.outputs) < likelihoods
         return frames[1:]
 
-    def read(self, places: Sequence[str]) -> Examples:
-        """The frames of files in the form of the training data.
-
-        Raises:
-            TextError: they cannot be read, or have another number of outputs.
-        """
-        return self.data.encoded(list(vectors.read(places, labels=False)), ", ".join(places))
-
-    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
-        """The run's own frames, read again.
-
-        Raises:
-            TextError: they are gone.
-            CheckpointError: they are not what they were.
-        """
-        return Frames.find(self.config, self.data, self.state["data"], splits).splits
-
-    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> NatsPerStep:
-        """How well frames are predicted, `batch_size` sequences at once."""
-        found: NatsPerStep = Frames.evaluated(self.model, self.data, data, batch_size)
-        return found
-
 
 class Frames(ExampleTask):
     """Trains a model of frames."""
@@ -182,9 +165,9 @@ class Frames(ExampleTask):
     data: FrameData
 
     @classmethod
-    def read_split(cls, config: Config, split: str) -> list[VectorSequence]:
-        """The sequences of a split."""
-        return list(vectors.read(getattr(config.data, split), labels=False))
+    def read_files(cls, places: Sequence[str], config: Config) -> list[VectorSequence]:
+        """The examples of files."""
+        return list(vectors.read(places, labels=False))
 
     @classmethod
     def vocabularies(cls, examples: Sequence[VectorSequence], config: Config) -> FrameData:

@@ -1,6 +1,6 @@
 """A language model with a label: the label stands for x⟨1⟩, and a text follows (one to many)."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,9 @@ from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
 from lmtrain.tasks import perplexity, sampling
-from lmtrain.tasks.base import Batch, Files, Loss, Trained
+from lmtrain.tasks.base import Batch, Files, Loss
 from lmtrain.tasks.building import Builder
-from lmtrain.tasks.examples import AT_ONCE, ExampleData, Examples, ExampleTask, place_names
+from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask, TrainedExamples, place_names
 from lmtrain.tasks.inputs import TOKENIZER_FILE, TextInputs
 from lmtrain.tasks.labels import label_files, label_ids, labels_of, restored_labels
 from lmtrain.tasks.perplexity import Perplexity
@@ -93,11 +93,16 @@ class LabelledTextData(ExampleData):
         return Examples(inputs, targets, self.fingerprint(examples), name)
 
 
-class TrainedLabelledLanguageModel(Trained):
+class TrainedLabelledLanguageModel(TrainedExamples):
     """A trained language model with labels, its tokenizer and settings."""
 
     model: LanguageModel
     data: LabelledTextData
+
+    @property
+    def task(self) -> "type[LabelledLanguageModelling]":
+        """Its task."""
+        return LabelledLanguageModelling
 
     def sample(self, label: str, prompt: str = "", **settings: Any) -> list[str]:
         """Novel texts of a label; the same seed gives the same texts.
@@ -129,31 +134,6 @@ class TrainedLabelledLanguageModel(Trained):
         ends = Ends(self.data.label_id(label), self.data.end_id)
         return sampling.stream(self.model, self.data.tokenizer, prompt, Sampling(**settings), ends)
 
-    def read(self, places: Sequence[str]) -> Examples:
-        """The examples of files in the form of the training data.
-
-        Raises:
-            TextError: they cannot be read, or have a label that the model does not know.
-        """
-        return self.data.encoded(list(labelled.read(places)), ", ".join(places))
-
-    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
-        """The run's own examples, read again.
-
-        Raises:
-            TextError: they are gone.
-            CheckpointError: they are not what they were.
-        """
-        found = LabelledLanguageModelling.find(self.config, self.data, self.state["data"], splits)
-        return found.splits
-
-    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> Perplexity:
-        """How well texts are predicted from their labels, `batch_size` of them at once."""
-        found: Perplexity = LabelledLanguageModelling.evaluated(
-            self.model, self.data, data, batch_size
-        )
-        return found
-
 
 class LabelledLanguageModelling(ExampleTask):
     """Trains a language model with labels."""
@@ -166,9 +146,9 @@ class LabelledLanguageModelling(ExampleTask):
     data: LabelledTextData
 
     @classmethod
-    def read_split(cls, config: Config, split: str) -> list[Example]:
-        """The examples of a split."""
-        return list(labelled.read(getattr(config.data, split)))
+    def read_files(cls, places: Sequence[str], config: Config) -> list[Example]:
+        """The examples of files."""
+        return list(labelled.read(places))
 
     @staticmethod
     def kinds(example: Example) -> Collection[str]:

@@ -1,6 +1,6 @@
 """Tagging: a label for each token of a sentence (many to many, of equal length)."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,13 @@ from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
 from lmtrain.model.tagger import Tagger
 from lmtrain.schema import Config
-from lmtrain.tasks.base import Batch, Files, Loss, Trained
+from lmtrain.tasks.base import Batch, Files, Loss
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.examples import (
-    AT_ONCE,
     ExampleData,
     Examples,
     ExampleTask,
+    TrainedExamples,
     batched,
     fingerprint,
     grouped,
@@ -126,11 +126,16 @@ class TaggedSentence:
         }
 
 
-class TrainedTagger(Trained):
+class TrainedTagger(TrainedExamples):
     """A trained tagger with its tokenizer, tags and settings."""
 
     model: Tagger
     data: TaggedData
+
+    @property
+    def task(self) -> "type[Tagging]":
+        """Its task."""
+        return Tagging
 
     def inputs(self, place: str) -> Iterator[Sequence[str]]:
         """What `predict` takes, of a file: see `conll.read_tokens`."""
@@ -163,28 +168,6 @@ class TrainedTagger(Trained):
                 found[index] = TaggedSentence(tokens, tags, certain)
         yield from found
 
-    def read(self, places: Sequence[str]) -> Examples:
-        """The sentences of files in the form of the training data.
-
-        Raises:
-            TextError: they cannot be read, or have a tag that the model does not know.
-        """
-        return self.data.encoded(list(conll.read(places)), ", ".join(places))
-
-    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
-        """The run's own sentences, read again.
-
-        Raises:
-            TextError: they are gone.
-            CheckpointError: they are not what they were.
-        """
-        return Tagging.find(self.config, self.data, self.state["data"], splits).splits
-
-    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> SpanF1:
-        """How well the tags of sentences are predicted, `batch_size` of them at once."""
-        found: SpanF1 = Tagging.evaluated(self.model, self.data, data, batch_size)
-        return found
-
 
 class Tagging(ExampleTask):
     """Trains a tagger."""
@@ -198,9 +181,9 @@ class Tagging(ExampleTask):
     data: TaggedData
 
     @classmethod
-    def read_split(cls, config: Config, split: str) -> list[Sentence]:
-        """The sentences of a split."""
-        return list(conll.read(getattr(config.data, split)))
+    def read_files(cls, places: Sequence[str], config: Config) -> list[Sentence]:
+        """The examples of files."""
+        return list(conll.read(places))
 
     @staticmethod
     def kinds(example: Sentence) -> Collection[str]:

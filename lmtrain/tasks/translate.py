@@ -1,7 +1,7 @@
 """Translation: a sentence in, a sentence of its own length out (encoder and decoder)."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from lmtrain.model.recurrent import State
 from lmtrain.model.translator import Translator
 from lmtrain.schema import Config
 from lmtrain.tasks import beam, bleu
-from lmtrain.tasks.base import Batch, Files, Loss, Trained
+from lmtrain.tasks.base import Batch, Files, Loss
 from lmtrain.tasks.bleu import Bleu
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.examples import (
@@ -29,6 +29,7 @@ from lmtrain.tasks.examples import (
     ExampleData,
     Examples,
     ExampleTask,
+    TrainedExamples,
     batched,
     fingerprint,
     grouped,
@@ -139,11 +140,16 @@ class Translated:
         }
 
 
-class TrainedTranslator(Trained):
+class TrainedTranslator(TrainedExamples):
     """A trained translator with its tokenizers and settings."""
 
     model: Translator
     data: ParallelData
+
+    @property
+    def task(self) -> "type[Translation]":
+        """Its task."""
+        return Translation
 
     def inputs(self, place: str) -> Iterator[str]:
         """What `predict` takes, of a file: a sentence a line."""
@@ -179,23 +185,6 @@ class TrainedTranslator(Trained):
             for text, each in zip(group, found, strict=True):
                 yield Translated(text, *map(list, zip(*each, strict=True)))
 
-    def read(self, places: Sequence[str]) -> Examples:
-        """The sentences of files with lines of source, tab and target.
-
-        Raises:
-            TextError: they cannot be read.
-        """
-        return self.data.encoded(list(parallel.read(places, ())), ", ".join(places))
-
-    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
-        """The run's own sentences, read again.
-
-        Raises:
-            TextError: they are gone.
-            CheckpointError: they are not what they were.
-        """
-        return Translation.find(self.config, self.data, self.state["data"], splits).splits
-
     def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> Bleu:
         """The BLEU of beam search, of `batch_size` sentences at once."""
         measure = functools.partial(Translation.measured, width=_BEAM)
@@ -215,6 +204,11 @@ class Translation(ExampleTask):
     trained = TrainedTranslator
     model: Translator
     data: ParallelData
+
+    @classmethod
+    def read_files(cls, places: Sequence[str], config: Config) -> list[Pair]:
+        """The sentences of files with lines of source, tab and target."""
+        return list(parallel.read(places, ()))
 
     @classmethod
     def read_split(cls, config: Config, split: str) -> list[Pair]:
