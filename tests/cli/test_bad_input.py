@@ -120,7 +120,7 @@ def test_a_corpus_shorter_than_a_batch_names_both_counts(
         (("--level", "sentence"), ["data.level = 'sentence'", "'word', 'char' or 'byte'"]),
         (("--config", "nothing.toml"), ["nothing.toml", "No such file", "recipes: "]),
         (("--config", "ptb-smal"), ["ptb-smal", "did you mean ptb-small?"]),
-        (("--config", "snips"), ["snips: No such file", "did you mean snips-intent?"]),
+        (("--config", "snips"), ["snips: No such file", "did you mean snips-slots?"]),
         (("--config", "wrong.toml"), ["wrong.toml is not valid TOML", "line 1"]),
         (("--resume", "--config", "ptb-small"), ["--config cannot be combined with --resume"]),
         (("--resume", "--out", "run"), ["lmtrain train --resume RUN"]),
