@@ -118,7 +118,7 @@ def test_a_corpus_shorter_than_a_batch_names_both_counts(
         (("--lr", "nan"), ["optimizer.learning_rate = nan", "finite"]),
         (("--set", "train.batch_size=many"), ["train.batch_size = 'many'", "integer"]),
         (("--level", "sentence"), ["data.level = 'sentence'", "'word', 'char' or 'byte'"]),
-        (("--config", "nothing.toml"), ["nothing.toml", "No such file", "recipes: "]),
+        (("--config", "zzz.toml"), ["zzz.toml", "No such file", "recipes: "]),
         (("--config", "ptb-smal"), ["ptb-smal", "did you mean ptb-small?"]),
         (("--config", "snips"), ["snips: No such file", "did you mean snips-slots?"]),
         (("--config", "wrong.toml"), ["wrong.toml is not valid TOML", "line 1"]),
