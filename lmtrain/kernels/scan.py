@@ -85,7 +85,8 @@ def scan(
         raise ConfigError(f"scan: state {shapes} is not {len(cell.state_names)} x {expected}")
     if lengths is not None and lengths.shape != (batch_size,):
         raise ConfigError(f"scan: lengths {tuple(lengths.shape)} are not ({batch_size},)")
-    chosen = engine(cell, inputs, is_stepwise=len(inputs) == 1)
+    # Not len, which makes a constant of T in an exported program.
+    chosen = engine(cell, inputs, is_stepwise=inputs.shape[0] == 1)
     if chosen in {"native", "triton", "operator"}:
         return operator.scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)
     if inputs.dtype == torch.bfloat16:

@@ -1,4 +1,5 @@
 import io
+import sys
 
 import mido
 import numpy as np
@@ -65,6 +66,13 @@ def test_a_midi_file_has_the_notes_of_its_frames(drawn):
 def test_more_keys_than_midi_has_are_refused():
     with pytest.raises(ConfigError, match=r"^frames of 129 numbers are no notes: MIDI has 128$"):
         midi(np.zeros((2, 129), np.int8))
+
+
+def test_without_mido_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mido", None)
+
+    with pytest.raises(ConfigError, match=r"need mido: pip install 'lmtrain\[music\]'$"):
+        midi(np.zeros((2, 3), np.int8))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 88), (3, 7)])
