@@ -208,7 +208,4 @@ def constructors():
 
 
 def test_no_constructor_takes_more_than_eight_arguments():
-    many = {name: count for name, count in constructors() if count > 8}
-
-    # BLEU is made of these counts, which the metrics of several processes add up one by one.
-    assert many == {"tasks/bleu.py: Bleu": 10}
+    assert not {name: count for name, count in constructors() if count > 8}

@@ -13,7 +13,6 @@ _TEXTS = schema.settings()
 OPTIONS: dict[str, str] = {
     "task": "data.task",
     "valid": "data.valid",
-    "test": "data.test",
     "target": "data.target",
     "level": "data.level",
     "vocab_size": "data.vocab_size",

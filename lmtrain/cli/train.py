@@ -35,7 +35,6 @@ def command(
     ] = False,
     task: Annotated[str | None, setting("task")] = None,
     valid: Annotated[list[str] | None, setting("valid")] = None,
-    test: Annotated[list[str] | None, setting("test")] = None,
     target: Annotated[list[str] | None, setting("target")] = None,
     level: Annotated[str | None, setting("level")] = None,
     vocab_size: Annotated[int | None, setting("vocab_size")] = None,
