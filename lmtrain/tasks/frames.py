@@ -156,7 +156,7 @@ class TrainedFrames(TrainedExamples):
 class Frames(ExampleTask):
     """Trains a model of frames."""
 
-    unit = "steps"
+    unit = "frames"
     command = "sample --out tune.mid"
     metrics = NatsPerStep
     trivial = "from the last frame alone"
