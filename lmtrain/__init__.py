@@ -16,14 +16,15 @@ cli/         one module a command
 import os
 from typing import TYPE_CHECKING, Any
 
-# Both are read when torch is imported; a value of the user's own stays.
+# All are read when torch is imported; a value of the user's own stays.
 #
 # torch's threads look for work in a loop, and by default for so long that on a machine with other
 # work they keep each other from the processor: a training step takes ten times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-# torch keeps what it has prepared for bf16 products of each shape. Batches of examples have many
-# shapes: of 1,024 of them, the default, it keeps gigabytes.
+# torch and oneDNN keep what they have prepared for bf16 products of each shape. Batches of examples
+# have many shapes: of 1,024 of them, the default of both, gigabytes are kept.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 __version__ = "0.1.0"
 __all__ = ["Config", "load", "load_config", "train"]
