@@ -87,12 +87,14 @@ def test_every_cell_learns_more_than_word_frequencies_from_real_text(
 @pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
 def test_bf16_learns_as_much_from_real_text_as_fp32(cell, shakespeare, tmp_path):
     losses = {}
+    # At 0.005 the gates of full peepholes saturate, and two seeds in fp32 differ by 2 %, too.
+    rate = 0.002 if cell == "peephole-lstm" else 0.005
     for precision in ("fp32", "bf16"):
         chosen = config.load(
             overrides={
                 "data.train": [str(shakespeare)], "data.level": "char", "model.cell": cell,
                 "model.hidden_size": 64, "model.num_layers": 2, "train.batch_size": 32,
-                "train.seq_len": 25, "train.max_steps": 150, "optimizer.learning_rate": 0.005,
+                "train.seq_len": 25, "train.max_steps": 150, "optimizer.learning_rate": rate,
                 "train.threads": 1, "data.valid_fraction": 0.02, "train.precision": precision,
             }
         )  # fmt: skip
