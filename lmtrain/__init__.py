@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 # All are read when torch is imported; a value of the user's own stays.
 #
-# torch's threads look for work in a loop, and by default for so long that on a machine with other
-# work they keep each other from the processor: a training step takes ten times as long.
+# Idle threads of torch spin before they sleep, by default for so long that on a machine that runs
+# other programs they keep each other from the processor: a step takes ten times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # torch and oneDNN keep what they have prepared for bf16 products of each shape. Batches of examples
 # have many shapes: of 1,024 of them, the default of both, gigabytes are kept.

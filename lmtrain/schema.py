@@ -65,7 +65,7 @@ class DataConfig(Section):
     test: tuple[str, ...] = ()
     """Test text, predicted by `evaluate` alone; without it, see data.test_fraction."""
     labelled: Annotated[bool, _TEXT_TASK] = False
-    """Whether lines are `label<TAB>text`, and the model writes the text that a label asks for."""
+    """Whether the data is lines of `label<TAB>text`, and texts are predicted from their labels."""
     target: Annotated[tuple[str, ...], _TRANSLATION] = ()
     """Translations of the training text, line by line; without it, data.train has both."""
     valid_target: Annotated[tuple[str, ...], _TRANSLATION] = ()
@@ -139,7 +139,7 @@ class ModelConfig(Section, extra="allow"):
     pooling: Annotated[Literal["last", "mean", "max"], _LABELS] = "last"
     """Hidden states that the label is predicted from: the last, or their mean or maximum."""
     characters: Annotated[bool, For("data.task", ("tag",))] = False
-    """Whether words are also read by their characters, which tells rare ones apart."""
+    """Whether a word's vector also comes from its characters, for rare and unknown words."""
     attention: Annotated[Literal["dot", "additive"] | None, _TRANSLATION] = "dot"
     """Attention of the decoder to the encoder's states; none for their last state alone."""
     tied_embeddings: Annotated[bool, _TIED, _STREAMS] = False

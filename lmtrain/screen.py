@@ -3,9 +3,12 @@
 import contextlib
 import sys
 import unicodedata
+from collections.abc import Sequence
 
 # Besides control characters, the marks that turn the direction of writing (category Cf).
 _UNSAFE = {"Cc", "Cf", "Cs", "Co"}
+# How many names stand in a message, and how much of each.
+_LISTED, _SHORT = 10, 40
 _ALLOWED = {"\n", "\t", "\u200c", "\u200d"}
 
 
@@ -29,6 +32,18 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The text, printable, with its lines joined by a sign for the newline."""
     return printable(text.strip("\n")).replace("\n", " ⏎ ")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, each in one line and shortened, for messages."""
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(map(shortened, names[:_LISTED])) + more
+
+
+def shortened(name: str) -> str:
+    """The beginning of a name, in one line."""
+    name = " ".join(name.split())
+    return name if len(name) <= _SHORT else f"{name[: _SHORT - 1]}…"
 
 
 class _StandardError:

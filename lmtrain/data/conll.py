@@ -6,7 +6,7 @@ are none. A blank line ends a sentence. Knows text, never ids.
 Source: the shared tasks of CoNLL (Tjong Kim Sang & De Meulder 2003).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lmtrain.data import corpus
@@ -56,9 +56,13 @@ def read_tokens(place: str) -> Iterator[tuple[str, ...]]:
         for rows in _sentences([place], columns=1):
             yield tuple(row[0] for row in rows)
     else:
-        for source in corpus.open_text([place], ()).sources:
-            for line in corpus.Text((source,)).lines():
-                yield tuple(line.split())
+        for _, _, line in corpus.numbered_lines([place]):
+            yield tuple(line.split())
+
+
+def fingerprint(sentences: Iterable[Sentence]) -> str:
+    """SHA-256 over tokens and tags, in the order of the sentences."""
+    return corpus.fingerprint(f"{each.lines()}\n" for each in sentences)
 
 
 def _sentences(places: Sequence[str], columns: int = 2) -> Iterator[list[list[str]]]:
@@ -67,26 +71,27 @@ def _sentences(places: Sequence[str], columns: int = 2) -> Iterator[list[list[st
     Raises:
         TextError: a row has fewer, or not as many as the one before it.
     """
-    for source in corpus.open_text(places, ()).sources:
-        rows: list[list[str]] = []
-        for number, line in enumerate(corpus.Text((source,)).lines(), start=1):
-            if not line.strip() or line.startswith(_SECTION):
-                if rows:
-                    yield rows
-                rows = []
-                continue
-            row = _row(line)
-            if len(row) < columns or not all(row):
-                raise TextError(f"{source.name}, line {number}: no token with a tag", _TRY)
-            if rows and len(row) != len(rows[0]):
-                raise TextError(
-                    f"{source.name}, line {number}: {len(row)} columns, but {len(rows[0])} in the "
-                    "line before it",
-                    _TRY,
-                )
-            rows.append(row)
-        if rows:
+    rows: list[list[str]] = []
+    for name, number, line in corpus.numbered_lines(places):
+        # A sentence ends with its file, too.
+        is_end = not line.strip() or line.startswith(_SECTION)
+        if rows and (is_end or number == 1):
             yield rows
+            rows = []
+        if is_end:
+            continue
+        row = _row(line)
+        if len(row) < columns or not all(row):
+            raise TextError(f"{name}, line {number}: no token with a tag", _TRY)
+        if rows and len(row) != len(rows[0]):
+            raise TextError(
+                f"{name}, line {number}: {len(row)} columns, but {len(rows[0])} in the line "
+                "before it",
+                _TRY,
+            )
+        rows.append(row)
+    if rows:
+        yield rows
 
 
 def _row(line: str) -> list[str]:

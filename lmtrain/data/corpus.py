@@ -280,6 +280,25 @@ def open_text(places: Sequence[str], parts: Sequence[str] = ("train",)) -> Text:
     return Text(sources)
 
 
+def numbered_lines(places: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """Each line of files, globs and `-`, with the name of its file and its number, from 1.
+
+    Raises:
+        TextError: nothing is there, or it cannot be read as text.
+    """
+    for source in open_text(places, parts=()).sources:
+        for number, line in enumerate(Text((source,)).lines(), start=1):
+            yield source.name, number, line
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """SHA-256 over texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()
+
+
 def _sources(place: str, parts: Sequence[str]) -> list[Source]:
     if place == "-":
         return [_piped(pipes.STANDARD_INPUT, "standard input")]

@@ -4,7 +4,6 @@ Forms: lines `label<TAB>text`; JSON Lines with `label` and `text` (.jsonl, .json
 with one file of lines for each label. Knows text, never ids.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,7 +50,7 @@ def read_texts(place: str) -> Iterator[str]:
     Raises:
         TextError: missing or unreadable.
     """
-    for name, number, line in _lines(place):
+    for name, number, line in corpus.numbered_lines([place]):
         if not _is_json(name):
             yield cleaned(line)
         elif line.strip():
@@ -70,11 +69,8 @@ def cleaned(text: str) -> str:
 
 def fingerprint(examples: Iterable[Example]) -> str:
     """SHA-256 over labels and texts in their order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        # Neither a label nor a text holds a newline.
-        digest.update(f"{example.label}\n{example.text}\n".encode())
-    return digest.hexdigest()
+    # Neither a label nor a text holds a newline.
+    return corpus.fingerprint(f"{each.label}\n{each.text}\n" for each in examples)
 
 
 def _read_folder(folder: Path) -> Iterator[Example]:
@@ -119,16 +115,9 @@ def _read_files(place: str) -> Iterator[Example]:
         yield Example(label, text)
 
 
-def _lines(place: str) -> Iterator[tuple[str, int, str]]:
-    """The lines of files, each with its file's name and its number."""
-    for source in corpus.open_text([place], parts=()).sources:
-        for number, line in enumerate(corpus.Text((source,)).lines(), start=1):
-            yield source.name, number, line
-
-
 def _filled_lines(place: str) -> Iterator[tuple[str, int, str]]:
-    """Those that are not blank."""
-    return (each for each in _lines(place) if each[-1].strip())
+    """The lines that are not blank, each with its file's name and its number."""
+    return (each for each in corpus.numbered_lines([place]) if each[-1].strip())
 
 
 def _is_json(name: str) -> bool:

@@ -57,7 +57,7 @@ def midi(frames: NDArray[Any]) -> bytes:
 def picture(frames: NDArray[Any]) -> NDArray[np.uint8]:
     """A piano roll of frames (T, F): grey values (F · 4, T · 6), high notes at the top."""
     paper = np.where(frames.T[::-1] > 0, 0, 255).astype(np.uint8)
-    # A line at each octave's C helps the eye.
+    # A grey line at each C.
     rows = paper.shape[0]
     is_c = (np.arange(rows)[::-1] + _LOWEST_OF_PIANO) % 12 == 0
     paper[is_c] = np.minimum(paper[is_c], 224)

@@ -4,7 +4,7 @@ Knows text, never ids.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lmtrain.data import corpus
@@ -49,21 +49,20 @@ def read_sentences(place: str) -> Iterator[str]:
     Raises:
         TextError: missing or unreadable.
     """
-    for _, _, line in _lines([place]):
-        yield line
+    for _, _, line in corpus.numbered_lines([place]):
+        yield line.strip()
 
 
-def _lines(places: Sequence[str]) -> Iterator[tuple[str, int, str]]:
-    """The name of its file, the number and the text of each line."""
-    for source in corpus.open_text(places, ()).sources:
-        for number, line in enumerate(corpus.Text((source,)).lines(), start=1):
-            yield source.name, number, line.strip()
+def fingerprint(pairs: Iterable[Pair]) -> str:
+    """SHA-256 over both languages, in the order of the sentences."""
+    return corpus.fingerprint(f"{each.source}\n{each.target}\n" for each in pairs)
 
 
 def _aligned(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
-    for pair in itertools.zip_longest(_lines(sources), _lines(targets)):
+    both = (corpus.numbered_lines(places) for places in (sources, targets))
+    for pair in itertools.zip_longest(*both):
         if pair[0] is None or pair[1] is None:
-            counts = [sum(1 for _ in _lines(places)) for places in (sources, targets)]
+            counts = [len(list(corpus.numbered_lines(each))) for each in (sources, targets)]
             raise TextError(
                 f"{', '.join(sources)} has {counts[0]:,} lines, "
                 f"{', '.join(targets)} has {counts[1]:,}",
@@ -71,15 +70,15 @@ def _aligned(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
             )
         texts = []
         for name, number, line in pair:
-            if not line:
+            if not line.strip():
                 raise TextError(f"{name}, line {number}: the sentence is empty")
-            texts.append(line)
+            texts.append(line.strip())
         yield Pair(*texts)
 
 
 def _tabbed(places: Sequence[str]) -> Iterator[Pair]:
-    for name, number, line in _lines(places):
-        if not line:
+    for name, number, line in corpus.numbered_lines(places):
+        if not line.strip():
             continue
         source, tab, target = line.partition("\t")
         if not tab or not source.strip() or not target.strip():

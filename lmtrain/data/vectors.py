@@ -4,7 +4,6 @@
 `labels` (N,) text or integers. Pickled objects are never loaded.
 """
 
-import glob
 import hashlib
 import io
 import lzma
@@ -14,22 +13,24 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lmtrain import screen
+from lmtrain.data import corpus
+from lmtrain.data.labelled import cleaned
 from lmtrain.errors import TextError
 
 _TRY = "try: numpy.savez(FILE, inputs=vectors, lengths=steps_of_each)"
 _SUFFIX = ".npz"
-# What zipfile and NumPy raise for files that are damaged, encrypted or made to do harm.
+# What zipfile and NumPy raise for files that are damaged, encrypted or hostile.
 _DAMAGE = (
     ValueError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError, KeyError,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-# How many names of arrays stand in messages, and how much of each.
-_SHOWN, _SHOWN_LENGTH = 10, 40
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ def is_vectors(place: str) -> bool:
 
 
 def read(places: Sequence[str], *, labels: bool) -> Iterator[VectorSequence]:
-    """The sequences of files and globs, one after the other.
+    """The sequences of files, globs and `-`, one after the other.
 
     Args:
-        places: the files; their names end in .npz.
+        places: the files.
         labels: whether each sequence must have a label.
 
     Raises:
@@ -57,15 +58,13 @@ def read(places: Sequence[str], *, labels: bool) -> Iterator[VectorSequence]:
             finite.
     """
     width = 0
-    for place in places:
-        # Not Path.glob, which takes no absolute patterns.
-        for path in sorted(glob.glob(place)) or [place]:  # noqa: PTH207
-            for sequence in _file(path, labels=labels):
-                found = sequence.vectors.shape[1]
-                if width and found != width:
-                    raise TextError(f"{path}: vectors of {found} numbers, others have {width}")
-                width = found
-                yield sequence
+    for source in corpus.open_text(places, parts=()).sources:
+        for sequence in _file(source.path, source.name, labels=labels):
+            found = sequence.vectors.shape[1]
+            if width and found != width:
+                raise TextError(f"{source.name}: vectors of {found} numbers, others have {width}")
+            width = found
+            yield sequence
 
 
 def require_width(vectors: Any, width: int, name: str) -> NDArray[np.float32]:
@@ -110,46 +109,48 @@ def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
         return np.ascontiguousarray(array, np.float32)
 
 
-def _file(path: str, *, labels: bool) -> Iterator[VectorSequence]:
-    arrays = _arrays(path, ("inputs", "lengths", "labels") if labels else ("inputs", "lengths"))
+def _file(path: Path, name: str, *, labels: bool) -> Iterator[VectorSequence]:
+    arrays = _arrays(
+        path, name, ("inputs", "lengths", "labels") if labels else ("inputs", "lengths")
+    )
     inputs, lengths = arrays["inputs"], arrays["lengths"]
     if inputs.ndim != 2 or not inputs.shape[1] or inputs.dtype.kind not in "fiub":
-        raise TextError(f"{path}: inputs {inputs.shape} {inputs.dtype} are not numbers (steps, F)")
+        raise TextError(f"{name}: inputs {inputs.shape} {inputs.dtype} are not numbers (steps, F)")
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not len(lengths):
-        raise TextError(f"{path}: lengths {lengths.shape} {lengths.dtype} are not integers (N,)")
+        raise TextError(f"{name}: lengths {lengths.shape} {lengths.dtype} are not integers (N,)")
     if lengths.min() < 1:
-        raise TextError(f"{path}: sequence {int(lengths.argmin()) + 1} has no steps")
+        raise TextError(f"{name}: sequence {int(lengths.argmin()) + 1} has no steps")
     # Of Python, which do not overflow.
     total = sum(lengths.tolist())
     if total != len(inputs):
         raise TextError(
-            f"{path}: lengths add up to {total:,}, but inputs has {len(inputs):,} steps"
+            f"{name}: lengths add up to {total:,}, but inputs has {len(inputs):,} steps"
         )
-    names = _labels(path, arrays["labels"], len(lengths)) if labels else [""] * len(lengths)
+    found = _labels(name, arrays["labels"], len(lengths)) if labels else [""] * len(lengths)
     vectors = _float32(inputs)
     if not np.isfinite(vectors).all():
         step = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
         sequence = int(np.searchsorted(np.cumsum(lengths), step, side="right"))
-        raise TextError(f"{path}: sequence {sequence + 1} has a number that is not finite")
+        raise TextError(f"{name}: sequence {sequence + 1} has a number that is not finite")
     pieces = np.split(vectors, np.cumsum(lengths)[:-1])
-    for piece, name in zip(pieces, names, strict=True):
-        yield VectorSequence(piece, name)
+    for piece, label in zip(pieces, found, strict=True):
+        yield VectorSequence(piece, label)
 
 
-def _labels(path: str, labels: NDArray[Any], count: int) -> list[str]:
+def _labels(name: str, labels: NDArray[Any], count: int) -> list[str]:
     if labels.shape != (count,) or labels.dtype.kind not in "Uiu":
-        raise TextError(f"{path}: labels {labels.shape} {labels.dtype} are not texts ({count},)")
+        raise TextError(f"{name}: labels {labels.shape} {labels.dtype} are not texts ({count},)")
     try:
-        names = [" ".join(str(label).splitlines()).strip() for label in labels.tolist()]
+        names = [cleaned(str(label)) for label in labels.tolist()]
         "".join(names).encode()
     except (ValueError, SystemError):  # the latter of a number that is no character
-        raise TextError(f"{path}: a label is not valid Unicode") from None
+        raise TextError(f"{name}: a label is not valid Unicode") from None
     if "" in names:
-        raise TextError(f"{path}: the label of sequence {names.index('') + 1} is empty")
+        raise TextError(f"{name}: the label of sequence {names.index('') + 1} is empty")
     return names
 
 
-def _arrays(path: str, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _arrays(path: Path, name: str, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Some arrays of a file, if this machine has memory for all of it.
 
     Raises:
@@ -160,35 +161,27 @@ def _arrays(path: str, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(path) as archive:
             size = sum(each.file_size for each in archive.infolist())
         if size > memory:
-            raise TextError(f"{path} holds {size:,} bytes; this machine has {memory:,}")
+            raise TextError(f"{name} holds {size:,} bytes; this machine has {memory:,}")
         with np.load(path, allow_pickle=False) as file:
-            if missing := [name for name in names if name not in file.files]:
-                found = _listed(file.files)
-                raise TextError(f"{path} has no array {missing[0]}; it has: {found}", _TRY)
-            arrays = {name: file[name] for name in names}
-    except FileNotFoundError:
-        raise TextError(f"no file {path}") from None
+            if missing := [each for each in wanted if each not in file.files]:
+                found = screen.listed(file.files)
+                raise TextError(f"{name} has no array {missing[0]}; it has: {found}", _TRY)
+            arrays = {each: file[each] for each in wanted}
     except OSError as error:
-        raise TextError(f"cannot read {path}: {error.strerror or error}") from None
+        raise TextError(f"cannot read {name}: {error.strerror or error}") from None
     except _DAMAGE as error:
         if str(error).startswith("Object arrays"):
             raise TextError(
-                f"{path} has an array of Python objects, which are not loaded"
+                f"{name} has an array of Python objects, which are not loaded"
             ) from None
         raise TextError(
-            f"{path} is not a {_SUFFIX} file of NumPy: {_reason(error)}", _TRY
+            f"{name} is not a {_SUFFIX} file of NumPy: {_reason(error)}", _TRY
         ) from None
-    for name, array in arrays.items():
+    for each, array in arrays.items():
         # NumPy gives the bytes of what is no array.
         if not isinstance(array, np.ndarray):
-            raise TextError(f"{path} is not a {_SUFFIX} file of NumPy: {name} is no array", _TRY)
+            raise TextError(f"{name} is not a {_SUFFIX} file of NumPy: {each} is no array", _TRY)
     return arrays
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first names, each in one line, for messages."""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(" ".join(name.split())[:_SHOWN_LENGTH] for name in names[:_SHOWN]) + more
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from lmtrain.errors import ConfigError
 
 
 class Layout(Protocol):
-    """What a scan asks of either layout."""
+    """The interface of both layouts."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Hidden states, last state, activations (T, B, G·H) and history, each part (T + 1, B, H).
 
-    Activations and history are memory of these shapes; how they lie in it is the layout's matter.
+    The layout says how activations and history lie in memory of these shapes.
     """
     engine = kernels_for(inputs, bias)
     if engine is None:
@@ -106,7 +106,7 @@ def _forward(
 
 
 def _layout(engine: str, lengths: Tensor | None, steps: int, *, reverse: bool) -> Layout:
-    """Packed where rows have lengths that the processor knows; on CUDA, reading them would wait."""
+    """Packed where rows have lengths, but not on CUDA, where reading them would synchronize."""
     if engine == "native" and lengths is not None:
         return Packed(lengths, steps, reverse=reverse)
     return SideBySide(steps, lengths, reverse=reverse)

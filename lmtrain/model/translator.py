@@ -16,7 +16,7 @@ from lmtrain.model.recurrent import State
 
 
 class Memory(NamedTuple):
-    """What a decoder knows of a source."""
+    """The encoder's result that attention reads."""
 
     hidden: Tensor
     """The encoder's hidden states, (S, B, M)."""
@@ -99,7 +99,7 @@ class Translator(Network):
                 part.initialize(generator, init_scale)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> tuple[Memory, State]:
-        """What the decoder knows of sources (S, B), and its state before the first step."""
+        """The memory of sources (S, B), and the decoder's state before the first step."""
         hidden, last = self.encoder(tokens, None, lengths)
         return Memory(hidden, lengths), last if self.bridge is None else self.bridge(last)
 

@@ -65,15 +65,15 @@ class Builder:
     def encoder(
         self,
         embedding: Embedding | WordCharacters | Vectors,
-        hidden_sizes: list[int],
+        hidden_sizes: list[int] | None = None,
         *,
         is_bidirectional: bool | None = None,
     ) -> Encoder:
-        """Layers with so many units each, over vectors.
+        """Layers over vectors.
 
         Args:
             embedding: gives the vectors.
-            hidden_sizes: H of each layer.
+            hidden_sizes: H of each layer; None for what model.hidden_size and num_layers say.
             is_bidirectional: None for what model.bidirectional says.
 
         Raises:
@@ -83,7 +83,7 @@ class Builder:
         recurrent = Recurrent(
             self._cell,
             embedding.size,
-            hidden_sizes,
+            hidden_sizes or [network.hidden_size] * network.num_layers,
             self.dropout(None),
             weight_dropout=network.weight_dropout,
             is_residual=network.residual,

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lmtrain.data import labelled, vectors
 from lmtrain.data.labelled import Example
-from lmtrain.data.padded import NOTHING, pad
+from lmtrain.data.padded import pad
 from lmtrain.data.vectors import VectorSequence, is_vectors
-from lmtrain.errors import ConfigError
 from lmtrain.model.classifier import Classifier
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
@@ -28,6 +27,7 @@ from lmtrain.tasks.examples import (
     batched,
     grouped,
     place_names,
+    require_texts,
 )
 from lmtrain.tasks.inputs import TextInputs, VectorInputs, restored_inputs
 from lmtrain.tasks.labels import label_files, label_ids, labels_of, restored_labels
@@ -196,9 +196,7 @@ class TrainedClassifier(TrainedExamples):
         inputs = self.data.inputs
         if isinstance(inputs, VectorInputs):
             return [None] * len(group), [inputs.encode(each, "predict") for each in group]
-        for text in group:
-            if not isinstance(text, str):
-                raise ConfigError(f"predict takes texts, not {type(text).__name__}")
+        require_texts(group)
         texts = [labelled.cleaned(text) for text in group]
         return texts, [inputs.encode(text, "predict") for text in texts]
 
@@ -252,8 +250,7 @@ class Classification(ExampleTask):
     def build(cls, config: Config, data: LabelledData, *, is_shared: bool = False) -> Classifier:
         """The classifier with its first weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
-        sizes = [network.hidden_size] * network.num_layers
-        encoder = builder.encoder(data.inputs.first_layer(builder), sizes)
+        encoder = builder.encoder(data.inputs.first_layer(builder))
         head = Softmax(encoder.recurrent.output_size, len(data.labels))
         dropout = builder.dropout(network.output_dropout)
         model = Classifier(encoder, dropout, head, network.pooling)
@@ -271,8 +268,7 @@ class Classification(ExampleTask):
         inputs, lengths, labels = batch.tensors
         pooled = self.model.pooled(inputs, lengths)
         nats = self.model.head.nats(pooled, labels, 1 / batch.rows)
-        total = nats.detach().double() * batch.rows
-        return Loss(nats, total, (labels != NOTHING).sum().double(), None)
+        return self.mean(nats, batch, labels)
 
     @staticmethod
     def measured(

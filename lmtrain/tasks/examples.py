@@ -5,7 +5,6 @@ what a batch of them measures; here is the rest.
 """
 
 import abc
-import hashlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from lmtrain import device
 from lmtrain.data.padded import NOTHING, PaddedBatches, in_order, pad
 from lmtrain.errors import ConfigError, TextError
 from lmtrain.schema import Config
-from lmtrain.tasks.base import Batch, Shard, Task, Trained, require_same
+from lmtrain.tasks.base import Batch, Loss, Shard, Task, Trained, require_same
 
 _VALID_FRACTION = 0.1
 AT_ONCE = 64
@@ -162,9 +161,11 @@ class ExampleTask(Task):
         """
 
     @staticmethod
-    @abc.abstractmethod
     def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """The arrays of a batch; the last are the targets, NOTHING where there are none."""
+        """Inputs (T, B, ...), their lengths (B,), and targets, NOTHING where there are none."""
+        inputs, lengths = pad([examples.inputs[index] for index in indices])
+        targets, _ = pad([examples.targets[index] for index in indices])
+        return inputs, lengths, targets
 
     @staticmethod
     @abc.abstractmethod
@@ -213,6 +214,18 @@ class ExampleTask(Task):
             # A process without a part of the batch takes one example that counts nothing.
             targets = np.full_like(targets, NOTHING)
         return Batch(_placed(self.model, (*arrays, targets)), rows=len(indices) / self.shard.size)
+
+    @staticmethod
+    def mean(nats: Tensor, batch: Batch, targets: Tensor) -> Loss:
+        """The loss of a batch whose objective, in nats, is the mean over its rows.
+
+        Args:
+            nats: Σ −log P of the targets over the rows of the batch.
+            batch: the batch.
+            targets: what is predicted, NOTHING where nothing is.
+        """
+        count = (targets != NOTHING).sum().double()
+        return Loss(nats, nats.detach().double() * batch.rows, count, None)
 
     def evaluate(self, split: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """The metrics of this process's shard of a split."""
@@ -276,7 +289,7 @@ class ExampleTask(Task):
             "valid": _VALID_FRACTION if data.valid_fraction is None else data.valid_fraction,
             "test": data.test_fraction or 0.0,
         }
-        # Files are often sorted by label, so that their tail would not do.
+        # Drawn at random: files are often sorted by label.
         order = np.random.default_rng(len(train)).permutation(len(train)).tolist()
         kept = set({kind: index for index in order for kind in cls.kinds(train[index])}.values())
         kept = kept or set(order[-1:])
@@ -295,7 +308,7 @@ class ExampleTask(Task):
         return {"train": [train[index] for index in sorted([*kept, *free])], **splits}
 
     def previewed(self, step: int, count: int) -> tuple[Examples, NDArray[np.int64]]:
-        """Some validation examples, others at each validation; the first ones to come again."""
+        """The next validation examples; after the last ones, the first."""
         examples: Examples = self.data.splits.get("valid", self._train)
         first = step * count % len(examples.inputs)
         return examples, np.arange(first, min(first + count, len(examples.inputs)))
@@ -318,6 +331,17 @@ def grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield group
 
 
+def require_texts(items: Sequence[Any]) -> None:
+    """Checks that all items are texts.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for item in items:
+        if not isinstance(item, str):
+            raise ConfigError(f"predict takes texts, not {type(item).__name__}")
+
+
 def batched(
     model: Any, inputs: Sequence[NDArray[Any]]
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
@@ -327,14 +351,6 @@ def batched(
         padded, lengths = pad([inputs[index] for index in indices])
         inputs_of, lengths_of = _placed(model, (padded, lengths))
         yield indices, inputs_of, lengths_of
-
-
-def fingerprint(texts: Iterable[str]) -> str:
-    """SHA-256 over texts in their order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode())
-    return digest.hexdigest()
 
 
 def _placed(model: Any, arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, ...]:

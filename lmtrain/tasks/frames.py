@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmtrain import device
 from lmtrain.data import midi, vectors
-from lmtrain.data.padded import NOTHING, pad
+from lmtrain.data.padded import NOTHING
 from lmtrain.data.vectors import VectorSequence
 from lmtrain.errors import CheckpointError, ConfigError, DivergedError, TextError
 from lmtrain.model.embedding import Vectors
@@ -123,7 +123,6 @@ class TrainedFrames(TrainedExamples):
         """Its task."""
         return Frames
 
-    @torch.no_grad()
     def compose(
         self, *, num_steps: int = 200, temperature: float = 1.0, seed: int = 1
     ) -> NDArray[np.int8]:
@@ -140,17 +139,7 @@ class TrainedFrames(TrainedExamples):
         """
         if num_steps < 1 or not 0 < temperature < float("inf"):
             raise ConfigError("compose: num_steps must be 1 or more, temperature above 0")
-        self.model.eval()
-        generator, state = np.random.default_rng(seed), None
-        frames = np.zeros((num_steps + 1, self.data.outputs), np.int8)
-        for step in range(num_steps):
-            last = device.place(frames[step].astype(np.float32)[None, None], device.of(self.model))
-            logits, state = self.model(last, None, state)
-            likelihoods = (logits[0, 0].double() / temperature).sigmoid().cpu().numpy()
-            if not np.isfinite(likelihoods).all():
-                raise DivergedError("the model's probabilities are not finite numbers")
-            frames[step + 1] = generator.random(self.data.outputs) < likelihoods
-        return frames[1:]
+        return _composed(self.model, self.data.outputs, num_steps, temperature, seed)
 
 
 class Frames(ExampleTask):
@@ -190,8 +179,7 @@ class Frames(ExampleTask):
     def build(cls, config: Config, data: FrameData, *, is_shared: bool = False) -> FrameModel:
         """The model with its first weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
-        sizes = [network.hidden_size] * network.num_layers
-        encoder = builder.encoder(Vectors(data.outputs), sizes)
+        encoder = builder.encoder(Vectors(data.outputs))
         head = Logistic(network.hidden_size, data.outputs)
         model = FrameModel(encoder, builder.dropout(network.output_dropout), head)
         model.initialize(network.init_scale, network.forget_bias)
@@ -200,8 +188,7 @@ class Frames(ExampleTask):
     @staticmethod
     def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         """Frames before (T, B, F), lengths (B,) and frames (T, B, F)."""
-        inputs, lengths = pad([examples.inputs[index] for index in indices])
-        targets, _ = pad([examples.targets[index] for index in indices])
+        inputs, lengths, targets = ExampleTask.collated(examples, indices)
         return inputs.astype(np.float32), lengths, targets
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
@@ -209,8 +196,8 @@ class Frames(ExampleTask):
         inputs, lengths, targets = batch.tensors
         hidden, _ = self.model.hidden(inputs, lengths)
         nats = self.model.head.nats(hidden, targets, 1 / batch.rows)
-        steps = (targets[..., 0] != NOTHING).sum().double()
-        return Loss(nats, nats.detach().double() * batch.rows, steps, None)
+        # All outputs of a step are one prediction.
+        return self.mean(nats, batch, targets[..., 0])
 
     @staticmethod
     def measured(
@@ -232,9 +219,7 @@ class Frames(ExampleTask):
 
     def preview(self, step: int) -> str:
         """A novel sequence: the outputs that are on in each step, counted from 0, a step a word."""
-        trained = TrainedFrames.__new__(TrainedFrames)
-        trained.model, trained.data = self.model, self.data
-        frames = trained.compose(num_steps=_PREVIEWED, seed=step)
+        frames = _composed(self.model, self.data.outputs, _PREVIEWED, 1.0, seed=step)
         return " ".join(",".join(map(str, np.flatnonzero(frame))) or "-" for frame in frames)
 
     def picture(self, preview: str) -> NDArray[np.uint8]:
@@ -267,6 +252,28 @@ class Frames(ExampleTask):
         return (
             f"{len(self._train.inputs):,} sequences, {steps:,} steps, {self.data.outputs:,} outputs"
         )
+
+
+@torch.no_grad()
+def _composed(
+    model: FrameModel, outputs: int, num_steps: int, temperature: float, seed: int
+) -> NDArray[np.int8]:
+    """A novel sequence of frames, (num_steps, F): see `TrainedFrames.compose`.
+
+    Raises:
+        DivergedError: the model's probabilities are not finite.
+    """
+    model.eval()
+    generator, state = np.random.default_rng(seed), None
+    frames = np.zeros((num_steps + 1, outputs), np.int8)
+    for step in range(num_steps):
+        last = device.place(frames[step].astype(np.float32)[None, None], device.of(model))
+        logits, state = model(last, None, state)
+        likelihoods = (logits[0, 0].double() / temperature).sigmoid().cpu().numpy()
+        if not np.isfinite(likelihoods).all():
+            raise DivergedError("the model's probabilities are not finite numbers")
+        frames[step + 1] = generator.random(outputs) < likelihoods
+    return frames[1:]
 
 
 def _frequency(examples: Examples, *, was_on: bool) -> float:

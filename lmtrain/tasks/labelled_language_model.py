@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmtrain.data import labelled
 from lmtrain.data.labelled import Example
-from lmtrain.data.padded import NOTHING, pad
+from lmtrain.data.padded import NOTHING
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import ConfigError
 from lmtrain.model.head import Softmax
@@ -130,7 +130,7 @@ class TrainedLabelledLanguageModel(TrainedExamples):
         """
         if label is None:
             labels = ", ".join(self.data.labels)
-            raise ConfigError(f"{self.path} writes text of a label: give one", f"labels: {labels}")
+            raise ConfigError(f"{self.path} was trained with labels: give one", f"labels: {labels}")
         ends = Ends(self.data.label_id(label), self.data.end_id)
         return sampling.stream(self.model, self.data.tokenizer, prompt, Sampling(**settings), ends)
 
@@ -179,26 +179,18 @@ class LabelledLanguageModelling(ExampleTask):
         network, builder = config.model, Builder(config, is_shared=is_shared)
         vocab_size = data.tokenizer.vocab_size
         embedding = builder.embedding(vocab_size + len(data.labels))
-        encoder = builder.encoder(embedding, [network.hidden_size] * network.num_layers)
+        encoder = builder.encoder(embedding)
         head = Softmax(network.hidden_size, vocab_size)
         model = LanguageModel(encoder, builder.dropout(network.output_dropout), head)
         model.initialize(network.init_scale, network.forget_bias)
         return model
-
-    @staticmethod
-    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Inputs (T, B), lengths (B,) and targets (T, B)."""
-        inputs, lengths = pad([examples.inputs[index] for index in indices])
-        targets, _ = pad([examples.targets[index] for index in indices])
-        return inputs, lengths, targets
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
         """The total over time and texts; the objective is its mean over texts."""
         inputs, lengths, targets = batch.tensors
         hidden, _ = self.model.encoder(inputs, None, lengths)
         nats = self.model.head.nats(self.model.dropout(hidden), targets, 1 / batch.rows)
-        total = nats.detach().double() * batch.rows
-        return Loss(nats, total, (targets != NOTHING).sum().double(), None)
+        return self.mean(nats, batch, targets)
 
     @staticmethod
     def measured(

@@ -1,7 +1,7 @@
 """The labels of a task: their ids, and the file of a checkpoint that holds their names."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -9,13 +9,12 @@ from annotated_types import Len
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from lmtrain import screen
 from lmtrain.errors import CheckpointError, TextError
 from lmtrain.tasks.base import Files
 
 _FILE = "labels.json"
 _CONTENT = TypeAdapter(dict[Literal["labels"], Annotated[list[str], Len(1)]])
-# How much of labels stands in messages.
-_SHOWN, _SHOWN_LENGTH = 10, 40
 
 
 def labels_of(found: Collection[str], name: str) -> list[str]:
@@ -27,7 +26,7 @@ def labels_of(found: Collection[str], name: str) -> list[str]:
     labels = sorted(set(found))
     if len(labels) == 1:
         raise TextError(
-            f"{name}: all examples have the label {_shortened(labels[0])!r}",
+            f"{name}: all examples have the label {screen.shortened(labels[0])!r}",
             "at least two labels are needed",
         )
     return labels
@@ -54,27 +53,17 @@ def restored_labels(files: Files) -> list[str]:
     return labels
 
 
-def label_ids(found: Sequence[str], labels: Sequence[str], name: str) -> NDArray[np.int64]:
-    """The ids of labels that were found in `name`.
+def label_ids(found: Iterable[str], labels: Sequence[str], name: str) -> NDArray[np.int64]:
+    """The ids of labels that were found in `name`, (N,).
 
     Raises:
         TextError: one that the training data does not have.
     """
     ids = {label: index for index, label in enumerate(labels)}
-    unknown = next((label for label in found if label not in ids), None)
-    if unknown is not None:
+    try:
+        return np.array([ids[label] for label in found], np.int64)
+    except KeyError as error:
         raise TextError(
-            f"{name}: the label {_shortened(unknown)!r} is not in the training data",
-            f"its labels: {_listed(labels)}",
-        )
-    return np.array([ids[label] for label in found], np.int64)
-
-
-def _shortened(label: str) -> str:
-    return label if len(label) <= _SHOWN_LENGTH else label[: _SHOWN_LENGTH - 1] + "…"
-
-
-def _listed(labels: Sequence[str]) -> str:
-    """The first labels, for messages."""
-    more = f" and {len(labels) - _SHOWN:,} more" if len(labels) > _SHOWN else ""
-    return ", ".join(map(_shortened, labels[:_SHOWN])) + more
+            f"{name}: the label {screen.shortened(error.args[0])!r} is not in the training data",
+            f"its labels: {screen.listed(labels)}",
+        ) from None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmtrain.data import conll
 from lmtrain.data.conll import Sentence
-from lmtrain.data.padded import NOTHING, pad
+from lmtrain.data.padded import NOTHING
 from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
 from lmtrain.errors import ConfigError
 from lmtrain.model.head import Softmax
@@ -26,7 +26,6 @@ from lmtrain.tasks.examples import (
     ExampleTask,
     TrainedExamples,
     batched,
-    fingerprint,
     grouped,
     place_names,
 )
@@ -67,7 +66,7 @@ class TaggedData(ExampleData):
 
     def fingerprint(self, examples: Sequence[Sentence]) -> str:
         """A hash of tokens and tags."""
-        return fingerprint(f"{each.lines()}\n" for each in examples)
+        return conll.fingerprint(examples)
 
     def encoded(self, examples: Sequence[Sentence], name: str) -> Examples:
         """Sentences as ids.
@@ -75,8 +74,9 @@ class TaggedData(ExampleData):
         Raises:
             TextError: a tag that the training data does not have.
         """
-        tags = [label_ids(each.tags, self.tags, name) for each in examples]
+        found = label_ids((tag for each in examples for tag in each.tags), self.tags, name)
         tokens = [self.ids(each.tokens) for each in examples]
+        tags = np.split(found, np.cumsum([len(ids) for ids in tokens])[:-1])
         return Examples(tokens, tags, self.fingerprint(examples), name)
 
     def ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
@@ -224,31 +224,21 @@ class Tagging(ExampleTask):
     def build(cls, config: Config, data: TaggedData, *, is_shared: bool = False) -> Tagger:
         """The tagger with its first weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
-        sizes = [network.hidden_size] * network.num_layers
         words = data.tokenizer.vocab_size
         if data.characters is None:
-            encoder = builder.encoder(builder.embedding(words), sizes)
+            encoder = builder.encoder(builder.embedding(words))
         else:
-            characters = builder.word_characters(words, data.characters.vocab_size)
-            encoder = builder.encoder(characters, sizes)
+            encoder = builder.encoder(builder.word_characters(words, data.characters.vocab_size))
         head = Softmax(encoder.recurrent.output_size, len(data.tags))
         model = Tagger(encoder, builder.dropout(network.output_dropout), head)
         model.initialize(network.init_scale, network.forget_bias)
         return model
 
-    @staticmethod
-    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Tokens (T, B) or (T, B, 1 + C), lengths (B,) and tags (T, B)."""
-        tokens, lengths = pad([examples.inputs[index] for index in indices])
-        tags, _ = pad([examples.targets[index] for index in indices])
-        return tokens, lengths, tags
-
     def loss(self, batch: Batch, state: State | None) -> Loss:
         """The total over time and sentences; the objective is its mean over sentences."""
         tokens, lengths, tags = batch.tensors
         nats = self.model.head.nats(self.model.hidden(tokens, lengths), tags, 1 / batch.rows)
-        total = nats.detach().double() * batch.rows
-        return Loss(nats, total, (tags != NOTHING).sum().double(), None)
+        return self.mean(nats, batch, tags)
 
     @staticmethod
     def measured(

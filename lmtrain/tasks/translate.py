@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain.data import parallel
-from lmtrain.data.padded import NOTHING, pad
+from lmtrain.data.padded import NOTHING
 from lmtrain.data.parallel import Pair
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import ConfigError
@@ -31,8 +31,8 @@ from lmtrain.tasks.examples import (
     ExampleTask,
     TrainedExamples,
     batched,
-    fingerprint,
     grouped,
+    require_texts,
 )
 from lmtrain.tasks.inputs import TOKENIZER_FILE, TextInputs
 
@@ -72,7 +72,7 @@ class ParallelData(ExampleData):
 
     def fingerprint(self, examples: Sequence[Pair]) -> str:
         """A hash of both languages."""
-        return fingerprint(f"{each.source}\n{each.target}\n" for each in examples)
+        return parallel.fingerprint(examples)
 
     def encoded(self, examples: Sequence[Pair], name: str) -> Pairs:
         """Sentences as ids; the target's end is one of its tokens."""
@@ -173,9 +173,7 @@ class TrainedTranslator(TrainedExamples):
             raise ConfigError(f"nbest {nbest} and beam {beam} are not 1 <= nbest <= beam")
         beam = min(beam, self.data.target.tokenizer.vocab_size)
         for group in grouped(sentences):
-            for text in group:
-                if not isinstance(text, str):
-                    raise ConfigError(f"predict takes texts, not {type(text).__name__}")
+            require_texts(group)
             arrays = [self.data.source.encode(text, "predict") for text in group]
             found: list[list[tuple[str, float]]] = [[]] * len(group)
             for indices, inputs, lengths in batched(self.model, arrays):
@@ -245,10 +243,10 @@ class Translation(ExampleTask):
             ConfigError: sizes that do not fit.
         """
         network, builder = config.model, Builder(config, is_shared=is_shared)
-        size, sizes = network.hidden_size, [network.hidden_size] * network.num_layers
-        encoder = builder.encoder(data.source.first_layer(builder), sizes)
+        size = network.hidden_size
+        encoder = builder.encoder(data.source.first_layer(builder))
         embedding = data.target.first_layer(builder)
-        decoder = builder.encoder(embedding, sizes, is_bidirectional=False)
+        decoder = builder.encoder(embedding, is_bidirectional=False)
         output = config.embedding_size if network.tied_embeddings else size
         attention = None
         if network.attention is not None:
@@ -267,20 +265,12 @@ class Translation(ExampleTask):
         model.initialize(network.init_scale, network.forget_bias)
         return model
 
-    @staticmethod
-    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Sources (S, B), their lengths (B,) and targets (T, B)."""
-        sources, lengths = pad([examples.inputs[index] for index in indices])
-        targets, _ = pad([examples.targets[index] for index in indices])
-        return sources, lengths, targets
-
     def loss(self, batch: Batch, state: State | None) -> Loss:
         """The total over time and sentences; the objective is its mean over sentences."""
         sources, lengths, targets = batch.tensors
         hidden = self.model.hidden(sources, lengths, targets, self.data.end_id)
         nats = self.model.head.nats(hidden, targets, 1 / batch.rows)
-        total = nats.detach().double() * batch.rows
-        return Loss(nats, total, (targets != NOTHING).sum().double(), None)
+        return self.mean(nats, batch, targets)
 
     @staticmethod
     def measured(

@@ -180,7 +180,11 @@ def test_a_file_of_another_width_is_refused(write):
 
 @pytest.mark.parametrize(
     ("place", "told"),
-    [("nothing.npz", "no file nothing.npz"), ("x" * 300, "File name too long"), (".", "directory")],
+    [
+        ("nothing.npz", "no text file nothing.npz"),
+        ("x" * 300, "File name too long"),
+        (".", "directory"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch, place, told):
     monkeypatch.chdir(tmp_path)
