@@ -1,4 +1,4 @@
-"""`lmtrain corpora`: public text to train on."""
+"""`lmtrain corpora`: public text and data sets to train on."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -12,7 +12,10 @@ command = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 
 @command.callback()
 def _list(context: typer.Context, json: JsonOption = False) -> None:
-    """List the public corpora that lmtrain can fetch.
+    """List the public corpora and data sets that lmtrain can fetch.
+
+    Corpora are texts for language models, known by name to the other commands. Data sets are for
+    the other tasks; scripts/prepare_data.py turns each into the form that its recipe reads.
 
     \b
     lmtrain corpora
@@ -29,7 +32,10 @@ def _list(context: typer.Context, json: JsonOption = False) -> None:
     for entry in entries:
         here = "here" if entry["is_here"] else f"{entry['bytes'] / 1e6:,.1f} MB to fetch"
         print(f"{entry['name']} ({here})\n  {entry['about']}\n  licence: {entry['licence']}")
-        print(f"  train: lmtrain train {entry['name']} {_options(entry)}")
+        if entry["level"]:
+            print(f"  train: lmtrain train {entry['name']} {_options(entry)}")
+        for name in entry["prepare"]:
+            print(f"  prepare: python scripts/prepare_data.py {name} {entry['folder']}")
         for name, digest in entry["sha256"].items():
             print(f"  SHA-256 {name}: {digest}")
 
@@ -42,14 +48,14 @@ def _options(entry: Mapping[str, Any]) -> str:
 
 @command.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="The corpus.")],
+    name: Annotated[str, typer.Argument(help="The corpus or data set.")],
     url: Annotated[
         str | None, typer.Option(help="A mirror: the folder that has the same files.")
     ] = None,
 ) -> None:
-    """Download a corpus, check its SHA-256, and keep it in the user's cache.
+    """Download a corpus or a data set, check its SHA-256, and keep it in the cache.
 
-    A download that broke off goes on where it stopped.
+    A download that was interrupted resumes where it stopped.
 
     \b
     lmtrain corpora fetch tiny-shakespeare

@@ -1,13 +1,15 @@
-"""Public corpora brought to the user's cache: broken downloads resumed, hashes checked."""
+"""Public corpora and data sets in the user's cache: downloads are resumed, hashes checked."""
 
 import http.client
+import importlib.resources
 import sys
+import tomllib
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
@@ -19,29 +21,68 @@ _TIMEOUT_SECONDS = 30
 _MOST_UNPACKED_BYTES = 2_000_000_000
 
 
-def listing() -> list[dict[str, Any]]:
-    """What is known of each public corpus.
+class _Item(NamedTuple):
+    """A file to download.
 
-    That is name, about, licence, level, splitter, bytes, sha256, is_here.
+    Args:
+        name: what a mirror calls it.
+        final: where it lies when it has arrived.
+        url: where it is published.
+        bytes: its size.
+        sha256: its hash.
     """
+
+    name: str
+    final: Path
+    url: str
+    bytes: int
+    sha256: str
+
+
+def data_sets() -> dict[str, dict[str, Any]]:
+    """The data sets of other tasks than language modelling that can be fetched, by name."""
+    text = (importlib.resources.files("lmtrain.corpora") / "data_sets.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+def listing() -> list[dict[str, Any]]:
+    """What is known of each public corpus and data set.
+
+    That is name, about, licence, level, splitter, prepare, bytes, sha256, is_here, folder. A corpus
+    has a level and perhaps a splitter; a data set has the names that `prepare_data.py` gives it.
+    """
+    rows = []
+    for name, entry in {**catalogue(), **data_sets()}.items():
+        items = _items(name, entry)
+        parts = [corpus_folder(name) / f"{part}.txt" for part in entry.get("members", ())]
+        rows.append(
+            {
+                "name": name,
+                "about": entry["about"],
+                "licence": entry["licence"],
+                "level": entry.get("level"),
+                "splitter": entry.get("splitter"),
+                "prepare": entry.get("prepare", []),
+                "bytes": sum(item.bytes for item in items),
+                "sha256": {item.name: item.sha256 for item in items},
+                "is_here": all(path.exists() for path in parts or [each.final for each in items]),
+                "folder": str(corpus_folder(name)),
+            }
+        )
+    return rows
+
+
+def _items(name: str, entry: Mapping[str, Any]) -> list[_Item]:
+    folder = corpus_folder(name)
+    if "archive" in entry:
+        file_name = _file_name(entry["archive"])
+        return [_Item(file_name, folder / file_name, **entry["archive"])]
+    if "prepare" in entry:
+        return [_Item(each, folder / each, **item) for each, item in entry["files"].items()]
     return [
-        {
-            "name": name,
-            "about": entry["about"],
-            "licence": entry["licence"],
-            "level": entry["level"],
-            "splitter": entry.get("splitter"),
-            "bytes": sum(item["bytes"] for item in _downloads(entry).values()),
-            "sha256": {_file_name(each): each["sha256"] for each in _downloads(entry).values()},
-            "is_here": all((corpus_folder(name) / f"{part}.txt").exists() for part in
-                           entry.get("members", entry.get("files", {}))),
-        }
-        for name, entry in catalogue().items()
-    ]  # fmt: skip
-
-
-def _downloads(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {"archive": entry["archive"]} if "archive" in entry else dict(entry["files"])
+        _Item(_file_name(item), folder / f"{part}.txt", **item)
+        for part, item in entry["files"].items()
+    ]
 
 
 def _file_name(item: Mapping[str, Any]) -> str:
@@ -49,30 +90,29 @@ def _file_name(item: Mapping[str, Any]) -> str:
 
 
 def fetch(name: str, mirror: str | None = None) -> list[Path]:
-    """Brings a corpus and returns its files, train, valid and test as far as it has them.
+    """Downloads a corpus or a data set and returns its files.
 
     Args:
-        name: a corpus of the catalogue.
+        name: a corpus or a data set.
         mirror: address of a folder with the same files; None for the original.
 
     Raises:
         ConfigError: no such corpus.
         MachineError: the network failed, or the hash is wrong.
     """
-    if name not in catalogue():
-        raise ConfigError(f"no corpus {name!r}", f"corpora: {', '.join(catalogue())}")
-    entry, folder = catalogue()[name], corpus_folder(name)
+    entries = {**catalogue(), **data_sets()}
+    if name not in entries:
+        raise ConfigError(f"no corpus {name!r}", f"corpora: {', '.join(entries)}")
+    entry, folder = entries[name], corpus_folder(name)
     with files.locked(folder / ".lock", f"the corpus folder {folder}", "wait for it to end"):
-        arrived = {}
-        for part, item in _downloads(entry).items():
-            final = folder / (f"{part}.txt" if part != "archive" else _file_name(item))
-            if not final.exists():
-                url = f"{mirror.rstrip('/')}/{_file_name(item)}" if mirror else item["url"]
-                _download(url, final, item["sha256"])
-            arrived[part] = final
-        if "archive" in arrived:
-            arrived = _unpack(arrived["archive"], entry["members"], folder)
-    return list(arrived.values())
+        for item in _items(name, entry):
+            if not item.final.exists():
+                url = f"{mirror.rstrip('/')}/{item.name}" if mirror else item.url
+                _download(url, item.final, item.sha256)
+        if "archive" in entry:
+            archive = folder / _file_name(entry["archive"])
+            return list(_unpack(archive, entry["members"], folder).values())
+    return [item.final for item in _items(name, entry)]
 
 
 def _download(url: str, final: Path, digest: str) -> None:

@@ -2,7 +2,9 @@
 
 import pytest
 
-NAMES = ["tiny-shakespeare", "ptb", "wikitext-2", "wikitext-103", "text8", "enwik8"]
+CORPORA = ["tiny-shakespeare", "ptb", "wikitext-2", "wikitext-103", "text8", "enwik8"]
+DATA_SETS = ["snips", "wnut17", "sst2", "multi30k", "jsb", "nottingham", "splice"]
+NAMES = [*CORPORA, *DATA_SETS]
 
 
 def test_every_corpus_is_listed_with_size_licence_and_hash(lmtrain, parsed):
@@ -15,9 +17,10 @@ def test_every_corpus_is_listed_with_size_licence_and_hash(lmtrain, parsed):
     for entry in listing["corpora"]:
         assert entry["about"]
         assert entry["licence"]
-        assert entry["bytes"] > 1_000_000
+        assert entry["bytes"] > 90_000
         assert not entry["is_here"]
         assert all(len(digest) == 64 for digest in entry["sha256"].values())
+        assert bool(entry["level"]) == (entry["name"] in CORPORA)
 
 
 def test_the_list_reads_as_text(lmtrain):
@@ -28,6 +31,7 @@ def test_the_list_reads_as_text(lmtrain):
         assert f"{name} (" in outcome.stdout
     assert outcome.stdout.count("licence: ") == len(NAMES)
     assert outcome.stdout.count("SHA-256 ") >= len(NAMES)
+    assert "prepare: python scripts/prepare_data.py snips-slots " in outcome.stdout
 
 
 @pytest.mark.parametrize("name", ["ptbb", "../ptb", ""])

@@ -124,6 +124,9 @@ def folder(tmp_path, monkeypatch, server):
     }
     monkeypatch.setattr(corpus, "catalogue", lambda: entries)
     monkeypatch.setattr(download, "catalogue", lambda: entries)
+    of_each_split = {f"{split}.seq.in": item(f"{split}/seq.in", CONTENT) for split in ("a", "b")}
+    data_set = {"about": "a data set", "licence": "none", "prepare": ["x"], "files": of_each_split}
+    monkeypatch.setattr(download, "data_sets", lambda: {"data-set": data_set})
     monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "corpora"
 
@@ -140,6 +143,21 @@ def test_a_corpus_is_brought_whole(server, folder):
     assert names(folder / "plain") == ["train.txt"]
     assert server.asked == [("/a/plain.txt", None)]
     assert "".join(corpus.open_text(["plain"]).chunks()) == CONTENT.decode()
+
+
+def test_files_of_a_data_set_keep_their_names(server, folder):
+    paths = download.fetch("data-set")
+
+    assert paths == [folder / "data-set" / "a.seq.in", folder / "data-set" / "b.seq.in"]
+    assert all(path.read_bytes() == CONTENT for path in paths)
+    assert [path for path, _ in server.asked] == ["/a/seq.in", "/b/seq.in"]
+    assert download.listing()[-1]["is_here"]
+
+
+def test_a_mirror_has_each_file_of_a_data_set_under_its_own_name(server):
+    download.fetch("data-set", mirror=f"{server.address}/mirror")
+
+    assert [path for path, _ in server.asked] == ["/mirror/a.seq.in", "/mirror/b.seq.in"]
 
 
 def test_a_corpus_that_is_here_is_not_fetched_again(server):
@@ -327,7 +345,7 @@ def test_a_corpus_that_another_process_fetches_is_busy(folder):
         download.fetch("plain")
 
 
-def test_the_listing_says_what_is_known_and_what_is_here(server):
+def test_the_listing_says_what_is_known_and_what_is_here(server, folder):
     download.fetch("plain")
 
     plain, zipped_corpus, *_ = download.listing()
@@ -338,6 +356,8 @@ def test_the_listing_says_what_is_known_and_what_is_here(server):
         "licence": "none",
         "level": "word",
         "splitter": None,
+        "prepare": [],
+        "folder": str(folder / "plain"),
         "bytes": len(CONTENT),
         "sha256": {"plain.txt": hashlib.sha256(CONTENT).hexdigest()},
         "is_here": True,
