@@ -1,4 +1,4 @@
-"""`lmtrain evaluate`: how good a model is on data."""
+"""`lmtrain evaluate`: metrics of a model on data."""
 
 import time
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmtrain.cli.loading import DeviceOption, RunArgument, load, load_for
+from lmtrain.cli.loading import DeviceOption, RunArgument, load, load_with
 from lmtrain.cli.output import JsonOption, print_json, print_table, shown
 from lmtrain.errors import ConfigError, TextError
 
@@ -19,7 +19,7 @@ def command(
     file: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Data files, globs, - or corpora (of these the test part, if they have one); "
+            help="Data files, globs, - for standard input, or corpora (their test part, if any); "
             "without any, the run's own validation and test data.",
             show_default=False,
         ),
@@ -28,8 +28,8 @@ def command(
         int | None,
         typer.Option(
             min=1,
-            help="Streams a text is cut into, or examples at once: more is faster.  "
-            "[default: 1 stream, 64 examples]",
+            help="Number of streams a text is split into, or of examples in a batch; more is "
+            "faster.  [default: 1 stream, 64 examples]",
             show_default=False,
         ),
     ] = None,
@@ -37,7 +37,7 @@ def command(
         str | None,
         typer.Option(
             metavar="SIZE,SHARPNESS,WEIGHT",
-            help="Point to words that followed states like the present one.",
+            help="Mix in a cache of the words that followed similar states (neural cache).",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +45,7 @@ def command(
         str | None,
         typer.Option(
             metavar="RATE,DECAY,TOKENS",
-            help="Let the weights learn from the text after every so many tokens.",
+            help="Go on training on the text after each TOKENS tokens (dynamic evaluation).",
             show_default=False,
         ),
     ] = None,
@@ -59,21 +59,21 @@ def command(
     lmtrain evaluate runs/ptb test.txt --json
     lmtrain evaluate runs/ptb --cache 2000,0.3,0.2             numbers from lmtrain tune
     """
-    of_cache = _numbers("--cache", cache, (int, float, float)) if cache else None
-    of_dynamic = _numbers("--dynamic", dynamic, (float, float, int)) if dynamic else None
-    adapts = of_cache is not None or of_dynamic is not None
+    cache_values = _numbers("--cache", cache, (int, float, float)) if cache else None
+    dynamic_values = _numbers("--dynamic", dynamic, (float, float, int)) if dynamic else None
+    adapts = cache_values is not None or dynamic_values is not None
     # Only a language model adapts to the text it predicts.
-    named = "--cache" if cache else "--dynamic"
-    model = load_for("tune_cache", run, device, named=named) if adapts else load(run, device)
+    option = "--cache" if cache else "--dynamic"
+    model = load_with("tune_cache", run, device, feature=option) if adapts else load(run, device)
     options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
     if adapts:
         from lmtrain.tasks.adaptation import Cache, Dynamic
 
-        options["cache"] = Cache(*of_cache) if of_cache else None
-        options["dynamic"] = Dynamic(*of_dynamic) if of_dynamic else None
+        options["cache"] = Cache(*cache_values) if cache_values else None
+        options["dynamic"] = Dynamic(*dynamic_values) if dynamic_values else None
     if file:
-        # All are read before the first is predicted: what cannot be read is said at once.
-        texts = {place: model.read([place]) for place in file}
+        # All files are read first, so that an unreadable one is reported at once.
+        texts = {name: model.read([name]) for name in file}
     else:
         texts = {f"{split}: {data.name}": data for split, data in model.own().items()}
     if not texts:
@@ -83,9 +83,9 @@ def command(
         )
     entries = []
     for name, data in texts.items():
-        began = time.monotonic()
+        start = time.monotonic()
         metrics = model.measure(data, **options)
-        entries.append((name, metrics, time.monotonic() - began))
+        entries.append((name, metrics, time.monotonic() - start))
     if json:
         results = [_entry(*entry) for entry in entries]
         print_json("lmtrain.evaluate/1", {"results": results})
@@ -113,6 +113,6 @@ def _numbers(option: str, text: str, kinds: Sequence[type]) -> list[Any]:
         return [kind(part) for kind, part in zip(kinds, parts, strict=True)]
     except ValueError:
         raise ConfigError(
-            f"{option} {text}: {len(kinds)} numbers with commas between them are needed",
-            "lmtrain tune RUN finds them",
+            f"{option} {text}: expected {len(kinds)} numbers separated by commas",
+            "lmtrain tune RUN finds good ones",
         ) from None

@@ -1,4 +1,4 @@
-"""`lmtrain find-lr`: how high the learning rate may be, as a curve."""
+"""`lmtrain find-lr`: the learning-rate range test."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +8,9 @@ import typer
 from lmtrain import config as configuration
 from lmtrain import files
 from lmtrain.cli import pictures
-from lmtrain.cli.loading import load_named_cell
+from lmtrain.cli.loading import load_user_cell
 from lmtrain.cli.output import JsonOption, print_json, print_table
-from lmtrain.cli.settings import ConfigOption, SetOption, given
+from lmtrain.cli.settings import ConfigOption, SetOption, chosen_settings
 from lmtrain.errors import ConfigError
 
 
@@ -23,29 +23,33 @@ def command(
         ),
     ] = None,
     config: ConfigOption = None,
-    first: Annotated[float, typer.Option(help="The first learning rate, above 0.")] = 1e-5,
-    last: Annotated[float, typer.Option(help="The last learning rate, above the first.")] = 10.0,
-    steps: Annotated[int, typer.Option(min=3, help="Updates at most.")] = 300,
+    first: Annotated[
+        float, typer.Option(help="Learning rate of the first update, above 0.")
+    ] = 1e-5,
+    last: Annotated[
+        float, typer.Option(help="Learning rate of the last update, above --first.")
+    ] = 10.0,
+    steps: Annotated[int, typer.Option(min=3, help="Maximum number of updates.")] = 300,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the curve into this file: .png, .svg or .pdf.")
+        Path | None, typer.Option(help="File for a plot of the curve: .png, .svg or .pdf.")
     ] = None,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a new model for some steps with a rising learning rate, and show where it learns best.
+    """Train a new model with a rising learning rate, and show where the loss falls fastest.
 
     \b
     lmtrain find-lr novel.txt --set model.hidden_size=512
     lmtrain find-lr --config ptb-small --plot curve.png
     """
     if not 0 < first < last < float("inf"):
-        raise ConfigError(f"learning rates from {first:g} to {last:g} do not rise from above 0")
-    overrides = given({}, set_ or [])
+        raise ConfigError(f"--first {first:g} must be above 0 and below --last {last:g}")
+    overrides = chosen_settings({}, set_ or [])
     recipe = config or (None if corpus else "python-docs")
     chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
-    load_named_cell(overrides)
+    load_user_cell(overrides)
     if plot:
-        # What cannot be drawn should say so before the training, not after it.
+        # A plot that cannot be drawn is reported before training, not after it.
         _drawn([first, last], [0.0, 0.0], plot.suffix[1:])
     from lmtrain.training.run import find_learning_rate
 
@@ -73,15 +77,15 @@ def command(
 
 
 def _drawn(learning_rates: list[float], losses: list[float], kind: str) -> bytes:
-    """The curve as a picture of that kind.
+    """A plot of the curve in a file format of matplotlib.
 
     Raises:
-        ConfigError: no such kind of picture, or nothing to draw with.
+        ConfigError: the format is unknown, or matplotlib is not installed.
     """
-    figure = pictures.blank("--plot", 6, 4)
+    figure = pictures.new_figure("--plot", 6, 4)
     axes = figure.add_subplot(
         xscale="log", xlabel="learning rate", ylabel="loss, nats a prediction", title="Range test"
     )
     axes.plot(learning_rates, losses)
     axes.grid(visible=True, alpha=0.3)
-    return pictures.encoded(figure, kind, "--plot")
+    return pictures.to_bytes(figure, kind, "--plot")

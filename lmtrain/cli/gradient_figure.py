@@ -1,4 +1,4 @@
-"""The picture of `lmtrain gradients`: norms over lags, and over a training."""
+"""The figure of `lmtrain gradients`: norms over lags, and their distribution in training."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from lmtrain.tasks.gradient_norms import LagNorms
 
 _SYMBOLS = {"hidden": "a", "cell_state": "c"}
-# Medians below this share of lag 0 are out of the picture.
-_LEAST = 1e-8
+# Medians below this fraction of lag 0 are not shown.
+_LOWEST_SHOWN = 1e-8
 
 
 def drawn(
     networks: Mapping[str, Sequence["LagNorms"]],
     trainings: Mapping[str, tuple[Sequence[float], float | None]],
 ) -> "Figure":
-    """A panel for each layer and part of the state, and one for the trainings.
+    """A figure with a panel for each layer and part of the state, and one for training.
 
     Args:
-        networks: the norms of each network by its name.
-        trainings: the gradient norms of the training of those that have one, and its limit.
+        networks: norms over lags, by the name of the network.
+        trainings: gradient norms during training and their limit, by the name of the network.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -33,9 +33,9 @@ def drawn(
     layers = max(each.layer for each in every)
     parts = list(dict.fromkeys(each.part for each in every))
     rows = len(parts) + bool(trainings)
-    # With one layer, panels stand beside each other.
+    # The panels of a single layer form one row.
     shape = (1, rows) if layers == 1 else (rows, layers)
-    figure = pictures.blank("--out", 5 * shape[1], 4 * shape[0])
+    figure = pictures.new_figure("--out", 5 * shape[1], 4 * shape[0])
     panels = figure.subplots(*shape, squeeze=False).reshape(rows, layers)
     colors = {name: f"C{index}" for index, name in enumerate(networks)}
     for index, part in enumerate(parts):
@@ -44,7 +44,7 @@ def drawn(
     of_norms = list(panels[: len(parts)].flat)
     bottom, top = zip(*(axes.get_ylim() for axes in of_norms), strict=True)
     for axes in of_norms:
-        axes.set_ylim(max(min(bottom), _LEAST), max(top))
+        axes.set_ylim(max(min(bottom), _LOWEST_SHOWN), max(top))
     if trainings:
         _draw_trainings(panels[-1, 0], trainings, colors)
         for axes in panels[-1, 1:]:
@@ -75,7 +75,7 @@ def _draw_norms(
     axes.set(
         title=f"layer {layer}, {part.replace('_', ' ')}",
         xlabel="lag k, steps back",
-        ylabel=f"‖∂L⟨t⟩/∂{symbol}⟨t−k⟩‖ over that at lag 0",
+        ylabel=f"‖∂L⟨t⟩/∂{symbol}⟨t−k⟩‖ relative to lag 0",
     )
 
 

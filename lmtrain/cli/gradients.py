@@ -1,4 +1,4 @@
-"""`lmtrain gradients`: how gradients vanish or explode over time."""
+"""`lmtrain gradients`: how gradients vanish or explode through time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ import typer
 from lmtrain import config as configuration
 from lmtrain import files
 from lmtrain.cli import gradient_figure, pictures
-from lmtrain.cli.loading import DeviceOption, load_for, load_named_cell
+from lmtrain.cli.loading import DeviceOption, load_user_cell, load_with
 from lmtrain.cli.output import JsonOption, print_json, print_table, shown
-from lmtrain.cli.settings import SetOption, given
+from lmtrain.cli.settings import SetOption, chosen_settings
 from lmtrain.errors import ConfigError, TextError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lmtrain.tasks.gradient_norms import LagNorms, Quartiles
 
 _SHOWN_LAGS = [base * 10**power for power in range(6) for base in (1, 2, 5)]
-_KINDS = ("png", "svg")
+_FORMATS = ("png", "svg")
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Network:
-    """What was measured of a network.
+    """Measurements of a network.
 
     Args:
         name: the run or the cell.
         cell: the name of its cell.
         text: the name of the text.
-        norms: the gradients of single predictions.
-        training: those of its training; None for a fresh network or a run without metrics.
+        norms: gradient norms of single predictions over lags.
+        training: gradient norms during training; None for a new network or a run without metrics.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Network:
 
 
 def command(
-    places: Annotated[
+    paths: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A run or checkpoint or several, then text: files, globs, - or corpora; without "
-            "text, the runs' own validation text. With --cell, text alone; without any, the "
-            "Python manuals.",
+            help="One or more runs or checkpoints, then text: files, globs, - (standard input) or "
+            "corpora; without text, the runs' own validation text. With --cell, text only; "
+            "without any, the Python manuals.",
             metavar="[RUN]... [FILE]...",
             show_default=False,
         ),
@@ -77,21 +77,21 @@ def command(
     cell: Annotated[
         str | None,
         typer.Option(
-            help="Fresh networks in place of runs, one for each of these cells.",
+            help="Measure new networks instead of runs, one for each of these cells.",
             metavar="NAME,NAME...",
             show_default=False,
         ),
     ] = None,
-    lags: Annotated[int, typer.Option(min=1, help="The most steps back in time.")] = 100,
+    lags: Annotated[int, typer.Option(min=1, help="Maximum number of time steps back.")] = 100,
     out: Annotated[
         Path | None,
-        typer.Option(help="Draw the picture into NAME.png and NAME.svg.", metavar="NAME"),
+        typer.Option(help="Draw a figure and write NAME.png and NAME.svg.", metavar="NAME"),
     ] = None,
     set_: SetOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Show how the gradient of one prediction vanishes or explodes on its way back through time.
+    """Show how the gradient of one prediction vanishes or explodes back through time.
 
     \b
     lmtrain gradients runs/novel
@@ -99,13 +99,13 @@ def command(
     lmtrain gradients --cell rnn,gru,lstm novel.txt --set model.hidden_size=100
     """
     if out:
-        # What cannot be drawn should say so before the work, not after it.
-        pictures.blank("--out", 1, 1)
-    places = places or []
+        # A missing matplotlib is reported before the work, not after it.
+        pictures.new_figure("--out", 1, 1)
+    paths = paths or []
     if cell is None:
-        networks = _of_runs(places, set_ or [], lags, device)
+        networks = _measure_runs(paths, set_ or [], lags, device)
     else:
-        networks = _of_cells(cell.split(","), places, set_ or [], lags, device)
+        networks = _measure_cells(cell.split(","), paths, set_ or [], lags, device)
     if out:
         _draw(networks, out)
     if json:
@@ -114,20 +114,21 @@ def command(
         _print_text(networks, lags)
 
 
-def _of_runs(places: list[str], assignments: list[str], lags: int, device: str) -> list[Network]:
-    if not places:
+def _measure_runs(
+    paths: list[str], assignments: list[str], lags: int, device: str
+) -> list[Network]:
+    if not paths:
         raise ConfigError(
-            "gradients of which model?",
-            "write it as: lmtrain gradients RUN, or: lmtrain gradients --cell rnn,lstm FILE",
+            "no run is given",
+            "usage: lmtrain gradients RUN, or: lmtrain gradients --cell rnn,lstm FILE",
         )
     if assignments:
-        raise ConfigError("--set is for --cell: a run has its own settings")
-    # A text is no folder.
-    runs = [place for index, place in enumerate(places) if not index or Path(place).is_dir()]
-    texts = [place for place in places if place not in runs]
+        raise ConfigError("--set works with --cell only: a run has its own settings")
+    runs = [path for index, path in enumerate(paths) if not index or Path(path).is_dir()]
+    texts = [path for path in paths if path not in runs]
     networks = []
     for run in dict.fromkeys(runs):
-        model = load_for("gradient_norms", run, device, named="gradients")
+        model = load_with("gradient_norms", run, device, feature="gradients")
         text = model.read(texts) if texts else _validation_text(run, model)
         norms = model.gradient_norms(text, lags)
         networks.append(
@@ -146,7 +147,7 @@ def _validation_text(run: str, model: "Trained") -> Any:
 
 
 def _training_of(model: "Trained") -> Training | None:
-    """The gradient norms of a model's training; None where no metrics lie beside it."""
+    """Gradient norms during the training of a model; None without its metrics."""
     from lmtrain.training.logger import recorded_updates
 
     lines = [
@@ -169,10 +170,10 @@ def _training_of(model: "Trained") -> Training | None:
     )
 
 
-def _of_cells(
+def _measure_cells(
     cells: list[str], texts: list[str], assignments: list[str], lags: int, device: str
 ) -> list[Network]:
-    overrides = given({}, assignments) | ({"data.train": texts} if texts else {})
+    overrides = chosen_settings({}, assignments) | ({"data.train": texts} if texts else {})
     recipe = None if texts else "python-docs"
     chosen = {
         cell: configuration.load(recipe, overrides | {"model.cell": cell})
@@ -181,8 +182,8 @@ def _of_cells(
     for cell, config in chosen.items():
         if config.data.task != "language-model":
             raise ConfigError(f"gradients does not work with data.task = {config.data.task}")
-        load_named_cell({"model.cell": cell})
-    # torch is imported only now, so that wrong settings are answered at once.
+        load_user_cell({"model.cell": cell})
+    # torch is imported only here, so that wrong settings are reported at once.
     from lmtrain.cells import cell_class
     from lmtrain.device import choose
     from lmtrain.tasks.gradient_norms import gradient_norms
@@ -210,9 +211,10 @@ def _draw(networks: Sequence[Network], out: Path) -> None:
             if each.training
         },
     )
-    stem = out.with_suffix("") if out.suffix[1:] in _KINDS else out
-    for kind in _KINDS:
-        files.write(stem.with_name(f"{stem.name}.{kind}"), pictures.encoded(figure, kind, "--out"))
+    stem = out.with_suffix("") if out.suffix[1:] in _FORMATS else out
+    for suffix in _FORMATS:
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        files.write(path, pictures.to_bytes(figure, suffix, "--out"))
 
 
 def _print_json(networks: Sequence[Network], lags: int) -> None:
@@ -255,18 +257,18 @@ def _print_text(networks: Sequence[Network], lags: int) -> None:
     for network in networks:
         source = f"{len(network.norms[0].norms)} positions of {network.text}"
         sources.setdefault(source, []).append(network.name)
-    print("Gradient of −log P of one token, median norm over that at lag 0:")
+    print("Median norm of the gradient of −log P of one token, relative to lag 0:")
     for source, names in sources.items():
         print(shown(f"{source}: {', '.join(names)}"))
     print()
-    wanted = [lag for lag in _SHOWN_LAGS if lag <= lags]
-    rows = [["", *(f"lag {lag}" for lag in wanted), "half is gone"]]
+    shown_lags = [lag for lag in _SHOWN_LAGS if lag <= lags]
+    rows = [["", *(f"lag {lag}" for lag in shown_lags), "half is gone"]]
     for network in networks:
         for each in network.norms:
             median, half = each.relative.median, each.half_lag
             when = _steps("not within", lags) if half is None else _steps("after", half)
             name = f"{network.name}, layer {each.layer}, {each.part.replace('_', ' ')}"
-            rows.append([name, *(f"{median[lag]:.2g}" for lag in wanted), when])
+            rows.append([name, *(f"{median[lag]:.2g}" for lag in shown_lags), when])
     print_table(rows)
     if trained := {each.name: each.training for each in networks if each.training}:
         print("\nGradient norm in training, before clipping, from metrics.jsonl:\n")

@@ -1,4 +1,4 @@
-"""`lmtrain info`: what a run or checkpoint is."""
+"""`lmtrain info`: describes a run or checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ def command(
     path: RunArgument,
     json: JsonOption = False,
 ) -> None:
-    """Show a checkpoint's settings, size, progress and engines.
+    """Show settings, size, progress and engines of a checkpoint.
 
     \b
     lmtrain info runs/python-docs-lstm-1
@@ -41,20 +41,20 @@ def command(
     if json:
         print_json("lmtrain.info/1", {**facts, "settings": settings})
         return
-    print_table([(name.replace("_", " "), _shown(value)) for name, value in facts.items()])
+    print_table([(name.replace("_", " "), _formatted(value)) for name, value in facts.items()])
     print()
     print_table(
         [
-            (f"{section}.{name}", _shown(value))
+            (f"{section}.{name}", _formatted(value))
             for section, part in settings.items()
             for name, value in part.items()
         ]
     )
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(_formatted, value))
     return f"{value:,}" if type(value) is int else str(value)

@@ -1,4 +1,4 @@
-"""Trained models, and cells of a user's own, for the commands that use them."""
+"""Loads trained models and user-defined cells for the commands."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +21,7 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 CellsOption = Annotated[
     list[Path] | None,
     typer.Option(
-        help="A Python file whose cells are registered first. It is run: name only files you "
-        "trust.",
+        help="A Python file that registers cells. It is executed: name only files you trust.",
         metavar="FILE",
         show_default=False,
     ),
@@ -30,7 +29,7 @@ CellsOption = Annotated[
 
 
 def load_cells(path: Path) -> None:
-    """Runs a Python file of the user's, which registers cells.
+    """Executes a Python file that registers cells.
 
     Raises:
         ConfigError: it is missing, fails, or registers none.
@@ -38,18 +37,18 @@ def load_cells(path: Path) -> None:
     from lmtrain.cells.loading import load_file
 
     names = ", ".join(load_file(path))
-    screen.note(f"running {path}, which registers: {names}")
+    screen.note(f"{path} registered: {names}")
 
 
-def load_named_cell(typed: Mapping[str, object]) -> None:
-    """Runs the Python file that `model.cell` names as FILE.py:NAME among the settings typed here.
+def load_user_cell(overrides: Mapping[str, object]) -> None:
+    """Executes the file if `model.cell` is FILE.py:NAME in settings from the command line.
 
-    What a settings file or a run names is not run: it may come from anyone.
+    Files named in a settings file or a run are not executed: these may come from anyone.
 
     Raises:
         ConfigError: it is missing, fails, or registers none.
     """
-    path, colon, _ = str(typed.get("model.cell", "")).rpartition(":")
+    path, colon, _ = str(overrides.get("model.cell", "")).rpartition(":")
     if colon:
         load_cells(Path(path))
 
@@ -60,32 +59,32 @@ def load(run: str, device: str) -> "Trained":
     Raises:
         LmtrainError: it cannot be loaded.
     """
-    # torch is imported only now, so that wrong options are answered at once.
+    # torch is imported only here, so that wrong options are reported at once.
     from lmtrain import api
 
     return api.load(run, device_name=device)
 
 
-def load_for(use: str, run: str, device: str, *, named: str = "") -> Any:
-    """The model of a run or checkpoint that has the method `use`.
+def load_with(method: str, run: str, device: str, *, feature: str = "") -> Any:
+    """The model of a run or checkpoint, which must have a method.
 
     Args:
-        use: the method.
+        method: the name of the method.
         run: the run or checkpoint.
         device: auto, cpu or cuda.
-        named: what the user asked for, where it is not called like the method.
+        feature: the command or option for the error message, if not named as the method.
 
     Raises:
-        ConfigError: its task has no such use.
+        ConfigError: models of this task do not have the method.
     """
     from lmtrain.tasks.registry import task_of
 
     trained = load(run, device)
-    if not hasattr(trained, use):
+    if not hasattr(trained, method):
         command = task_of(trained.config).command
         raise ConfigError(
             f"{run} was trained with data.task = {trained.config.data.task}: "
-            f"{named or use} does not work with it",
+            f"{feature or method} does not work with it",
             f"try: lmtrain {command} {run}",
         )
     return trained

@@ -1,4 +1,4 @@
-"""The door: where errors become a message and an exit code."""
+"""The command line: its commands, and errors as a message with an exit code."""
 
 import atexit
 import contextlib
@@ -30,7 +30,7 @@ from lmtrain.cli import (
     verify,
 )
 from lmtrain.cli.loading import CellsOption, load_cells
-from lmtrain.cli.output import end_in_silence, use_utf8
+from lmtrain.cli.output import exit_quietly_on_broken_pipe, use_utf8
 from lmtrain.errors import (
     ConfigError,
     LmtrainError,
@@ -64,14 +64,14 @@ for module in (
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         print(f"lmtrain {lmtrain.__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _before(
+def _global_options(
     context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
@@ -83,22 +83,22 @@ def _before(
     if context.invoked_subcommand is None:
         print(context.get_help())
     elif context.invoked_subcommand != "train":
-        # A training outlives its terminal.
-        end_in_silence()
+        # Training goes on after its terminal has closed.
+        exit_quietly_on_broken_pipe()
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _raise_interrupted(number: int, frame: FrameType | None) -> None:
     raise RunInterruptedError(number, "interrupted")
 
 
-def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    # TensorBoard's threads write; who gave them their work is told, and tells the user.
+def _report_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    # TensorBoard raises an OSError of its writer thread again in the thread that logs.
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
 
 def _open_standard_streams() -> None:
-    """Puts nothing in the place of closed streams, lest a file of ours gets their number."""
+    """Opens closed standard streams on the null device, so that no other file gets their number."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -109,18 +109,18 @@ def _open_standard_streams() -> None:
 
 
 def main() -> None:
-    """Runs the command line and ends the process with its exit code."""
+    """Runs the command line and exits with its exit code."""
     code = _run()
     if launched.is_worker():
-        _leave(code)
+        _exit_without_finalizing(code)
     sys.exit(code)
 
 
-def _leave(code: int) -> NoReturn:
-    """Ends the process without shutting Python down.
+def _exit_without_finalizing(code: int) -> NoReturn:
+    """Exits without finalizing the interpreter.
 
-    A thread of gloo may still hold the last tensors it was given: one that waits for Python to let
-    go of them is ended while Python shuts down, and with it, by SIGABRT, the process.
+    A thread of gloo may still hold tensors. If it waits for the interpreter's lock while the
+    interpreter is finalized, the process is aborted by SIGABRT.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -130,18 +130,18 @@ def _leave(code: int) -> NoReturn:
 
 
 def _run() -> int:
-    """Runs the command line; the exit code."""
+    """Runs the command line and returns its exit code."""
     _open_standard_streams()
     use_utf8()
-    threading.excepthook = _thread_failed
+    threading.excepthook = _report_thread_failure
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # What nohup or a shell's & ignores stays ignored.
+        # Signals that nohup or a shell's & ignores stay ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-    # Asks a training for a checkpoint; before it has begun there is nothing to save.
+            signal.signal(number, _raise_interrupted)
+    # SIGUSR1 asks training for a checkpoint; before training there is nothing to save.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        with out_of_memory_explained("try: less at once, such as a smaller --batch-size"):
+        with out_of_memory_explained("try: a smaller --batch-size"):
             code: int | None = app(standalone_mode=False)
         sys.stdout.flush()
         return code or 0
@@ -149,22 +149,22 @@ def _run() -> int:
         screen.note(f"error: {screen.one_line(error.format_message())}")
         return ConfigError.exit_code
     except LmtrainError as error:
-        head = "" if isinstance(error, RunInterruptedError) else "error: "
+        prefix = "" if isinstance(error, RunInterruptedError) else "error: "
         if not error.is_told:
-            screen.note(f"{head}{error}")
+            screen.note(f"{prefix}{error}")
         return error.exit_code
     except OSError as error:
         if error.filename is not None:
-            return _report(error)
-        # What lmtrain does to files is explained; this is standard output.
-        _drop_results()
+            return _report_bug(error)
+        # Errors of named files are MachineErrors already: this is standard output.
+        _discard_stdout()
         screen.note(f"error: could not write the results: {error.strerror}")
         return MachineError.exit_code
     except Exception as error:  # noqa: BLE001  # the one place where a bug becomes a message
-        return _report(error)
+        return _report_bug(error)
 
 
-def _report(error: Exception) -> int:
+def _report_bug(error: Exception) -> int:
     trace = traceback.format_exc()
     screen.note(f"error: a bug in lmtrain: {screen.one_line(repr(error))}")
     try:
@@ -177,6 +177,6 @@ def _report(error: Exception) -> int:
     return 1
 
 
-def _drop_results() -> None:
-    """Keeps Python from trying once more at its end to write what cannot be written."""
+def _discard_stdout() -> None:
+    """Redirects standard output to the null device, so that Python does not write to it again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, as text or as JSON without NaN."""
+"""Results on standard output, as text or as JSON without NaN."""
 
 import json
 import math
@@ -15,9 +15,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 def print_json(schema: str, content: Mapping[str, Any], *, indent: int | None = 1) -> None:
-    """Prints one JSON object with its schema's name; numbers that are not finite become null.
+    """Prints one JSON object with the name of its schema; numbers that are not finite become null.
 
-    A terminal gets it in ASCII, since JSON lets through much that a terminal obeys.
+    On a terminal all other than ASCII is escaped, since JSON allows characters that control one.
     """
     tree = _finite({"schema": schema, **content})
     print(json.dumps(tree, allow_nan=False, ensure_ascii=sys.stdout.isatty(), indent=indent))
@@ -34,7 +34,7 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows in columns: the first to the left, the others to the right."""
+    """Prints rows as a table: the first column is aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         first, *others = row
@@ -44,17 +44,17 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def shown(text: str) -> str:
-    """The text as standard output gets it: printable on a terminal, as it is in a pipe."""
+    """The text for standard output: control characters are escaped on a terminal, not in a pipe."""
     return screen.printable(text) if sys.stdout.isatty() else text
 
 
 def use_utf8() -> None:
-    """Lets text that the locale cannot show through, as replacements rather than an error."""
+    """Writes UTF-8 whatever the locale; characters that cannot be encoded are replaced."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
 
 
-def end_in_silence() -> None:
-    """Ends the process without a word when whoever reads its results leaves, as in `| head -1`."""
+def exit_quietly_on_broken_pipe() -> None:
+    """Makes a closed pipe, as in `| head -1`, end the process without a message."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Pictures for the commands that draw, by matplotlib where it is installed."""
+"""Figures by matplotlib, where it is installed."""
 
 import io
 from typing import TYPE_CHECKING
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def blank(option: str, width: float, height: float) -> "Figure":
-    """A figure without anything in it.
+def new_figure(option: str, width: float, height: float) -> "Figure":
+    """An empty figure.
 
     Args:
-        option: the option that asked for a picture.
-        width: in inches.
-        height: in inches.
+        option: the option that asked for a figure, for messages.
+        width: inches.
+        height: inches.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -29,22 +29,22 @@ def blank(option: str, width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def encoded(figure: "Figure", kind: str, option: str) -> bytes:
-    """The figure as a file of that kind.
+def to_bytes(figure: "Figure", file_format: str, option: str) -> bytes:
+    """The content of a file with the figure.
 
     Args:
-        figure: what is drawn.
-        kind: png, svg or pdf.
-        option: the option that asked for it.
+        figure: the figure.
+        file_format: png, svg or pdf.
+        option: the option that asked for it, for messages.
 
     Raises:
-        ConfigError: matplotlib does not know the kind.
+        ConfigError: matplotlib does not know the format.
     """
-    picture = io.BytesIO()
-    # A date would make two pictures of the same numbers differ.
-    metadata = {"Date": None} if kind == "svg" else None
+    content = io.BytesIO()
+    # With a date, two figures of the same numbers would differ.
+    metadata = {"Date": None} if file_format == "svg" else None
     try:
-        figure.savefig(picture, format=kind or "png", metadata=metadata)
+        figure.savefig(content, format=file_format or "png", metadata=metadata)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
-    return picture.getvalue()
+    return content.getvalue()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lmtrain import files
-from lmtrain.cli.loading import DeviceOption, RunArgument, load_for
+from lmtrain.cli.loading import DeviceOption, RunArgument, load_with
 from lmtrain.cli.output import JsonOption, print_json, shown
 from lmtrain.errors import ConfigError
 
@@ -60,7 +60,7 @@ def command(
             )
         _write_music(run, out, device, max_tokens, temperature, seed)
         return
-    model = load_for("stream", run, device, named="sampling text")
+    model = load_with("stream", run, device, feature="sampling text")
     if label is not None and not model.config.data.labelled:
         raise ConfigError(f"{run} was trained without labels: it has no --label")
     pieces = model.stream(
@@ -103,7 +103,7 @@ def _write_music(
     """
     if out.suffix not in (".mid", ".png", ".npz"):
         raise ConfigError(f"--out {out}: the name of the file must end in .mid, .png or .npz")
-    model = load_for("compose", run, device, named="--out")
+    model = load_with("compose", run, device, feature="--out")
     from lmtrain.data import midi, vectors
 
     forms = {".mid": midi.midi, ".png": midi.png, ".npz": vectors.npz}

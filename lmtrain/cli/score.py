@@ -1,4 +1,4 @@
-"""`lmtrain score`: how likely sentences are."""
+"""`lmtrain score`: log-probabilities of sentences."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lmtrain import screen
-from lmtrain.cli.loading import DeviceOption, RunArgument, load_for
+from lmtrain.cli.loading import DeviceOption, RunArgument, load_with
 from lmtrain.cli.output import JsonOption, print_json
 
 
@@ -31,13 +31,13 @@ def command(
         str, typer.Argument(help="A text file, one sentence a line; - for standard input.")
     ] = "-",
     per_token: Annotated[
-        bool, typer.Option("--per-token", help="Print every token with its log P.")
+        bool, typer.Option("--per-token", help="Print each token with its log P.")
     ] = False,
     base: Annotated[Base, typer.Option(help="Base of the logarithms.")] = Base.e,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Print log P of each line of a text, its end included: the higher, the likelier.
+    """Print log P of each line of a text, including its end; higher is more likely.
 
     \b
     echo "the apple and pear salad" | lmtrain score runs/recipes
@@ -45,10 +45,10 @@ def command(
     """
     from lmtrain.data import corpus
 
-    model = load_for("score", run, device)
+    model = load_with("score", run, device)
     for scored in model.score(corpus.open_text([file]).lines()):
         unit = base.nats
-        log_probs = [each / unit for each in scored.log_probs]
+        log_probs = [nats / unit for nats in scored.log_probs]
         if json:
             entry = {"text": scored.text, "log_prob": scored.log_prob / unit, "base": base.value,
                      "tokens": len(log_probs), "oov": scored.oov}  # fmt: skip

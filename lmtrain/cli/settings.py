@@ -1,4 +1,4 @@
-"""Options that stand for settings: each knows its path; name, help and default come from there."""
+"""Options for settings: name, help and default come from the setting that an option stands for."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -7,9 +7,9 @@ import typer
 
 from lmtrain import config, schema
 
-_TEXTS = schema.settings()
+_HELP = schema.settings()
 
-# The frequent settings. Everything else is reached by --set or a configuration file.
+# The most used settings; all others are set by --set or a settings file.
 OPTIONS: dict[str, str] = {
     "task": "data.task",
     "valid": "data.valid",
@@ -30,26 +30,26 @@ OPTIONS: dict[str, str] = {
 
 
 def setting(parameter: str, *aliases: str) -> Any:
-    """The option of a parameter named in OPTIONS.
+    """The option for a parameter in OPTIONS.
 
     Args:
-        parameter: its name in Python.
-        aliases: further names on the command line.
+        parameter: the name of the parameter.
+        aliases: other names of the option.
     """
     path = OPTIONS[parameter]
     value = schema.default(path)
     shown = "" if value is None or value == () else f"  [default: {value}]"
     return typer.Option(
-        f"--{parameter.replace('_', '-')}", *aliases, help=_TEXTS[path] + shown, show_default=False
+        f"--{parameter.replace('_', '-')}", *aliases, help=_HELP[path] + shown, show_default=False
     )
 
 
-def given(values: Mapping[str, object], assignments: list[str]) -> dict[str, object]:
-    """Settings by path, from `--set` and, over it, the named options that were given.
+def chosen_settings(values: Mapping[str, object], assignments: list[str]) -> dict[str, object]:
+    """Settings by path from `--set` and from named options, which take precedence.
 
     Args:
         values: the command's parameters by name.
-        assignments: the texts of `--set`.
+        assignments: the values of `--set`.
 
     Raises:
         ConfigError: a `--set` without a value.
@@ -66,7 +66,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any setting by its path, such as train.patience=3; none takes a limit away.",
+        help="Any setting by its path, such as train.patience=3; none removes a limit.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""`lmtrain sweep`: which settings train best, within a time."""
+"""`lmtrain sweep`: hyperparameter search within a time limit."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,16 +10,14 @@ from lmtrain.cli.output import JsonOption, print_json, print_table
 
 
 def command(
-    space: Annotated[Path, typer.Argument(help="The search, a TOML file.")],
+    space: Annotated[Path, typer.Argument(help="TOML file that describes the search.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The folder of its runs; without it, runs/sweep-NAME.", show_default=False
-        ),
+        typer.Option(help="Folder for its runs; without it, runs/sweep-NAME.", show_default=False),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Search settings at random or by successive halving; the same command goes on where it ended.
+    """Search settings at random or by successive halving; the same command resumes a search.
 
     \b
     SPACE.toml:

@@ -1,4 +1,4 @@
-"""`lmtrain tokenize`: what a tokenizer makes of text."""
+"""`lmtrain tokenize`: token ids of a text, and the coverage of a vocabulary."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from lmtrain import config, screen, untrusted
 from lmtrain.cli.output import JsonOption, print_json, print_table
-from lmtrain.cli.settings import SetOption, given, setting
+from lmtrain.cli.settings import SetOption, chosen_settings, setting
 from lmtrain.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 def command(
     source: Annotated[
-        str, typer.Argument(metavar="RUN|CORPUS", help="A run, or text to take a vocabulary from.")
+        str, typer.Argument(metavar="RUN|CORPUS", help="A run, or text to build a vocabulary from.")
     ],
     text: Annotated[
-        str | None, typer.Argument(help="Text to cut; without it, the corpus itself is counted.")
+        str | None,
+        typer.Argument(help="Text to tokenize; without it, the tokens of the corpus are counted."),
     ] = None,
     level: Annotated[str | None, setting("level")] = None,
     vocab_size: Annotated[int | None, setting("vocab_size")] = None,
@@ -34,14 +35,15 @@ def command(
     lmtrain tokenize runs/python-docs-lstm-1 "The cat sat."
     lmtrain tokenize novel.txt --vocab-size 5000
     """
-    tokenizer, own = _open(source, given(locals(), set_ or []))
+    tokenizer, own = _open(source, chosen_settings(locals(), set_ or []))
     if text is not None:
         _show_ids(tokenizer, text, json=json)
     elif own is not None:
         _show_coverage(tokenizer, own, source, json=json)
     else:
         raise CheckpointError(
-            f"{source} is a run: which text?", f'try: lmtrain tokenize {source} "some text"'
+            f"{source} is a run, and no text is given",
+            f'try: lmtrain tokenize {source} "some text"',
         )
 
 
@@ -52,13 +54,13 @@ def _open(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, Tokens
     from lmtrain.data.tokens import read_tokens
 
     folder = Path(source)
-    # Not a Path's own: that a name is too long for a folder is said of the text.
+    # os.path.isdir is False for a name that is too long; Path.is_dir raises an error.
     if os.path.isdir(source):  # noqa: PTH112
         if not (folder / "tokenizer.json").exists():
-            raise CheckpointError(f"{source} is no run: it has no tokenizer.json")
+            raise CheckpointError(f"{source} is not a run: it has no tokenizer.json")
         if overrides:
             raise ConfigError(
-                f"{source} is a run with its own tokenizer: {min(overrides)} cannot be set"
+                f"{source} is a run and has a tokenizer: {min(overrides)} cannot be set"
             )
         return Tokenizer.from_json(untrusted.text(folder / "tokenizer.json")), None
     data = config.load(overrides={**overrides, "data.train": [source]}).data
@@ -106,4 +108,4 @@ def _show_coverage(tokenizer: "Tokenizer", tokens: "Tokens", source: str, *, jso
         ]
     )
     first = " ".join(screen.one_line(repr(token)[1:-1]) for token in tokenizer.vocabulary[:20])
-    print(f"first in the vocabulary: {first}")
+    print(f"start of the vocabulary: {first}")

@@ -1,4 +1,4 @@
-"""`lmtrain train`: data in, a trained model out."""
+"""`lmtrain train`: trains a model."""
 
 import sys
 from pathlib import Path
@@ -8,9 +8,9 @@ import typer
 
 from lmtrain import config as configuration
 from lmtrain import launched
-from lmtrain.cli.loading import load_named_cell
-from lmtrain.cli.output import JsonOption, end_in_silence, print_json
-from lmtrain.cli.settings import ConfigOption, SetOption, given, setting
+from lmtrain.cli.loading import load_user_cell
+from lmtrain.cli.output import JsonOption, exit_quietly_on_broken_pipe, print_json
+from lmtrain.cli.settings import ConfigOption, SetOption, chosen_settings, setting
 from lmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ def command(
     ] = None,
     config: ConfigOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run folder; without it, a new one under runs/.")
+        Path | None, typer.Option(help="Run folder; without it, a new folder in runs/.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run as if it had never stopped.")
+        bool, typer.Option("--resume", help="Resume a run where its last checkpoint was saved.")
     ] = False,
     task: Annotated[str | None, setting("task")] = None,
     valid: Annotated[list[str] | None, setting("valid")] = None,
@@ -50,14 +50,16 @@ def command(
     device: Annotated[str | None, setting("device")] = None,
     devices: Annotated[
         int,
-        typer.Option(help="Processes that share the batch, each GPU with one of them.", min=1),
+        typer.Option(
+            min=1, help="Number of processes that share each batch, one for each GPU with CUDA."
+        ),
     ] = 1,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a model; without arguments, on the Python manuals in three minutes.
+    """Train a model; without arguments, on the Python manuals for three minutes.
 
-    Settings come from: defaults < --config < --set < named options.
+    Precedence of settings: defaults < --config < --set < named options.
 
     \b
     lmtrain train
@@ -70,27 +72,27 @@ def command(
     lmtrain train --resume runs/short
     lmtrain train --devices 2
     """
-    overrides = given(locals(), set_ or [])
+    overrides = chosen_settings(locals(), set_ or [])
     chosen = None
     if resume:
         out = _run_to_resume(corpus or [], out, config)
     else:
         recipe = config or (None if corpus else "python-docs")
         chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
-        load_named_cell(overrides)
-    # torch is imported only now, so that wrong settings are answered at once.
+        load_user_cell(overrides)
+    # torch is imported only here, so that wrong settings are reported at once.
     from lmtrain.training import launcher
     from lmtrain.training.run import new_run, run_training
 
     if devices > 1 and not launched.is_worker():
-        place = [] if out or resume else ["--out", str(new_run(chosen))]
-        end_in_silence()
-        launcher.launch([*sys.argv[1:], *place], devices)
+        out_option = [] if out or resume else ["--out", str(new_run(chosen))]
+        exit_quietly_on_broken_pipe()
+        launcher.launch([*sys.argv[1:], *out_option], devices)
         return
     if devices > 1:
         launcher.require_size(devices)
     summary = run_training(chosen, out, resume=resume, overrides=overrides)
-    end_in_silence()
+    exit_quietly_on_broken_pipe()
     if not launched.is_first():
         return
     if json:
@@ -99,17 +101,15 @@ def command(
         _print_text(summary)
 
 
-def _run_to_resume(places: list[str], out: Path | None, config: str | None) -> Path:
+def _run_to_resume(runs: list[str], out: Path | None, config: str | None) -> Path:
     if config:
         raise ConfigError(
-            "--config cannot be combined with --resume: a run goes on with its own settings",
-            "change single ones by named options or --set",
+            "--config cannot be combined with --resume: a run keeps its settings",
+            "change some of them by named options or --set",
         )
-    if len(places) + (out is not None) != 1:
-        raise ConfigError(
-            "--resume goes on with one run", "write it as: lmtrain train --resume RUN"
-        )
-    return out or Path(places[0])
+    if len(runs) + (out is not None) != 1:
+        raise ConfigError("--resume takes one run", "usage: lmtrain train --resume RUN")
+    return out or Path(runs[0])
 
 
 def _print_json(summary: "Summary") -> None:

@@ -1,11 +1,11 @@
-"""`lmtrain tune`: the numbers with which a model adapts best to new text."""
+"""`lmtrain tune`: hyperparameters of the neural cache and of dynamic evaluation."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmtrain import screen
-from lmtrain.cli.loading import DeviceOption, RunArgument, load_for
+from lmtrain.cli.loading import DeviceOption, RunArgument, load_with
 from lmtrain.cli.output import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
@@ -18,27 +18,30 @@ def command(
     cache: Annotated[bool, typer.Option(help="Whether to tune the cache.")] = True,
     dynamic: Annotated[bool, typer.Option(help="Whether to tune dynamic evaluation.")] = True,
     seq_len: Annotated[
-        int, typer.Option(min=1, help="Dynamic: tokens between two steps of the weights.")
+        int, typer.Option(min=1, help="Dynamic evaluation: tokens between two updates.")
     ] = 5,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Dynamic: tokens of the text used, from its beginning.")
+        int,
+        typer.Option(
+            min=1, help="Dynamic evaluation: number of tokens used, from the start of the text."
+        ),
     ] = 20_000,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Find the numbers of evaluate --cache and --dynamic that predict the validation text best.
+    """Find the values of evaluate --cache and --dynamic with the best validation perplexity.
 
     \b
     lmtrain tune runs/ptb
     lmtrain tune runs/ptb --no-dynamic
     """
-    model = load_for("tune_cache", run, device, named="tune")
+    model = load_with("tune_cache", run, device, feature="tune")
     from lmtrain.tasks.perplexity import perplexity
 
     best: dict[str, Trial] = {}
     entries = []
-    wanted = {"cache": cache, "dynamic": dynamic}
-    for name in (name for name, is_wanted in wanted.items() if is_wanted):
+    tuned = {"cache": cache, "dynamic": dynamic}
+    for name in (name for name, is_tuned in tuned.items() if is_tuned):
         trials = model.tune_cache() if name == "cache" else model.tune_dynamic(seq_len, max_tokens)
         for trial in trials:
             screen.note(

@@ -1,4 +1,4 @@
-"""`lmtrain verify`: whether checkpoints are whole."""
+"""`lmtrain verify`: checks checkpoints for corruption."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,20 +13,20 @@ def command(
     path: Annotated[Path, typer.Argument(help="A run or checkpoint folder.")],
     json: JsonOption = False,
 ) -> None:
-    """Compare every byte of a run's checkpoints with what was saved.
+    """Check that every byte of a run's checkpoints is as it was saved.
 
     \b
     lmtrain verify runs/python-docs-lstm-1
     """
     from lmtrain import checkpoint
 
-    results = [(str(each), problem) for each, problem in checkpoint.verify(path)]
+    results = [(str(folder), problem) for folder, problem in checkpoint.verify(path)]
     if json:
-        entries = [{"checkpoint": each, "problem": problem} for each, problem in results]
+        entries = [{"checkpoint": folder, "problem": problem} for folder, problem in results]
         print_json("lmtrain.verify/1", {"results": entries})
     else:
-        for each, problem in results:
-            print(shown(f"{each}: {'intact' if problem is None else problem}"))
+        for folder, problem in results:
+            print(shown(f"{folder}: {'intact' if problem is None else problem}"))
     damaged = sum(problem is not None for _, problem in results)
     if damaged:
         raise CheckpointError(

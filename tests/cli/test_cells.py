@@ -38,7 +38,7 @@ def leaky(lmtrain, small, tmp_path):
 
 def test_a_cell_of_ones_own_trains_with_its_own_options(leaky, lmtrain, parsed):
     assert leaky.returncode == 0, leaky.stderr
-    assert "running my_cells.py, which registers: leaky" in leaky.stderr
+    assert "my_cells.py registered: leaky" in leaky.stderr
 
     sampled = lmtrain("--cells", "my_cells.py", "sample", "run")
     info = parsed(lmtrain("--cells", "my_cells.py", "info", "run", "--json").stdout)

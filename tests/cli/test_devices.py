@@ -210,7 +210,7 @@ def test_a_thread_that_still_holds_a_tensor_ends_no_process():
     code = """if True:
         import sys, torch
         import torch.distributed as dist
-        import lmtrain.cli.main as door
+        import lmtrain.cli.main as command_line
 
         def leave_a_tensor(standalone_mode):
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -220,8 +220,8 @@ def test_a_thread_that_still_holds_a_tensor_ends_no_process():
             for _ in range(300_000):
                 pass
 
-        door.app = leave_a_tensor
-        door.main()
+        command_line.app = leave_a_tensor
+        command_line.main()
     """
     variables = os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
     done = subprocess.run(

@@ -23,7 +23,7 @@ def test_a_run_is_measured_on_its_validation_text_beside_its_training(word_model
     title, source, _, head, hidden, cell_state, _, other, _, columns, training = (
         outcome.stdout.splitlines()
     )
-    assert title == "Gradient of −log P of one token, median norm over that at lag 0:"
+    assert title == "Median norm of the gradient of −log P of one token, relative to lag 0:"
     assert source.endswith(f"corpus.txt: {word_model.run}")
     assert head.endswith("  half is gone")
     assert [f"lag {lag}" in head for lag in (1, 2, 5, 10, 20)] == [True] * 4 + [False]
@@ -129,7 +129,7 @@ def test_a_cell_of_ones_own_is_measured(text, lmtrain, tmp_path):
     outcome = lmtrain("gradients", "--cell", "own.py:halving", text, *SMALL)
 
     assert outcome.returncode == 0
-    assert outcome.stderr == "running own.py, which registers: halving\n"
+    assert outcome.stderr == "own.py registered: halving\n"
     *_, head, lower, upper = outcome.stdout.splitlines()
     assert head.split() == ["lag", "1", "lag", "2", "lag", "5", "half", "is", "gone"]
     assert lower.startswith("own.py:halving, layer 1, memory")
@@ -160,7 +160,7 @@ def test_without_matplotlib_the_extra_is_named(word_model, lmtrain, assert_refus
 @pytest.mark.parametrize(
     ("words", "exit_code", "parts"),
     [
-        ((), 2, ["gradients of which model?", "lmtrain gradients --cell rnn,lstm FILE"]),
+        ((), 2, ["no run is given", "lmtrain gradients --cell rnn,lstm FILE"]),
         (("nothing",), 4, ["no run or checkpoint nothing"]),
         (("text.txt",), 4, ["text.txt has no checkpoint"]),
         (
@@ -194,7 +194,7 @@ def test_what_cannot_be_measured_is_refused(words, exit_code, parts, text, lmtra
 def test_settings_of_a_run_stay_its_own(word_model, lmtrain, assert_refused):
     outcome = lmtrain("gradients", word_model.run, "--set", "model.hidden_size=9")
 
-    assert_refused(outcome, 2, "--set is for --cell: a run has its own settings")
+    assert_refused(outcome, 2, "--set works with --cell only: a run has its own settings")
 
 
 def test_a_run_whose_text_is_gone_or_was_never_there_needs_another(

@@ -53,7 +53,7 @@ def test_the_text_form_names_coverage_and_the_first_words(lmtrain, tmp_path):
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     assert "100.00 %" in outcome.stdout
-    assert "first in the vocabulary: <UNK> <EOS> the sat cat" in outcome.stdout
+    assert "start of the vocabulary: <UNK> <EOS> the sat cat" in outcome.stdout
 
 
 @pytest.mark.parametrize("level", ["char", "byte"])
@@ -105,5 +105,5 @@ def test_a_run_asks_which_text_and_keeps_its_tokenizer(word_model, lmtrain, asse
     outcome = lmtrain("tokenize", word_model.run)
     changed = lmtrain("tokenize", word_model.run, "text", "--level", "char")
 
-    assert_refused(outcome, 4, "is a run: which text?", "try: lmtrain tokenize")
+    assert_refused(outcome, 4, "is a run, and no text is given", "try: lmtrain tokenize")
     assert_refused(changed, 2, "is a run", "data.level")
