@@ -121,8 +121,8 @@ class ModelConfig(Section, extra="allow"):
     """The network and its regularization. Other names are options of a user-defined cell."""
 
     cell: str = "lstm"
-    """Recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or FILE.py:NAME for your own; use
-    rnn only to study it."""
+    """Recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or FILE.py:NAME for a cell of your
+    own."""
     embedding_size: Annotated[Size | None, _TOKENS] = None
     """Embedding size, 1 or more; none means model.hidden_size."""
     hidden_size: Size = 200
