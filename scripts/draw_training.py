@@ -1,6 +1,6 @@
 """Draws how a character model learns: its loss, and a sample from several of its checkpoints.
 
-    python scripts/draw_training.py runs/shakespeare --steps 100,300,1000,2940 --prompt ROMEO: --out docs/training
+    python scripts/draw_training.py runs/shakespeare --steps 100,300,1000,2940 --prompt ROMEO:
 
 The run must have kept these checkpoints (`--set train.keep_checkpoints=100`). Writes OUT.svg.
 """
@@ -9,8 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-import lmtrain
 from matplotlib.figure import Figure
+
+import lmtrain
 
 _INK, _LIGHT, _ACCENT = "#1f2933", "#9aa5b1", "#d9480f"
 

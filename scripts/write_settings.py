@@ -37,6 +37,7 @@ prints the settings of a run.
 
 The column "Applies to" is empty for settings of every task.
 """
+TABLE = "| Setting | Values | Default | Applies to | Description |\n|---|---|---|---|---|"
 
 
 def values(field: dict[str, Any]) -> str:
@@ -87,8 +88,7 @@ def page() -> str:
     definitions = schema.Config.model_json_schema()["$defs"]
     for section, part in schema.Config.model_fields.items():
         model = part.annotation
-        lines += [f"## {section}", "", f"{part.description}", ""]
-        lines += ["| Setting | Values | Default | Applies to | Description |", "|---|---|---|---|---|"]
+        lines += [f"## {section}", "", f"{part.description}", "", TABLE]
         for name, field in model.model_fields.items():
             path = f"{section}.{name}"
             option = f", `--{options[path]}`" if path in options else ""
