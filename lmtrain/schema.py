@@ -1,4 +1,4 @@
-"""The tree of settings: a sentence, a unit and a range for each, which is also its help text."""
+"""The tree of settings: a sentence with the range of each, which is also its help text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validato
 # Strict: true is not taken for 1.
 PositiveInt = Annotated[int, Field(ge=1, le=10**12, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=10**12, strict=True)]
-# What no machine can hold is refused before it is tried.
+# Sizes beyond the memory of any machine are refused before allocation.
 Size = Annotated[int, Field(ge=1, le=10**6, strict=True)]
 Few = Annotated[int, Field(ge=1, le=1000, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 64, strict=True)]
@@ -19,7 +19,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class For:
-    """Says that a setting means something with certain values of another one only.
+    """States that a setting applies to certain values of another setting only.
 
     Args:
         path: the other setting.
@@ -54,38 +54,50 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which text, and how it is cut into tokens."""
+    """Data, and how text is tokenized."""
 
     task: Literal["language-model", "classify", "tag", "frames", "translate"] = "language-model"
-    """What is predicted: the next token, a label, a tag for each token, a frame, a translation."""
+    """Task: language-model (next token), classify (one label), tag (a tag per token), frames (next
+    vector) or translate (another sentence)."""
     train: Annotated[tuple[str, ...], Field(min_length=1)] = ("python-docs",)
-    """Training text: files, globs, .gz files, - for standard input, or names of corpora."""
+    """Training data: files, glob patterns, `.gz` files, `-` for standard input, or names of corpora
+    that `lmtrain corpora` lists."""
     valid: tuple[str, ...] = ()
-    """Validation text; without it, the tail of the training text (see data.valid_fraction)."""
+    """Validation data, same forms as data.train; if empty, data.valid_fraction of the training data
+    is held out."""
     test: tuple[str, ...] = ()
-    """Test text, predicted by `evaluate` alone; without it, see data.test_fraction."""
+    """Test data, same forms as data.train, which only `lmtrain evaluate` reads; if empty, see
+    data.test_fraction."""
     labelled: Annotated[bool, _TEXT_TASK] = False
-    """Whether the data is lines of `label<TAB>text`, and texts are predicted from their labels."""
+    """Train a language model on lines `label<TAB>text`, in which the label comes first, so that
+    `lmtrain sample --label` works."""
     target: Annotated[tuple[str, ...], _TRANSLATION] = ()
-    """Translations of the training text, line by line; without it, data.train has both."""
+    """Translations of data.train, line by line; if empty, each line of data.train is
+    `source<TAB>target`."""
     valid_target: Annotated[tuple[str, ...], _TRANSLATION] = ()
-    """Translations of the validation text, line by line."""
+    """Translations of data.valid, line by line."""
     test_target: Annotated[tuple[str, ...], _TRANSLATION] = ()
-    """Translations of the test text, line by line."""
+    """Translations of data.test, line by line."""
     valid_fraction: Fraction | None = None
-    """Fraction of the data, 0 to 1, for validation: the tail of a text, or examples at random."""
+    """Fraction of the training data held out for validation, 0 to 1: the end of a text, random
+    examples of other data; none means 0.1 or the corpus's own."""
     test_fraction: Fraction | None = None
-    """Fraction of the data, 0 to 1, for testing: the very end of a text, or examples at random."""
+    """Fraction of the training data held out for testing, 0 to 1: the end of a text, random
+    examples of other data; none means 0 or the corpus's own."""
     level: Annotated[Literal["word", "char", "byte"], _LEVELS] = "word"
-    """What a token is: a word, a character or a byte of UTF-8."""
+    """Token unit: word, char (Unicode character) or byte (of UTF-8); use char or byte for small
+    texts, names and code."""
     splitter: Annotated[Literal["whitespace", "words"], _TEXT] = "words"
-    """Words between white space (text tokenized before), or words and punctuation of raw prose."""
+    """Word splitting: words separates punctuation in raw prose; whitespace only splits at spaces,
+    for text that is already tokenized."""
     vocab_size: Annotated[int, Field(ge=3, le=10**9, strict=True), _TOKENS] = 10_000
-    """Most words in the vocabulary, `<UNK>` and `<EOS>` included, 3 or more."""
+    """Vocabulary size, 3 or more, `<UNK>` and `<EOS>` included; less frequent words become
+    `<UNK>`."""
     min_count: Annotated[PositiveInt, _TOKENS] = 1
-    """Least occurrences of a word or character that enters the vocabulary, 1 or more."""
+    """Minimum number of occurrences of a token in the vocabulary, 1 or more; raise it so that
+    `<UNK>` is seen in training."""
     lowercase: Annotated[bool, _TOKENS] = False
-    """Whether words are put in lower case first."""
+    """Convert text to lower case: fewer unknown words, but case is lost."""
 
     @field_validator(
         "train", "valid", "test", "target", "valid_target", "test_target", mode="before"
@@ -106,58 +118,77 @@ CELLS = ("rnn", "simple-gru", "gru", "lstm", "peephole-lstm")
 
 
 class ModelConfig(Section, extra="allow"):
-    """The network. Settings with other names are options of a cell of the user's own."""
+    """The network and its regularization. Other names are options of a user-defined cell."""
 
     cell: str = "lstm"
-    """The recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or FILE.py:NAME, your own."""
+    """Recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or FILE.py:NAME for a cell of your
+    own."""
     embedding_size: Annotated[Size | None, _TOKENS] = None
-    """Numbers a token is embedded in, 1 or more; without it, as many as model.hidden_size."""
+    """Embedding size, 1 or more; none means model.hidden_size."""
     hidden_size: Size = 200
-    """Hidden units of each layer, 1 or more."""
+    """Hidden units per layer, 1 or more; more units fit more data, cost more time per step and
+    overfit sooner."""
     num_layers: Few = 2
-    """Recurrent layers, 1 to 1,000."""
+    """Number of recurrent layers, 1 to 1,000; try 1 to 3."""
     dropout: Fraction = 0.0
-    """Chance, 0 to 1, that a number between layers (never within time) is dropped."""
+    """Dropout probability between layers (not across time steps), 0 to 1; raise it when validation
+    loss rises while training loss falls."""
     input_dropout: Fraction | None = None
-    """Chance, 0 to 1, that a number of an embedded token is; without it, model.dropout."""
+    """Dropout probability of the input vectors, 0 to 1; none means model.dropout."""
     output_dropout: Fraction | None = None
-    """Chance, 0 to 1, that a number of the last layer is; without it, model.dropout."""
+    """Dropout probability of the last layer's output, 0 to 1; none means model.dropout."""
     locked_dropout: bool = False
-    """Whether what is dropped stays dropped for all train.seq_len time steps."""
+    """Use the same dropout mask at every time step of a sequence (variational dropout)."""
     word_dropout: Annotated[Fraction, _TOKENS] = 0.0
-    """Chance, 0 to 1, that a word is dropped wherever it stands in the input."""
+    """Probability, 0 to 1, that an input word is dropped at all its positions in a batch (embedding
+    dropout)."""
     weight_dropout: Fraction = 0.0
-    """Chance, 0 to 1, that a weight from one time step's state to the next is dropped."""
+    """Dropout probability of the recurrent weights (DropConnect), 0 to 1; raise it like
+    model.dropout."""
     activation_regularization: Annotated[NonNegativeFloat, _TEXT_TASK, _STREAMS] = 0.0
-    """Factor of the mean square of the last layer's dropped numbers, added to the loss."""
+    """Factor, 0 or more, of an L2 penalty on the last layer's output after dropout (AR); AWD-LSTM
+    uses 2."""
     temporal_regularization: Annotated[NonNegativeFloat, _TEXT_TASK, _STREAMS] = 0.0
-    """Factor of the mean square of the last layer's change from step to step, added too."""
+    """Factor, 0 or more, of an L2 penalty on changes of the last layer's output between steps
+    (TAR); AWD-LSTM uses 1."""
     residual: bool = False
-    """Whether layers after the first add their input to their output, where sizes agree."""
+    """Add the input of each layer after the first to its output, where sizes agree; can help deep
+    networks."""
     bidirectional: Annotated[bool, _ENCODER] = False
-    """Whether each layer also runs from the last token to the first, with weights of its own."""
+    """Also run each layer from the end to the start, with its own weights; usually better for tags
+    and labels."""
     pooling: Annotated[Literal["last", "mean", "max"], _LABELS] = "last"
-    """Hidden states that the label is predicted from: the last, or their mean or maximum."""
+    """Hidden states that predict the label: the last, or the mean or maximum over time, which suit
+    long sequences."""
     characters: Annotated[bool, For("data.task", ("tag",))] = False
-    """Whether a word's vector also comes from its characters, for rare and unknown words."""
+    """Add a vector computed from a word's characters to its embedding; helps with rare and unknown
+    words."""
     attention: Annotated[Literal["dot", "additive"] | None, _TRANSLATION] = "dot"
-    """Attention of the decoder to the encoder's states; none for their last state alone."""
+    """Attention of the decoder over the encoder's states: dot, additive, or none to use the last
+    state alone."""
     tied_embeddings: Annotated[bool, _TIED, _STREAMS] = False
-    """Whether the output weights are the embeddings; the last layer has their size then."""
+    """Share the embedding with the output weights, which saves parameters; the last layer gets
+    model.embedding_size units."""
     softmax: Annotated[Literal["full", "sampled", "adaptive"], _TEXT_TASK, _STREAMS] = "full"
-    """Over all words; over a sample of them in training; or with cheaper rare words."""
+    """Output layer: full softmax, sampled (estimated in training, faster), or adaptive (faster for
+    large vocabularies)."""
     samples: Annotated[PositiveInt, For("model.softmax", ("sampled",))] = 1000
-    """Softmax sampled: words drawn for a step, 1 or more; all, if there are no more in the text."""
+    """Number of samples of the sampled softmax per step, 1 or more; fewer are faster and less
+    accurate."""
     cell_output: Annotated[Literal["tanh", "linear"], _with_cell("lstm", "peephole-lstm")] = "tanh"
-    """LSTM cells: a = Γo ∘ tanh(c), or a = Γo ∘ c, which has no bound and diverges more easily."""
+    """LSTM output: tanh for Γo ∘ tanh(c), or linear for Γo ∘ c, which is unbounded and diverges
+    more easily."""
     peephole: Annotated[Literal["full", "diagonal"], _with_cell("peephole-lstm")] = "full"
-    """Peephole LSTM: gates see c⟨t−1⟩ through a whole matrix, or each unit its own alone."""
+    """Peephole connections of the gates to the cell state: full matrices, or diagonal, which
+    usually trains better."""
     activation: Annotated[Literal["tanh", "relu"], _with_cell("rnn")] = "tanh"
-    """The rnn cell's g."""
+    """Activation of the rnn cell: tanh or relu."""
     init_scale: PositiveFloat | None = None
-    """All weights start uniform in ± this; without it, orthogonal recurrent matrices and more."""
+    """Initial weights are uniform in ± this value, above 0; none means orthogonal recurrent weights
+    and scaled others."""
     forget_bias: Annotated[float, _with_cell("lstm", "peephole-lstm")] = 1.0
-    """What the forget gate's bias starts at; 1 lets the state live from the first step."""
+    """Initial bias of the forget gate; 1 keeps most of the cell state at the start of training, 0
+    half of it per step."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -176,88 +207,105 @@ _BY_EPOCH = For("optimizer.schedule", ("step",))
 
 
 class OptimizerConfig(Section):
-    """How the gradient becomes an update."""
+    """Optimizer, learning rate, gradient clipping, weight averaging."""
 
     name: Literal["sgd", "adam", "adamw"] = "adamw"
-    """The update rule."""
+    """Optimizer: adamw is a robust default; sgd with a learning rate near 1 and clipping often
+    generalizes better on words."""
     learning_rate: PositiveFloat = 0.002
-    """Learning rate at its highest, above 0."""
+    """Peak learning rate, above 0; find a good one with `lmtrain find-lr`, lower it if training
+    diverges."""
     schedule: Literal["constant", "step", "cosine"] = "cosine"
-    """Learning rate over time: constant, falling by epochs, or half a cosine to 0."""
+    """Learning rate schedule after warmup: constant, step (see optimizer.decay), or cosine down to
+    0."""
     warmup_steps: NonNegativeInt = 0
-    """Updates over which the learning rate rises from 0 first."""
+    """Number of updates over which the learning rate rises linearly from 0; raise it if the first
+    updates diverge."""
     decay: Annotated[float, Field(gt=0, le=1), _BY_EPOCH] = 0.5
-    """Schedule step: factor, above 0 to 1, for each epoch past optimizer.decay_after_epochs."""
+    """Factor of the learning rate per epoch once the step schedule decays, above 0 up to 1."""
     decay_after_epochs: Annotated[NonNegativeInt, _BY_EPOCH] = 4
-    """Schedule step: epochs at the full learning rate."""
+    """Number of epochs before the step schedule starts to decay, 0 or more."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decay of the weights per update over the learning rate (adamw), or L2 penalty (others)."""
+    """Weight decay, 0 or more: decoupled with adamw, an L2 penalty with sgd and adam; raise it
+    against overfitting."""
     clip: Literal["l2", "l1"] = "l2"
-    """Norm over all gradients together that is limited."""
+    """Norm used for gradient clipping, over all gradients together: l2 or l1."""
     max_grad_norm: PositiveFloat | None = 5.0
-    """The limit of optimizer.clip, above 0; none for no limit."""
+    """Gradient clipping threshold, above 0; none turns clipping off."""
     average: Literal["ema", "nt-asgd"] | None = None
-    """Average of the weights that is kept: exponential, or since validation got worse."""
+    """Average of the weights that is validated and saved: ema (exponential), nt-asgd (mean since
+    validation stopped improving), or none."""
     average_decay: Annotated[Fraction, For("optimizer.average", ("ema",))] = 0.999
-    """Average ema: what is kept of it at each update, 0 to 1."""
+    """Decay of the exponential moving average per update, 0 to 1; closer to 1 averages over more
+    updates."""
     average_patience: Annotated[PositiveInt, For("optimizer.average", ("nt-asgd",))] = 5
-    """Average nt-asgd: validations that may be worse than one before them."""
+    """Number of validations without improvement before nt-asgd starts to average, 1 or more."""
 
 
 class TrainConfig(Section):
-    """How long, how wide, how often, and where."""
+    """Training: duration, batches, hardware, logging."""
 
     batch_size: PositiveInt = 20
-    """Streams of text, or examples, trained on side by side, 1 or more."""
+    """Parallel text streams, or examples, per update, 1 or more; larger is faster per token, but
+    makes fewer updates."""
     seq_len: Annotated[PositiveInt, _TEXT_TASK, _STREAMS] = 35
-    """Steps of truncated backpropagation through time, 1 or more."""
+    """Time steps of truncated backpropagation through time, 1 or more; longer learns longer
+    dependencies, costs memory."""
     random_seq_len: Annotated[bool, _TEXT_TASK, _STREAMS] = False
-    """Whether each update draws its steps around train.seq_len, so that no epoch is cut alike."""
+    """Vary the window length around train.seq_len, so that windows do not start at the same places
+    in each epoch."""
     state_reset: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.0
-    """Chance, 0 to 1, that a stream begins a window with zeros, as new text does, not its state."""
+    """Probability, 0 to 1, that a stream starts a window with a zero state; 0.01 teaches the model
+    to start texts, as sampling does."""
     max_epochs: PositiveInt = 10
-    """Passes over the training text, 1 or more."""
+    """Number of passes over the training data, 1 or more."""
     max_steps: PositiveInt | None = None
-    """Updates after which training ends, if train.max_epochs does not end it before."""
+    """Maximum number of updates, 1 or more, if train.max_epochs does not end training before."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What a loss or gradient that is not finite does: ends training, or leaves its update out."""
+    """What to do when a loss or gradient is not finite: stop the training, or skip the update."""
     max_seconds: PositiveFloat | None = None
-    """Seconds, of all starts of a run together, after which its training and learning rate end."""
+    """Time limit in seconds over all starts of a run, above 0; the learning rate schedule adapts to
+    it."""
     seed: Seed = 1
-    """Seed of weights, dropout and samples, 0 or more and below 2^64."""
+    """Random seed of weights, dropout and the order of examples, 0 or more and below 2^64."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute: auto takes CUDA if there is any."""
+    """Device: auto uses CUDA if it is available."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of activations and products in training: auto takes bf16 where the processor has it."""
+    """Precision of training steps: auto uses bf16 where the processor supports it, else fp32;
+    evaluation is always fp32."""
     deterministic: bool = False
-    """Whether CUDA takes only operations that give the same bits each time; some are slower."""
+    """Use only deterministic operations on CUDA; some are slower."""
     threads: PositiveInt | None = None
-    """Processor threads; without it, the cores open to this process, divided among --devices."""
+    """Number of CPU threads; none means all available cores, divided among the processes of
+    --devices."""
     eval_every: PositiveInt | None = None
-    """Updates between validations; without it, once an epoch."""
+    """Number of updates between validations; none means once per epoch."""
     save_every: PositiveInt | None = None
-    """Updates between checkpoints beside those after each validation; none without it."""
+    """Number of updates between checkpoints, in addition to those at validations; none means no
+    others."""
     log_every: PositiveInt = 20
-    """Updates that one line of metrics.jsonl covers, 1 or more."""
+    """Number of updates per line of metrics.jsonl, 1 or more."""
     log_gradients: Annotated[PositiveInt | None, _TEXT_TASK] = None
-    """Updates between measurements of how gradients vanish over time; none without it."""
+    """Number of updates between measurements of gradient norms over time (vanishing gradients);
+    none means never."""
     patience: PositiveInt | None = None
-    """Validations without a new best after which training stops early; never without it."""
+    """Number of validations without improvement after which training stops early; none means
+    never."""
     keep_checkpoints: PositiveInt = 2
-    """Newest checkpoints kept beside the best, 1 or more."""
+    """Number of recent checkpoints to keep besides the best one, 1 or more."""
 
 
 class Config(Section):
     """All settings of a run."""
 
     data: DataConfig = DataConfig()
-    """Which text, and how it is cut into tokens."""
+    """Data, and how text is tokenized."""
     model: ModelConfig = ModelConfig()
-    """The network."""
+    """The network and its regularization."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How the gradient becomes an update."""
+    """Optimizer, learning rate, gradient clipping, weight averaging."""
     train: TrainConfig = TrainConfig()
-    """How long, how wide, how often, and where."""
+    """Training: duration, batches, hardware, logging."""
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -267,7 +315,7 @@ class Config(Section):
         return self
 
     def _meaningless(self) -> Iterator[str]:
-        """What is wrong with settings that mean nothing with the values of others."""
+        """Settings that have no effect with the values of others, as messages."""
         for name in unknown_options(self.model.model_dump()):
             yield f"{UNKNOWN}model.{name}"
         for path, field in _fields():
@@ -289,31 +337,31 @@ class Config(Section):
 
     @property
     def embedding_size(self) -> int:
-        """Numbers a token is embedded in."""
+        """Embedding size; model.hidden_size unless it is set."""
         return self.model.embedding_size or self.model.hidden_size
 
 
 UNKNOWN = "unknown setting "
-"""What a message about a setting that does not exist begins with; its path follows."""
+"""Prefix of messages about settings that do not exist; the path follows."""
 
 
 def unknown_options(model: Any) -> list[str]:
-    """The names in a section `model` that are no settings, where its cell takes no others."""
+    """Unknown names in a section `model` whose cell is one of lmtrain's."""
     if not isinstance(model, dict) or model.get("cell", "lstm") not in CELLS:
         return []
     return [name for name in model if name not in ModelConfig.model_fields]
 
 
 def _fields() -> Iterator[tuple[str, Any]]:
-    """Every setting's path with its field."""
+    """The path of every setting with its field."""
     for section, part in Config.model_fields.items():
         for name, field in dict(part.annotation.model_fields).items():  # type: ignore[union-attr]
             yield f"{section}.{name}", field
 
 
 def settings() -> dict[str, str]:
-    """Every setting's path with its sentence."""
-    return {path: field.description or "" for path, field in _fields()}
+    """The path of every setting with its sentence."""
+    return {path: " ".join((field.description or "").split()) for path, field in _fields()}
 
 
 def default(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Tries what lmtrain promises about faults, and prints a table of what came out.
+"""Tests what lmtrain guarantees under faults, and prints a table of the outcome.
 
     python scripts/faults.py            the long form: about twenty minutes on two processor cores
     python scripts/faults.py --short    the same in about a minute
@@ -226,9 +226,9 @@ def last_recorded(run: Path) -> int:
 
 def kills(ground: Ground, number: int, *, whole: bool = False) -> list[Row]:
     """SIGKILL at random moments, from the first reading of the text to the end."""
-    what = "a whole process" if whole else "a fork"
-    usable = Row(f"{what} killed (SIGKILL): the run is usable, at most one save is lost")
-    same = Row(f"{what} killed: the run ends bit for bit as if never killed")
+    what = "a process" if whole else "a forked process"
+    usable = Row(f"{what} killed (SIGKILL): the run is usable, at most one save interval is lost")
+    same = Row(f"{what} killed and resumed: same result bit for bit")
     start = whole_process(ground) if whole else lambda: ground.fork(ground.words())
     longest = 0.9 * ground.duration
     if whole:
@@ -259,16 +259,16 @@ PHASES = {
     "reading text": (corpus.Source, "chunks"),
     "counting words": ("lmtrain.data.tokens", "_write_array"),
     "building the model": ("lmtrain.tasks.language_model:LanguageModelling", "build"),
-    "opening the record": ("lmtrain.training.run", "Logger"),
-    "a step": ("lmtrain.training.optimizer:Optimizer", "apply"),
-    "validation": ("lmtrain.model.language_model:LanguageModel", "log_probs"),
-    "writing a sample": ("lmtrain.tasks.sampling", "stream"),
+    "opening the logs": ("lmtrain.training.run", "Logger"),
+    "training": ("lmtrain.training.optimizer:Optimizer", "apply"),
+    "validating": ("lmtrain.model.language_model:LanguageModel", "log_probs"),
+    "sampling": ("lmtrain.tasks.sampling", "stream"),
     "saving": ("lmtrain.files", "publish_folder"),
     "removing old checkpoints": ("lmtrain.files", "remove_folder"),
 }
 
 
-OFTEN = ("a step", "validation", "saving")
+OFTEN = ("training", "validating", "saving")
 
 
 def signal_in(phase: str, number: int, call: int, note: Path) -> None:
@@ -293,7 +293,7 @@ def signal_in(phase: str, number: int, call: int, note: Path) -> None:
 def signals(ground: Ground, phase: str, number: int) -> list[Row]:
     """SIGTERM, SIGINT and SIGHUP in a phase: the right exit code, in time, nothing lost."""
     note = ground.folder / "signalled"
-    row = Row(f"SIGTERM, SIGINT, SIGHUP during {phase}: exit 143, 130, 129, nothing lost")
+    row = Row(f"SIGTERM, SIGINT or SIGHUP while {phase}: exit 143, 130, 129, nothing lost")
     for index in range(number):
         ground.clear()
         note.unlink(missing_ok=True)
@@ -311,7 +311,7 @@ def signals(ground: Ground, phase: str, number: int) -> list[Row]:
 
 def second_signals(ground: Ground, number: int) -> list[Row]:
     """A second signal ends at once; what was saved before is whole."""
-    row = Row("a second signal ends at once, earlier checkpoints whole")
+    row = Row("a second signal ends the process at once, earlier checkpoints are whole")
     for _ in range(number):
         ground.clear()
         process = ground.fork(ground.words())
@@ -333,7 +333,7 @@ def second_signals(ground: Ground, number: int) -> list[Row]:
 
 def checkpoints_on_demand(ground: Ground, number: int) -> list[Row]:
     """SIGUSR1 saves and changes nothing."""
-    row = Row("SIGUSR1 saves and goes on, the result unchanged")
+    row = Row("SIGUSR1 saves and continues, the result is unchanged")
     for _ in range(number):
         ground.clear()
         process = ground.fork(ground.words())
@@ -348,7 +348,7 @@ def checkpoints_on_demand(ground: Ground, number: int) -> list[Row]:
 
 def resumes(ground: Ground, steps: list[int], engine: str) -> list[Row]:
     """The process ends right after the checkpoint of each step; the run goes on from there."""
-    row = Row(f"resumed from each step, {engine}: bit for bit as if never stopped")
+    row = Row(f"resumed from each step, {engine}: same result bit for bit")
 
     def end_after(step: int) -> None:
         real = training.Trainer._obey_signals
@@ -442,11 +442,11 @@ def readers(ground: Ground) -> Iterator[tuple[str, bytes, Callable[[bytes], obje
     for name in ("config.toml", "tokenizer.json", "state.json", "model.safetensors"):
         yield f"{name} of a checkpoint", (place / name).read_bytes(), in_a_run(name)
     yield "MANIFEST.json", (place / "MANIFEST.json").read_bytes(), manifest
-    yield "a text", (TEXT + "é 你好 🙂").encode(), text
+    yield "text", (TEXT + "é 你好 🙂").encode(), text
     settings = (ground.folder / "settings.toml").read_bytes()
     yield "settings", settings, lambda c: configuration.parse(c.decode("utf-8", "replace"), "x")
     tokens = (place / "tokenizer.json").read_bytes()
-    yield "a tokenizer", tokens, lambda c: Tokenizer.from_json(c.decode("utf-8", "replace"))
+    yield "tokenizer", tokens, lambda c: Tokenizer.from_json(c.decode("utf-8", "replace"))
     for name in ("metrics.jsonl", "best.json", "run.json"):
         yield f"{name} of a resumed run", (ground.run / name).read_bytes(), resumed(name)
 
@@ -480,7 +480,7 @@ def fuzz(ground: Ground, seconds: float) -> list[Row]:
     known = list(readers(ground))
     os.environ["LMTRAIN_CACHE"] = str(ground.folder / "cache")
     for name, content, read in known:
-        row = Row(f"fuzzed {name}: read, or refused with a plain error")
+        row = Row(f"fuzzed {name}: read, or refused with an error of one to three lines")
         until = time.monotonic() + seconds / len(known)
         while time.monotonic() < until:
             hurt = mutated(content, ground.chance)
@@ -498,7 +498,7 @@ def fuzz(ground: Ground, seconds: float) -> list[Row]:
 
 def readers_while_training(ground: Ground, number: int) -> list[Row]:
     """A run is used again and again while it is trained, saved and rotated."""
-    row = Row("loaded, sampled and evaluated while training saves and rotates")
+    row = Row("loaded, sampled and evaluated while training saves and removes checkpoints")
     os.environ["LMTRAIN_CACHE"] = str(ground.folder / "own cache")
     while row.tried < number:
         ground.clear()
@@ -518,7 +518,7 @@ def readers_while_training(ground: Ground, number: int) -> list[Row]:
 
 def two_trainers(ground: Ground, number: int) -> list[Row]:
     """The second trainer of a folder is sent away; a dead one leaves no lock."""
-    row = Row("a second trainer in the same folder ends with exit 7")
+    row = Row("a second training in the same folder: refused with exit code 7")
     for _ in range(number):
         ground.clear()
         first = ground.fork(ground.words())
@@ -571,7 +571,7 @@ def suites(args: argparse.Namespace) -> list[tuple[Suite, int, dict[str, str]]]:
     steps = [4, 20] if short else list(range(1, 41))
     engines: list[tuple[str, int, dict[str, str]]] = [
         ("one thread", 1, {}),
-        ("one thread, torch alone", 1, {"LMTRAIN_KERNELS": "torch"}),
+        ("one thread, without native kernels", 1, {"LMTRAIN_KERNELS": "torch"}),
         ("two threads", 2, {}),
     ]
     return [(suite, 1, {}) for suite in plain] + [
@@ -605,7 +605,7 @@ def main() -> None:
     # torch imports it with the first optimizer; here once for all forks.
     importlib.import_module("torch._dynamo")
     print(f"lmtrain {lmtrain.__version__}, torch {torch.__version__}, seed {args.seed}\n")
-    print("| promise | tried | held | p50 / p99 |\n|---|---|---|---|")
+    print("| Guarantee | Tests | Passed | p50 / p99 |\n|---|---|---|---|")
     rows: dict[str, Row] = {}
     forks = multiprocessing.get_context("fork")
     with (
