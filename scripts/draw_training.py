@@ -1,8 +1,8 @@
-"""Draws how a character model learns: its loss, and a sample from several of its checkpoints.
+"""Draws how a character model learns: its loss, and samples from several of its checkpoints.
 
-    python scripts/draw_training.py runs/shakespeare --steps 100,300,1000,2940 --prompt ROMEO:
+    python scripts/draw_training.py runs/shakespeare --steps 100,300,1000,2940
 
-The run must have kept these checkpoints (`--set train.keep_checkpoints=100`). Writes OUT.svg.
+The run must have kept these checkpoints, as that of docs/training.svg in docs/getting-started.md.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def draw(run: Path, steps: list[int], prompt: str, out: Path) -> None:
     valid_steps, valid_losses = losses(run, "valid")
     left.plot(valid_steps, valid_losses, color=_INK, linewidth=1.5, label="validation")
     left.set(xscale="log", xlabel="updates", ylabel="loss, nats per character")
+    left.xaxis.set_major_formatter("{x:,.0f}")
     left.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)
     right.axis("off")
@@ -38,8 +39,8 @@ def draw(run: Path, steps: list[int], prompt: str, out: Path) -> None:
         loss = valid_losses[valid_steps.index(step)]
         left.plot([step], [loss], "o", color=_ACCENT, markersize=5)
         model = lmtrain.load(run / "checkpoints" / f"step-{step:08d}", device_name="cpu")
-        text = model.sample(prompt, max_tokens=120, temperature=0.8, seed=1)[0]  # type: ignore[attr-defined]
-        lines = [line for line in text.splitlines() if line.strip()][:3]
+        text = model.sample(prompt + "\n", max_tokens=200, temperature=0.8, seed=1)[0]
+        lines = [line for line in text.splitlines() if line.strip()][1:4]
         top = 1 - index / len(steps)
         title = f"after {step:,} updates, loss {loss:.2f}"
         right.text(0, top, title, color=_ACCENT, va="top", fontsize=9, weight="bold")

@@ -1,8 +1,11 @@
-"""What the papers say can be typed: commands, options, settings, recipes; the Python runs."""
+"""What README and docs say can be typed: commands, options, settings, recipes; the Python runs."""
 
+import functools
 import itertools
 import re
+import runpy
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -10,20 +13,37 @@ from test_architecture import ROOT
 
 import lmtrain
 from corpora import LABELLED, SENTENCES
-from lmtrain import cells, config, schema
+from lmtrain import config, schema
 from lmtrain.cells import base
 from lmtrain.cli.main import app
 
-PAPERS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+SECTIONS = "data|model|optimizer|train"
+# What looks like a setting and is a file or an attribute of a model.
+NO_SETTINGS = {"train.tsv", "train.de", "train.en", "train.label", "train.conll", "train.npz",
+               "model.safetensors", "model.model"}  # fmt: skip
+
+
+def commands(text: str):
+    """The lmtrain commands in indented blocks and in inline code."""
+    for line in text.splitlines():
+        if line.startswith("    "):
+            yield from re.split(r" (?:\||&&) ", line.strip().removeprefix("$ "))
+    prose = re.sub(r"^(    .*|```.*?```)$", "", text, flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`([^`]+)`", prose):
+        yield " ".join(code.split())
+
+
 COMMANDS = sorted(
     {
-        (path.name, line.strip().removeprefix("$ "))
-        for path in PAPERS
-        for line in path.read_text("utf-8").splitlines()
-        if re.match(r"\s+(\$ )?lmtrain [a-z]", line)
+        (path.name, command)
+        for path in PAGES
+        for command in commands(path.read_text("utf-8"))
+        if re.match(r"lmtrain [a-z]", command)
     }
 )
 
+GUIDES = ["add-a-cell", "dashboard", "python"]
 TEXTS = {
     "classify": LABELLED * 8,
     "tag": "the\tO\ncat\tB-animal\n\na\tO\ndog\tB-animal\n\n" * 8,
@@ -31,6 +51,7 @@ TEXTS = {
 }
 
 
+@functools.cache
 def options_by_command() -> dict[str, set[str]]:
     import typer
 
@@ -46,10 +67,10 @@ def options_by_command() -> dict[str, set[str]]:
     return known
 
 
-@pytest.mark.parametrize(("paper", "line"), COMMANDS)
-def test_commands_and_options_exist(paper, line):
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_commands_and_options_exist(page, line):
     known = options_by_command()
-    words = shlex.split(line.partition(" | ")[0], comments=True)[1:]
+    words = shlex.split(line, comments=True)[1:]
     command = words[0] if f"{words[0]} {words[1] if len(words) > 1 else ''}" not in known else (
         f"{words[0]} {words[1]}"
     )  # fmt: skip
@@ -61,11 +82,32 @@ def test_commands_and_options_exist(paper, line):
     for key in re.findall(r"--set (\S+)=", line):
         assert key in schema.settings()
     for name in re.findall(r"--config (\S+)", line):
-        assert name in config.recipes()
+        assert name in config.recipes() or name.endswith(".toml")
 
 
 def test_there_are_commands_to_check():
-    assert len(COMMANDS) >= 8
+    assert len(COMMANDS) >= 50
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_settings_exist(page):
+    named = set(re.findall(rf"`((?:{SECTIONS})\.[a-z_]+)", page.read_text("utf-8")))
+
+    assert named - NO_SETTINGS <= set(schema.settings())
+
+
+def test_the_reference_of_settings_is_up_to_date():
+    script = runpy.run_path(str(ROOT / "scripts" / "write_settings.py"))
+
+    assert script["PAGE"].read_text("utf-8") == script["page"]()
+
+
+def test_the_index_links_to_every_page():
+    index = ROOT / "docs" / "index.md"
+    linked = re.findall(r"\]\(([^)#]+)\)", index.read_text("utf-8"))
+
+    pages = set((ROOT / "docs").rglob("*.md")) - {index}
+    assert pages <= {(index.parent / target).resolve() for target in linked}
 
 
 @pytest.mark.parametrize("name", config.recipes())
@@ -106,19 +148,24 @@ def test_every_recipe_trains(name, tmp_path):
     assert model.step == 2
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/guide/{n}.md" for n in GUIDES)])
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(base, "_CELLS", dict(base._CELLS))
     (tmp_path / "novel.txt").write_text(SENTENCES)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    quick = "overrides={'train.max_steps': 3, 'train.batch_size': 4, "
+    few = config.load(overrides={"data.train": "novel.txt", "train.batch_size": 4})
+    lmtrain.train(few, "runs/novel")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
     assert blocks
 
     names: dict[str, object] = {}
     for block in blocks:
-        quick = block.replace(
-            "overrides={", "overrides={'train.max_steps': 3, 'train.batch_size': 4, "
-        )
-        exec(compile(quick, "README.md", "exec"), names)
+        if file := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / file[1]).write_text(block)
+            continue
+        exec(compile(block.replace("overrides={", quick), page, "exec"), names)
 
     assert capsys.readouterr().out
-    assert cells.cell_names()
+    sys.modules.pop("my_cells", None)
