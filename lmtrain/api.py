@@ -1,4 +1,4 @@
-"""The objects a user holds: `train` a model, `load` one."""
+"""The Python API: `train` a model, `load` one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,49 +25,49 @@ def train(
     Args:
         config: the settings (see `lmtrain.load_config`); None for the recipe python-docs.
         out: the run folder; None for a new one under runs/.
-        resume: whether to go on with the run in `out`, bit for bit as if it had never stopped.
+        resume: whether to resume the run in `out`; the result is that of an uninterrupted run.
         overrides: with `resume`, settings to change, such as {"train.max_epochs": 20}.
-        is_quiet: whether no progress is shown.
+        is_quiet: whether to hide progress.
 
     Raises:
-        LmtrainError: see `lmtrain.errors`; its exit code says which kind.
+        LmtrainError: errors of training, see `lmtrain.errors`.
     """
     summary = run_training(config, out, resume=resume, overrides=overrides, is_quiet=is_quiet)
     return load(summary.run)
 
 
 def load(path: str | Path, *, device_name: str = "auto") -> Trained:
-    """The model of a run (its best checkpoint, else its newest) or of a checkpoint folder.
+    """Loads the model of a run (its best checkpoint, else its newest) or of a checkpoint.
 
     Args:
-        path: the run or checkpoint.
+        path: the run or checkpoint folder.
         device_name: auto, cpu or cuda.
 
     Returns:
-        What the run's task makes of it, such as a `TrainedLanguageModel` or a `TrainedTagger`.
+        The trained model of the run's task, such as a `TrainedLanguageModel` or `TrainedTagger`.
 
     Raises:
-        CheckpointError: missing, damaged or of a newer format.
-        ConfigError: no such device.
-        MachineError: the device is not there.
+        CheckpointError: the checkpoint is missing, damaged or of another format version.
+        ConfigError: unknown device name.
+        MachineError: the device is not available.
     """
-    place = device.choose(device_name)
-    trained = checkpoint.use(Path(path), _loaded)
-    trained.model.to(place).eval()
+    target_device = device.choose(device_name)
+    trained = checkpoint.load_with(Path(path), _load)
+    trained.model.to(target_device).eval()
     return trained
 
 
-def _loaded(saved: checkpoint.Checkpoint) -> Trained:
-    """The model of a checkpoint that may come from anyone.
+def _load(saved: checkpoint.Checkpoint) -> Trained:
+    """Loads the model of an untrusted checkpoint.
 
     Raises:
-        CheckpointError: damaged, or its parts do not fit each other.
+        CheckpointError: the checkpoint is damaged or inconsistent.
     """
     try:
         config = configuration.parse(saved.text("config.toml"), str(saved.path / "config.toml"))
         task = task_of(config)
         data = task.restore(saved, config)
-        # Sizes are compared with those of the weights before memory is taken for them.
+        # Checked before memory is allocated for the weights.
         saved.require_shapes(weight_shapes(task, config, data))
         model = task.build(config, data)
     except ConfigError as error:

@@ -4,9 +4,9 @@
       model.safetensors  state.safetensors  state.json  config.toml  MANIFEST.json
       tokenizer.json and other vocabularies of its task
 
-A checkpoint appears by one rename and never changes. Its manifest, written last, holds the size and
-SHA-256 of every file; nothing is used before it agrees with it, and nothing is ever unpickled. A
-folder may come from anyone: what is read is small, or as large as its settings make it.
+A checkpoint is written atomically and never changes. Its manifest holds the size and SHA-256 of
+every other file; a file is compared with it before it is used. Nothing is unpickled. Folders are
+untrusted: each file has a size limit, and weights must have the shapes that the settings give.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from lmtrain import files, untrusted
 from lmtrain.errors import CheckpointError, LmtrainError, MachineError, UnreadableError
 
 FORMAT = 1
-_NAMES = ("model.safetensors", "state.safetensors", "state.json", "config.toml")
-_VOCABULARY = re.compile(r"[a-z]{1,40}\.json")
+_REQUIRED_FILES = ("model.safetensors", "state.safetensors", "state.json", "config.toml")
+_VOCABULARY_FILE = re.compile(r"[a-z]{1,40}\.json")
 _MANIFEST = "MANIFEST.json"
-_FOLDER = re.compile(r"step-([0-9]{8,18})")
-_ATTEMPTS = 20
+_STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
+_MAX_ATTEMPTS = 20
 _Result = TypeVar("_Result")
 
 
@@ -43,7 +43,7 @@ class _Reference(BaseModel):
 
 
 class _State(BaseModel):
-    """What every state.json holds; each part of a training checks its own."""
+    """The entries of every state.json; each part of the training state checks its own."""
 
     step: Annotated[int, Field(ge=0, strict=True)]
     data: dict[Literal["train", "valid", "test"], _Reference]
@@ -51,7 +51,7 @@ class _State(BaseModel):
 
     @field_validator("data")
     @classmethod
-    def _was_trained(cls, data: dict[str, _Reference]) -> dict[str, _Reference]:
+    def _require_train(cls, data: dict[str, _Reference]) -> dict[str, _Reference]:
         if "train" not in data:
             raise ValueError
         return data
@@ -59,35 +59,37 @@ class _State(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder; whatever of it is used was compared with its manifest.
+    """A checkpoint folder; its files are compared with the manifest when they are read.
 
     Args:
         path: the folder.
-        manifest: what it says of each file.
+        manifest: `bytes` and `sha256` of each file, by name.
     """
 
     path: Path
     manifest: Mapping[str, Mapping[str, Any]]
 
     def content(self, name: str) -> bytes:
-        """The bytes of a file.
+        """The content of a file.
 
         Raises:
-            CheckpointError: missing, damaged, or larger than any such file.
+            CheckpointError: the file is missing, damaged or too large.
         """
         entry = self.manifest.get(name)
         if entry is None:
             raise CheckpointError(f"{self.path} has no {name}")
         content = untrusted.read(self.path / name, entry["bytes"])
         if files.sha256([content]) != entry["sha256"]:
-            raise CheckpointError(f"{self.path / name} is damaged: it is not what was saved")
+            raise CheckpointError(
+                f"{self.path / name} is damaged: its SHA-256 is not the one in the manifest"
+            )
         return content
 
     def text(self, name: str) -> str:
         """The content of a text file.
 
         Raises:
-            CheckpointError: damaged, or not UTF-8.
+            CheckpointError: the file is missing, damaged, too large or not UTF-8.
         """
         try:
             return self.content(name).decode()
@@ -96,25 +98,25 @@ class Checkpoint:
 
     @functools.cached_property
     def state(self) -> dict[str, Any]:
-        """The training state that is not tensors.
+        """The content of state.json: the training state except its tensors.
 
         Raises:
-            CheckpointError: damaged, of a newer format, or without what it must hold.
+            CheckpointError: the file is damaged, or of another format version.
         """
         path = self.path / "state.json"
         tree = untrusted.json_object(path, self.content(path.name), FORMAT)
         try:
             _State.model_validate(tree)
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise CheckpointError(f"{path} is damaged: {where}") from None
+            entry = ".".join(map(str, error.errors()[0]["loc"]))
+            raise CheckpointError(f"{path} is damaged: invalid {entry}") from None
         return tree
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of its files.
+        """The tensors of a safetensors file, by name.
 
         Raises:
-            CheckpointError: they cannot be read.
+            CheckpointError: the file is missing, damaged or too large.
         """
         try:
             return safetensors.torch.load(self.content(name))
@@ -122,52 +124,57 @@ class Checkpoint:
             raise CheckpointError(f"{self.path / name} is damaged: {error}") from None
 
     def require_shapes(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Checks that the weights have these names and shapes, before memory is taken for them.
+        """Checks names and shapes of the weights without loading them.
+
+        Args:
+            expected: shapes by name.
 
         Raises:
-            CheckpointError: they have not.
+            CheckpointError: a weight is missing, unexpected or of another shape.
         """
         path = self.path / "model.safetensors"
-        untrusted.file_size(path, self.manifest[path.name]["bytes"])
+        untrusted.require_regular_file(path, self.manifest[path.name]["bytes"])
         try:
             with safetensors.safe_open(path, framework="pt") as header:
-                found = {name: tuple(header.get_slice(name).get_shape()) for name in header.keys()}  # noqa: SIM118
+                stored = {name: tuple(header.get_slice(name).get_shape()) for name in header.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
+        for name in sorted(expected.keys() | stored.keys()):
+            if expected.get(name) != stored.get(name):
                 raise CheckpointError(
-                    f"{self.path} does not fit its own settings: {name!a} is {found.get(name)}",
-                    f"the settings make it {expected.get(name)}",
+                    f"the weights of {self.path} do not match its settings",
+                    f"shape of {name!a}: {stored.get(name, 'missing')}",
+                    f"by the settings: {expected.get(name, 'no such weight')}",
                 )
 
-    def require_whole(self) -> "Checkpoint":
-        """Compares every byte with the manifest; returns itself.
+    def require_intact(self) -> "Checkpoint":
+        """Compares all files with the manifest; returns the checkpoint itself.
 
         Raises:
-            CheckpointError: something is missing or damaged.
+            CheckpointError: a file is missing or damaged.
         """
         for name in self.manifest:
             self.content(name)
         return self
 
     def load_weights(self, model: nn.Module) -> None:
-        """Puts the weights into a model of the same shape.
+        """Loads the weights into a model.
 
         Raises:
             CheckpointError: names, shapes or types differ, or a weight is not finite.
         """
         expected = weights(model)
-        self.require_shapes({name: tuple(ours.shape) for name, ours in expected.items()})
-        tensors = self.tensors("model.safetensors")
-        for name, ours in expected.items():
-            theirs = tensors[name]
-            if ours.dtype != theirs.dtype or not theirs.isfinite().all():
+        self.require_shapes({name: tuple(weight.shape) for name, weight in expected.items()})
+        stored = self.tensors("model.safetensors")
+        for name, weight in expected.items():
+            if stored[name].dtype != weight.dtype:
                 raise CheckpointError(
-                    f"{self.path}: {name} is {theirs.dtype} or not finite; {ours.dtype} is needed"
+                    f"{self.path}: {name} is {stored[name].dtype}, must be {weight.dtype}"
                 )
+            if not stored[name].isfinite().all():
+                raise CheckpointError(f"{self.path}: {name} is not finite")
         # A weight that two modules share is stored once.
-        model.load_state_dict(tensors, strict=False)
+        model.load_state_dict(stored, strict=False)
 
 
 def save(
@@ -179,24 +186,24 @@ def save(
     state_tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
 ) -> Path:
-    """Writes the checkpoint of a step and returns its folder; one that is there already stays.
+    """Writes the checkpoint of a step, unless it exists; returns its folder.
 
     Args:
         run: the run folder.
         step: updates done.
-        texts: the content of config.toml and of each vocabulary, by the name of the file.
-        weights: the model's tensors by name.
-        state_tensors: the other tensors that training goes on from.
-        state: the rest of what training goes on from, as JSON.
+        texts: content of config.toml and of each vocabulary, by file name.
+        weights: weights of the model, by name.
+        state_tensors: tensors of the training state, by name.
+        state: the rest of the training state, as JSON.
 
     Raises:
-        MachineError: the disk or the permissions refused; nothing is left behind.
+        MachineError: the checkpoint could not be written; nothing is left behind.
     """
     path = folder(run, step)
     if path.exists():
         return path
     if not run.is_dir():
-        raise MachineError(f"could not write {path}: the run folder is gone")
+        raise MachineError(f"could not write {path}: the run folder was deleted")
     contents = {
         "model.safetensors": _tensor_bytes(weights),
         "state.safetensors": _tensor_bytes(state_tensors),
@@ -213,12 +220,12 @@ def save(
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model as a checkpoint stores them: those that modules share, once."""
-    found: dict[int, str] = {}
+    """The weights of a model as a checkpoint stores them: a shared weight is stored once."""
+    names: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     for name, weight in state.items():
-        found.setdefault(id(weight), name)
-    return {name: state[name].detach() for name in found.values()}
+        names.setdefault(id(weight), name)
+    return {name: state[name].detach() for name in names.values()}
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -230,87 +237,97 @@ def _json_bytes(tree: Mapping[str, Any]) -> bytes:
 
 
 def read(path: Path) -> Checkpoint:
-    """A checkpoint folder whose manifest is in order; its files are compared when they are read.
+    """A checkpoint with a valid manifest; its other files are compared when they are read.
 
     Raises:
-        CheckpointError: missing, damaged, or of a newer format.
+        CheckpointError: the checkpoint is missing, damaged or of another format version.
     """
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint {path}")
-    where = path / _MANIFEST
-    content = untrusted.read(where)
-    tree = untrusted.json_object(where, content, FORMAT)
+    manifest = path / _MANIFEST
+    content = untrusted.read(manifest)
+    tree = untrusted.json_object(manifest, content, FORMAT)
     listed = tree.get("files")
-    # Nothing vouches for the manifest but its own form: not even a space may differ.
+    # The manifest has no checksum, so that it must be byte for byte as `save` formats it.
     if not isinstance(listed, dict) or json.dumps(tree, indent=1).encode() != content:
-        raise CheckpointError(f"{where} is damaged")
-    if (named := _FOLDER.fullmatch(path.name)) and int(named[1]) != tree.get("step"):
-        raise CheckpointError(f"{path} is damaged: its manifest is that of another step")
-    with untrusted.explained(path):
+        raise CheckpointError(f"{manifest} is damaged")
+    if (match := _STEP_FOLDER.fullmatch(path.name)) and int(match[1]) != tree.get("step"):
+        raise CheckpointError(f"{path} is damaged: its manifest is for another step")
+    with untrusted.map_os_errors(path):
         present = {entry.name for entry in path.iterdir()}
-    unknown = [name for name in listed if name not in _NAMES and not _VOCABULARY.fullmatch(name)]
+    unknown = [
+        name
+        for name in listed
+        if name not in _REQUIRED_FILES and not _VOCABULARY_FILE.fullmatch(name)
+    ]
     if extra := {*unknown, *present} - {*(listed.keys() - unknown), _MANIFEST}:
-        raise CheckpointError(f"{path} is damaged: {sorted(extra)[0]!a} does not belong there")
-    for name in {**dict.fromkeys(_NAMES), **listed}:
+        raise CheckpointError(f"{path} is damaged: unexpected file {sorted(extra)[0]!a}")
+    for name in {**dict.fromkeys(_REQUIRED_FILES), **listed}:
         entry = listed.get(name)
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-            raise CheckpointError(f"{path} is damaged: the manifest lacks {name}")
-        untrusted.file_size(path / name, entry["bytes"])
+            raise CheckpointError(f"{path} is damaged: the manifest has no valid entry for {name}")
+        untrusted.require_regular_file(path / name, entry["bytes"])
     return Checkpoint(path, listed)
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether this is a checkpoint's folder, not a run's; an UnreadableError if nobody can tell."""
-    return untrusted.is_there(path / _MANIFEST)
+    """Whether a path is a checkpoint folder, not a run folder.
+
+    Raises:
+        UnreadableError: the operating system does not say.
+    """
+    return untrusted.exists(path / _MANIFEST)
 
 
 def steps(run: Path) -> list[int]:
-    """The steps of the checkpoints in a run, rising.
+    """The steps of the checkpoints of a run, in ascending order.
 
     Raises:
-        CheckpointError: the run cannot be looked into.
+        CheckpointError: the folder could not be read.
     """
     folder = run / "checkpoints"
-    if not untrusted.is_there(folder):
+    if not untrusted.exists(folder):
         return []
-    with untrusted.explained(folder), os.scandir(folder) as entries:
+    with untrusted.map_os_errors(folder), os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return sorted(int(match[1]) for name in names if (match := _FOLDER.fullmatch(name)))
+    return sorted(int(match[1]) for name in names if (match := _STEP_FOLDER.fullmatch(name)))
 
 
 def folder(run: Path, step: int) -> Path:
-    """The folder of a step's checkpoint."""
+    """The folder of the checkpoint of a step."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def find(path: Path) -> Path:
-    """The checkpoint meant by a run (its best, else its newest) or a checkpoint folder.
+    """The checkpoint folder of a run (its best, else its newest), or `path` if it is one itself.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
     if is_checkpoint(path):
         return path
-    known = steps(path)
-    if not known:
+    saved_steps = steps(path)
+    if not saved_steps:
         raise CheckpointError(
             f"no run or checkpoint {path}" if not path.exists() else f"{path} has no checkpoint"
         )
-    named = best(path)
-    return folder(path, named.step if named and named.step in known else known[-1])
+    best_checkpoint = best(path)
+    if best_checkpoint and best_checkpoint.step in saved_steps:
+        return folder(path, best_checkpoint.step)
+    return folder(path, saved_steps[-1])
 
 
 def newest_intact(run: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint of a run that is whole, and what was wrong with any newer one.
+    """The newest intact checkpoint of a run, and what is wrong with the newer ones.
 
     Raises:
-        UnreadableError: one is there that the system lets nobody read now: it may be whole.
-        CheckpointError: there is none.
+        UnreadableError: a newer checkpoint could not be read; it may be intact.
+        CheckpointError: there is no intact checkpoint.
     """
     problems: list[str] = []
     for step in reversed(steps(run)):
         try:
-            return read(folder(run, step)).require_whole(), problems
+            return read(folder(run, step)).require_intact(), problems
         except UnreadableError:
             raise
         except CheckpointError as error:
@@ -318,22 +335,26 @@ def newest_intact(run: Path) -> tuple[Checkpoint, list[str]]:
     raise CheckpointError(f"{run} has no intact checkpoint", *problems[:2])
 
 
-def use(path: Path, action: Callable[[Checkpoint], _Result]) -> _Result:
-    """What `action` makes of the checkpoint that `find` finds, or of another if it goes meanwhile.
+def load_with(path: Path, loader: Callable[[Checkpoint], _Result]) -> _Result:
+    """The result of `loader` for the checkpoint of a run or checkpoint folder, see `find`.
 
-    A run that is being trained removes checkpoints while others read them.
+    A training in progress may delete the checkpoint meanwhile; then the next one is tried.
+
+    Args:
+        path: the run or checkpoint folder.
+        loader: reads the checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is no checkpoint, or it is damaged.
     """
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         chosen = find(path)
         try:
-            return action(read(chosen))
+            return loader(read(chosen))
         except CheckpointError as error:
             if isinstance(error, UnreadableError) or chosen.is_dir():
                 raise
-    raise CheckpointError(f"{path} changes faster than it can be read")
+    raise CheckpointError(f"{path}: checkpoints are deleted faster than they can be read")
 
 
 class Best(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
@@ -341,16 +362,16 @@ class Best(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
 
     step: Annotated[int, Field(ge=0)]
     metric: Annotated[str, Field(pattern="^[a-z0-9_]{1,40}$")]
-    """The name of the headline figure of its validation."""
+    """Name of the headline metric of its validation."""
     value: float | None
-    """That figure; None if it is not finite."""
+    """Value of that metric; None if it is not finite."""
 
 
 def best(run: Path) -> Best | None:
-    """The best checkpoint, as best.json names it; None if there is none.
+    """The content of best.json; None if it is missing or damaged.
 
     Raises:
-        UnreadableError: it is there and cannot be read.
+        UnreadableError: the file exists but could not be read.
     """
     try:
         return Best.model_validate_json(untrusted.read(run / "best.json"))
@@ -361,34 +382,40 @@ def best(run: Path) -> Best | None:
 
 
 def write_best(run: Path, step: int, metric: str, value: float | None) -> None:
-    """Notes which checkpoint is the best so far.
+    """Writes best.json, which names the best checkpoint so far.
+
+    Args:
+        run: the run folder.
+        step: updates done at the checkpoint.
+        metric: name of the headline metric of its validation.
+        value: value of that metric; None if it is not finite.
 
     Raises:
-        MachineError: the disk or the permissions refused.
+        MachineError: the file could not be written.
     """
     files.write(run / "best.json", _json_bytes({"step": step, "metric": metric, "value": value}))
 
 
 def rotate(run: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints and the best, when a save is durable.
+    """Deletes all checkpoints except the newest `keep` and the best.
 
-    Where it cannot be read now which one is the best, all stay.
+    If the best is unknown because best.json could not be read, nothing is deleted.
 
     Raises:
-        MachineError: the system refused.
+        MachineError: the operating system refused.
     """
     with contextlib.suppress(UnreadableError):
-        named = best(run)
+        best_checkpoint = best(run)
         for step in steps(run)[:-keep]:
-            if not named or step != named.step:
+            if not best_checkpoint or step != best_checkpoint.step:
                 files.remove_folder(folder(run, step))
 
 
 def remove_after(run: Path, step: int) -> None:
-    """Removes the checkpoints of later steps.
+    """Deletes the checkpoints of later steps.
 
     Raises:
-        MachineError: the system refused.
+        MachineError: the operating system refused.
     """
     for later in steps(run):
         if later > step:
@@ -396,21 +423,27 @@ def remove_after(run: Path, step: int) -> None:
 
 
 def verify(path: Path) -> Iterator[tuple[Path, str | None]]:
-    """Every checkpoint of a run, or the one at `path`, with what is wrong with it, if anything.
+    """Checks every checkpoint of a run, or a single one.
+
+    Args:
+        path: the run or checkpoint folder.
+
+    Yields:
+        The folder of each checkpoint and what is wrong with it; None if it is intact.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
-    known = [path] if is_checkpoint(path) else [folder(path, s) for s in steps(path)]
-    if not known:
+    folders = [path] if is_checkpoint(path) else [folder(path, step) for step in steps(path)]
+    if not folders:
         raise CheckpointError(f"no run or checkpoint {path}")
-    for each in known:
+    for saved in folders:
         try:
-            found = read(each).require_whole()
-            found.tensors("model.safetensors")
-            found.tensors("state.safetensors")
-            yield each, None
+            intact = read(saved).require_intact()
+            intact.tensors("model.safetensors")
+            intact.tensors("state.safetensors")
+            yield saved, None
         except LmtrainError as error:
-            # A run that is being trained removes checkpoints meanwhile.
-            if isinstance(error, UnreadableError) or each == path or each.is_dir():
-                yield each, str(error)
+            # A training in progress may have deleted it meanwhile.
+            if isinstance(error, UnreadableError) or saved == path or saved.is_dir():
+                yield saved, str(error)

@@ -1,4 +1,4 @@
-"""Where and how wide torch computes, in what memory, and what random numbers it draws."""
+"""The device, threads, memory and random generators of torch."""
 
 import ctypes
 import functools
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lmtrain import launched
+from lmtrain import torchrun
 from lmtrain.errors import ConfigError, MachineError
 
 # Parameters of mallopt, in glibc's malloc.h.
@@ -22,133 +22,133 @@ _Result = TypeVar("_Result")
 
 
 def choose(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means on this machine.
+    """The device for `auto`, `cpu` or `cuda`; auto is CUDA where it is available.
 
     Raises:
         ConfigError: another name, or fewer GPUs than processes.
-        MachineError: CUDA was asked for and there is none.
+        MachineError: `cuda`, but CUDA is not available.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device {name!r}: auto, cpu or cuda is needed")
+        raise ConfigError(f"device {name!r}: must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("no CUDA device on this machine", "try: --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and launched.local_size() > (gpus := torch.cuda.device_count()):
+    if name == "cuda" and torchrun.local_world_size() > (gpus := torch.cuda.device_count()):
         raise ConfigError(
-            f"{launched.local_size()} processes want a GPU each; this machine has {gpus}",
+            f"{torchrun.local_world_size()} processes need a GPU each, but this machine has {gpus}",
             "try: --device cpu",
         )
-    # Each process of a training has a current GPU of its own.
+    # Each training process has its own current GPU.
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def of(model: nn.Module) -> torch.device:
-    """Where a model's weights are."""
+    """The device of a model's parameters."""
     return next(model.parameters()).device
 
 
 def threads() -> int:
-    """Processor threads that torch takes in this process."""
+    """Number of CPU threads that torch uses in this process."""
     return torch.get_num_threads()
 
 
-def place(array: NDArray[Any], where: torch.device) -> Tensor:
-    """The numbers of an array on a device; a GPU takes them while this process goes on."""
+def from_numpy(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor on `device` with the content of an array; the copy to a GPU is asynchronous."""
     tensor = torch.from_numpy(array)
-    if where.type != "cuda":
+    if device.type != "cuda":
         return tensor
-    return tensor.pin_memory().to(where, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def runs_ahead(place: torch.device) -> bool:
-    """Whether the device computes on its own, so that to read a number is to wait for it."""
-    return place.type == "cuda"
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether the device computes asynchronously, so that reading a value waits for it."""
+    return device.type == "cuda"
 
 
-def record(
-    work: Callable[[], _Result],
+def capture_graph(
+    function: Callable[[], _Result],
     generator: torch.Generator,
-    beside: torch.cuda.CUDAGraph | None = None,
+    pool_of: torch.cuda.CUDAGraph | None = None,
 ) -> tuple[torch.cuda.CUDAGraph, _Result]:
-    """Records what a piece of work gives the GPU to do, as a CUDA graph, and does nothing of it.
+    """Captures the work of a function on the GPU as a CUDA graph, without running it.
 
     Args:
-        work: reads and writes tensors that stay where they are.
-        generator: what it draws from.
-        beside: another graph that is never run at the same time: they share memory, so that each
-            spoils the results of the other.
+        function: reads and writes tensors whose addresses do not change.
+        generator: the generator that it draws from.
+        pool_of: another graph, whose memory pool is used; replaying one graph overwrites the
+            results of the other.
 
     Returns:
-        The graph, which does all of it in one launch, and what its results will be then.
+        The graph, and the results of the function, which are valid after a replay.
 
     Raises:
-        RuntimeError: it asks the GPU for a number.
+        RuntimeError: the function reads a value from the GPU.
     """
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(generator)
-    pool = None if beside is None else beside.pool()
-    recording = torch.cuda.graph(
-        graph, pool=pool, stream=_recording_stream(torch.cuda.current_device())
+    pool = None if pool_of is None else pool_of.pool()
+    capture = torch.cuda.graph(
+        graph, pool=pool, stream=_capture_stream(torch.cuda.current_device())
     )
-    # A recording that fails does not go back to the stream that it began on.
-    with torch.cuda.stream(torch.cuda.current_stream()), recording:
-        results = work()
+    # A capture that fails does not restore the stream that it started on.
+    with torch.cuda.stream(torch.cuda.current_stream()), capture:
+        results = function()
     return graph, results
 
 
 @functools.cache
-def _recording_stream(gpu: int) -> torch.cuda.Stream:
-    # Torch's own stays on the GPU that it was first asked for on.
+def _capture_stream(gpu: int) -> torch.cuda.Stream:
+    # The default of torch.cuda.graph stays on the GPU of its first use.
     return torch.cuda.Stream(gpu)
 
 
-def can_record(place: torch.device) -> bool:
-    """Whether the device repeats recorded work."""
-    return place.type == "cuda"
+def supports_graphs(device: torch.device) -> bool:
+    """Whether the device supports CUDA graphs."""
+    return device.type == "cuda"
 
 
-def is_recording(place: torch.device) -> bool:
-    """Whether work given to the device is being recorded."""
-    return place.type == "cuda" and torch.cuda.is_current_stream_capturing()
+def is_capturing(device: torch.device) -> bool:
+    """Whether work on the device is being captured as a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-class Reading:
-    """Numbers on their way from a device, which is not waited for until they are asked for.
+class HostCopy:
+    """An asynchronous copy of a tensor in host memory.
 
     Args:
-        numbers: (N,).
+        tensor: (N,), on any device.
     """
 
-    def __init__(self, numbers: Tensor) -> None:
-        self._numbers, self._arrival = numbers, None
-        if numbers.is_cuda:
-            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
-            self._arrival = torch.cuda.current_stream(numbers.device).record_event()
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._event = tensor, None
+        if tensor.is_cuda:
+            self._tensor = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.current_stream(tensor.device).record_event()
 
-    def values(self) -> list[float]:
-        """The numbers, when they have arrived."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        values: list[float] = self._numbers.tolist()
+    def tolist(self) -> list[float]:
+        """The values; waits for the copy."""
+        if self._event is not None:
+            self._event.synchronize()
+        values: list[float] = self._tensor.tolist()
         return values
 
 
 def make_deterministic() -> None:
-    """Lets torch take only operations that give the same bits each time, in this process."""
-    # Read when the library of products is first called.
+    """Restricts torch to deterministic operations in this process."""
+    # cuBLAS reads it at its first call.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def set_threads(threads: int | None, processes: int = 1) -> int:
-    """Sets the processor threads of torch and returns their number.
+    """Sets the number of CPU threads of torch and returns it.
 
     Args:
-        threads: how many; None takes every core that this process may use.
-        processes: how many processes of a training divide the cores.
+        threads: number of threads; None for every core that this process may use.
+        processes: number of training processes that share the cores when `threads` is None.
     """
     # macOS has no sched_getaffinity.
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -159,10 +159,10 @@ def set_threads(threads: int | None, processes: int = 1) -> int:
 
 
 def keep_memory() -> None:
-    """Lets this process keep the memory it frees, where the C library is glibc.
+    """Makes glibc keep freed memory instead of returning it to the kernel.
 
-    A training step needs what the one before it needed. Left to itself, glibc gives every tensor
-    above 32 MiB back, and the kernel clears each page of it anew in the next step.
+    Each training step allocates the same sizes again. By default glibc returns every freed tensor
+    above 32 MiB, and the kernel has to clear its pages again in the next step.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_TRIM_THRESHOLD, -1)
@@ -170,8 +170,8 @@ def keep_memory() -> None:
 
 
 def generator(seed: int, rank: int = 0) -> torch.Generator:
-    """A random generator on the processor, free of global state; each rank has its own."""
+    """A random generator on the CPU, independent of global state and different for each rank."""
     if rank or seed >> 32:
-        # Torch's own heeds the lower 32 bits of a seed alone.
+        # torch's CPU generator uses only the lower 32 bits of a seed.
         seed = int(np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1)[0])
     return torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
-"""The operations that change a disk, each one call of the system: the ground `files.py` stands on.
+"""The system calls that change files, one function each; `files.py` builds on them.
 
-No other place changes a file. A test that takes the place of these functions can let any one of
-them fail, end the process there, or write down what a loss of power would leave.
+No other module changes a file. Tests replace these functions to make any of them fail, to kill the
+process at any of them, or to simulate a power loss.
 """
 
 import errno
@@ -10,38 +10,38 @@ import os
 from pathlib import Path
 from typing import Any
 
-# A link that someone put in the place of a file is refused, not followed.
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_KEPT = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+# O_EXCL and O_NOFOLLOW refuse a symbolic link in place of the file.
+_CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def create(path: Path) -> int:
-    """The descriptor of a new file; the name must be free."""
-    return os.open(path, _NEW, 0o666)
+    """Creates a file that must not exist yet; returns its descriptor."""
+    return os.open(path, _CREATE_FLAGS, 0o666)
 
 
 def open_to_append(path: Path) -> int:
-    """The descriptor of a file, made if it is missing, that grows at its end."""
-    return os.open(path, _KEPT, 0o666)
+    """Opens a file for appending, created if it is missing; returns its descriptor."""
+    return os.open(path, _APPEND_FLAGS, 0o666)
 
 
 def write(descriptor: int, content: bytes | memoryview) -> int:
-    """Writes the beginning of `content`, all of it if the disk lets it; returns how many bytes."""
+    """Writes `content` or, on a short write, its beginning; returns the number of bytes written."""
     return os.write(descriptor, content)
 
 
 def truncate(descriptor: int, size: int) -> None:
-    """Cuts an open file off after `size` bytes."""
+    """Truncates an open file to `size` bytes."""
     os.ftruncate(descriptor, size)
 
 
 def sync(descriptor: int) -> None:
-    """Makes the content of an open file durable."""
+    """Flushes the content of an open file to the disk."""
     os.fsync(descriptor)
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names inside a folder durable."""
+    """Flushes the entries of a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -50,57 +50,57 @@ def sync_folder(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Gives a file or folder another name in one step; a file of that name is replaced."""
+    """Renames a file or folder atomically; an existing file `target` is replaced."""
     source.rename(target)
 
 
 def make_folder(path: Path) -> None:
-    """Makes one folder."""
+    """Creates a folder whose parent exists."""
     path.mkdir()
 
 
 def remove_folder(path: Path) -> None:
-    """Takes an empty folder away."""
+    """Deletes an empty folder."""
     path.rmdir()
 
 
 def remove_file(path: Path) -> None:
-    """Takes a file or a link away."""
+    """Deletes a file or a symbolic link."""
     path.unlink()
 
 
 class File(io.RawIOBase):
-    """A stream over a descriptor that writes all it is given."""
+    """Unbuffered stream over a descriptor; `write` repeats short writes until all is written."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def writable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """The file descriptor."""
         return self._descriptor
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the beginning of `buffer`; returns how many bytes."""
+        """Reads into `buffer`; returns the number of bytes read."""
         return os.readv(self._descriptor, [buffer])
 
     def write(self, content: Any) -> int:
-        """Writes all of `content`; returns its bytes.
+        """Writes all of `content`; returns the number of bytes written.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: a write failed, or wrote nothing because the disk is full.
         """
         view = memoryview(content).cast("B")
         done = 0
@@ -112,11 +112,11 @@ class File(io.RawIOBase):
         return done
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to another place; returns it."""
+        """Moves to an offset; returns the new position."""
         return os.lseek(self._descriptor, offset, whence)
 
     def close(self) -> None:
-        """Gives the descriptor back."""
+        """Closes the descriptor."""
         if not self.closed:
             super().close()
             os.close(self._descriptor)

@@ -1,6 +1,6 @@
-"""Durable files: what appears under its final name is complete.
+"""Durable files: a file or folder appears under its final name only when it is complete.
 
-It was written aside, synced to the disk and renamed, all through `disk.py`.
+It is written under a temporary name, synced to the disk and renamed, all through `disk.py`.
 """
 
 import atexit
@@ -20,13 +20,17 @@ from typing import BinaryIO, cast
 from lmtrain import disk
 from lmtrain.errors import CheckpointError, MachineError, RunBusyError
 
-_ASIDE = ".aside-"
+_TEMPORARY = ".aside-"
 _TRASH = ".trash-"
 
 
 @contextlib.contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turns an OSError while `doing` something to `path` into a plain message.
+def map_os_errors(path: Path, action: str) -> Iterator[None]:
+    """Raises MachineError for an OSError inside the block.
+
+    Args:
+        path: what the block works on, for the message.
+        action: a verb for the message, such as "write".
 
     Raises:
         MachineError: the operation failed.
@@ -37,7 +41,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason += f"; {_free_bytes(path) // 1_000_000} MB free"
-        raise MachineError(f"could not {doing} {path}: {reason}") from error
+        raise MachineError(f"could not {action} {path}: {reason}") from error
 
 
 def _free_bytes(path: Path) -> int:
@@ -46,20 +50,20 @@ def _free_bytes(path: Path) -> int:
 
 
 def require_space(path: Path, needed: int) -> None:
-    """Checks that a disk has room before hours of work count on it.
+    """Checks that a disk has enough free space before a long training starts.
 
     Args:
-        path: where the room is needed; need not exist yet.
+        path: where the space is needed; need not exist yet.
         needed: bytes.
 
     Raises:
-        MachineError: there is less.
+        MachineError: less is free.
     """
-    with explained(path, "look for room at"):
+    with map_os_errors(path, "check the free space for"):
         free = _free_bytes(path)
     if free < needed:
         raise MachineError(
-            f"too little room at {path}: {free / 1e6:,.1f} MB free",
+            f"not enough disk space for {path}: {free / 1e6:,.1f} MB free",
             f"two checkpoints need {needed / 1e6:,.1f} MB",
             "train elsewhere: --out DIR",
         )
@@ -67,29 +71,29 @@ def require_space(path: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def _synced(descriptor: int) -> Iterator[BinaryIO]:
-    """A stream whose content is durable once the block ends without error."""
+    """A stream whose content is synced when the block ends without error."""
     with disk.File(descriptor) as stream:
         yield cast("BinaryIO", stream)
         disk.sync(descriptor)
 
 
-def _aside(path: Path) -> Path:
-    # A part of the name is enough to be told apart, and stays short enough for every file system.
-    return path.with_name(f"{_ASIDE}{_unique()}-{path.name[:40]}")
+def _temporary_path(path: Path) -> Path:
+    # The name is cut so that it stays within the limit of every file system.
+    return path.with_name(f"{_TEMPORARY}{_unique()}-{path.name[:40]}")
 
 
 def _unique() -> str:
-    # Process numbers would not do: containers that share a disk have the same ones.
+    # Not the process id: containers that share a disk can have the same one.
     return secrets.token_hex(8)
 
 
 def make_folder(path: Path) -> Path:
-    """Makes a folder and its parents where they are missing, durably.
+    """Creates a folder and its missing parents durably; returns it.
 
     Raises:
-        MachineError: the system refused.
+        MachineError: the operating system refused.
     """
-    with explained(path, "make the folder"):
+    with map_os_errors(path, "create the folder"):
         _make_folders(path)
     return path
 
@@ -101,129 +105,133 @@ def _make_folders(path: Path) -> None:
     try:
         disk.make_folder(path)
     except FileExistsError:
-        # Another process was faster, or a file is in the way.
+        # Another process may have created it; a file of that name is an error.
         if not path.is_dir():
             raise
     disk.sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content appears at `path` in one rename once the block ends without error.
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A stream for a file that appears at `path` atomically when the block ends without error.
 
     Raises:
-        MachineError: the disk or the permissions refused; nothing is left behind.
+        MachineError: the file could not be written; nothing is left behind.
     """
-    with explained(path, "write"):
+    with map_os_errors(path, "write"):
         _make_folders(path.parent)
-        aside = _aside(path)
+        temporary = _temporary_path(path)
         try:
-            with _synced(disk.create(aside)) as stream:
+            with _synced(disk.create(temporary)) as stream:
                 yield stream
-            disk.rename(aside, path)
+            disk.rename(temporary, path)
             disk.sync_folder(path.parent)
         except BaseException:
-            _clear(aside)
+            _delete(temporary)
             raise
 
 
 def write(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` in one step: before, the old content; after, the new.
+    """Writes or replaces a file atomically.
 
     Raises:
-        MachineError: the disk or the permissions refused; the old content is intact.
+        MachineError: the file could not be written; the old content is intact.
     """
-    with writing(path) as stream:
+    with open_atomic(path) as stream:
         stream.write(content)
 
 
 def publish_folder(path: Path, contents: Mapping[str, bytes]) -> None:
-    """Makes a folder of the named files appear at `path` by one rename, each file durable before.
+    """Creates a folder with these files atomically, all of them durable.
+
+    Args:
+        path: the folder, which must not exist.
+        contents: content of each file by name.
 
     Raises:
-        MachineError: the disk or the permissions refused; nothing is left behind.
+        MachineError: the folder could not be written; nothing is left behind.
     """
-    with explained(path, "write"):
+    with map_os_errors(path, "write"):
         _make_folders(path.parent)
-        aside = _aside(path)
+        temporary = _temporary_path(path)
         try:
-            disk.make_folder(aside)
+            disk.make_folder(temporary)
             for name, content in contents.items():
-                with _synced(disk.create(aside / name)) as stream:
+                with _synced(disk.create(temporary / name)) as stream:
                     stream.write(content)
-            disk.sync_folder(aside)
-            disk.rename(aside, path)
+            disk.sync_folder(temporary)
+            disk.rename(temporary, path)
             disk.sync_folder(path.parent)
         except BaseException:
-            _clear(aside)
+            _delete(temporary)
             raise
 
 
 def remove_folder(path: Path) -> None:
-    """Takes a folder away in one rename, then deletes it.
+    """Deletes a folder; it disappears under its name atomically, by a rename.
 
     Raises:
-        MachineError: the system refused.
+        MachineError: the operating system refused.
     """
-    with explained(path, "remove"):
+    with map_os_errors(path, "remove"):
         trash = path.with_name(f"{_TRASH}{_unique()}-{path.name}")
         disk.rename(path, trash)
-    _clear(trash)
+    _delete(trash)
 
 
 def remove_file(path: Path) -> None:
-    """Takes a file away.
+    """Deletes a file.
 
     Raises:
-        MachineError: the system refused.
+        MachineError: the operating system refused.
     """
-    with explained(path, "remove"):
+    with map_os_errors(path, "remove"):
         disk.remove_file(path)
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a name is one of what is half-written or half-removed."""
-    return path.name.startswith((_ASIDE, _TRASH))
+    """Whether a path has the name of a half-written or half-deleted file or folder."""
+    return path.name.startswith((_TEMPORARY, _TRASH))
 
 
 def remove_leftovers(folder: Path, *, seconds: float = 0) -> None:
-    """Deletes what a killed process left half-written or half-removed in `folder`.
+    """Deletes what a killed process left half-written or half-deleted in `folder`.
 
     Args:
-        folder: the folder; nothing happens if it is not there.
-        seconds: how old it must be, where others may be writing.
+        folder: the folder; nothing happens if it does not exist.
+        seconds: the least age of what is deleted, where other processes may be writing.
     """
     for path in folder.glob(".*-*"):
         with contextlib.suppress(OSError):
             if is_leftover(path) and path.lstat().st_mtime <= time.time() - seconds:
-                _clear(path)
+                _delete(path)
 
 
-def _clear(path: Path) -> None:
-    """Deletes a file or a folder, as far as the system lets it; links are not followed."""
+def _delete(path: Path) -> None:
+    """Deletes a file or folder, ignoring errors; symbolic links are not followed."""
     with contextlib.suppress(OSError):
         if path.is_symlink() or not path.is_dir():
             disk.remove_file(path)
             return
         for entry in list(path.iterdir()):
-            _clear(entry)
+            _delete(entry)
         disk.remove_folder(path)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds one line to a file by a single write, or nothing.
+    """Appends a line to a file with a single write; on failure the file is unchanged.
 
     Raises:
-        MachineError: the disk or the permissions refused.
+        MachineError: the line could not be written.
     """
     content = line.encode() + b"\n"
-    with explained(path, "append to"):
+    with map_os_errors(path, "append to"):
         descriptor = disk.open_to_append(path)
         try:
             size = os.fstat(descriptor).st_size
             written = disk.write(descriptor, content)
             if written != len(content):
-                # Half a line would spoil the next one.
+                # The next line would otherwise continue half of this one.
                 disk.truncate(descriptor, size)
         finally:
             os.close(descriptor)
@@ -232,12 +240,12 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Makes durable what was appended to a file.
+    """Flushes the content of a file to the disk.
 
     Raises:
         MachineError: the disk refused.
     """
-    with explained(path, "write"):
+    with map_os_errors(path, "write"):
         descriptor = disk.open_to_append(path)
         try:
             disk.sync(descriptor)
@@ -246,73 +254,76 @@ def sync_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def appending(path: Path) -> Iterator[BinaryIO]:
-    """A stream that adds to the end of a file, for a download that goes on where it broke off.
+def open_append(path: Path) -> Iterator[BinaryIO]:
+    """A stream that appends to a file, such as a partial download; created if it is missing.
 
     Raises:
-        MachineError: the disk or the permissions refused.
+        MachineError: the file could not be written.
     """
-    with explained(path, "write"):
+    with map_os_errors(path, "write"):
         _make_folders(path.parent)
         with _synced(disk.open_to_append(path)) as stream:
             yield stream
 
 
 def publish_file(source: Path, path: Path) -> None:
-    """Moves a complete, synced file to its final name.
+    """Renames a complete, synced file to its final name.
 
     Raises:
-        MachineError: the system refused.
+        MachineError: the operating system refused.
     """
-    with explained(path, "write"):
+    with map_os_errors(path, "write"):
         disk.rename(source, path)
         disk.sync_folder(path.parent)
 
 
 def spool(pieces: Iterable[bytes]) -> Path:
-    """A file of all that comes out of a pipe, so that it can be read twice; gone at exit.
+    """Writes the pieces of a pipe to a temporary file that can be read twice; deleted at exit.
 
     Raises:
-        MachineError: the temporary folder refused.
+        MachineError: the file could not be written.
     """
     path = Path(tempfile.gettempdir()) / f"lmtrain-{_unique()}.txt"
-    with writing(path) as spooled:
+    with open_atomic(path) as spooled:
         spooled.writelines(pieces)
-    atexit.register(_clear, path)
+    atexit.register(_delete, path)
     return path
 
 
 @contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[BinaryIO]:
-    """A stream to write and to read again; its file is gone however the block or process ends.
+def open_scratch(folder: Path) -> Iterator[BinaryIO]:
+    """A stream for writing and reading; its file is deleted however the block or process ends.
+
+    Args:
+        folder: where the file is; created if it is missing.
 
     Raises:
-        MachineError: the disk or the permissions refused.
+        MachineError: the file could not be written.
     """
-    with explained(folder, "write in"):
+    with map_os_errors(folder, "write in"):
         _make_folders(folder)
-        path = _aside(folder / "scratch")
+        path = _temporary_path(folder / "scratch")
         with disk.File(disk.create(path)) as stream:
-            _clear(path)
+            _delete(path)
             yield cast("BinaryIO", stream)
 
 
 @contextlib.contextmanager
 def locked(
-    path: Path, holder: str, advice: str = "wait for it to end, or train elsewhere: --out DIR"
+    path: Path, resource: str, advice: str = "wait for it to end, or train elsewhere: --out DIR"
 ) -> Iterator[None]:
-    """Holds the lock file at `path`; the system frees it when the process ends, however it ends.
+    """Holds a lock during the block; it is released however the process ends.
 
     Args:
-        path: the lock file, made if missing.
-        holder: what is locked, for the message.
-        advice: what to do while another process holds it.
+        path: the lock file; created if it is missing.
+        resource: what is locked, for the message.
+        advice: what to do while another process holds the lock.
 
     Raises:
         RunBusyError: another process holds the lock.
-        MachineError: the file cannot be opened or locked.
+        MachineError: the file could not be opened or locked.
     """
-    with explained(path, "lock"):
+    with map_os_errors(path, "lock"):
         _make_folders(path.parent)
         descriptor = disk.open_to_append(path)
     try:
@@ -321,12 +332,12 @@ def locked(
         except BlockingIOError:
             owner = os.pread(descriptor, 40, 0).decode("ascii", "replace").strip() or "unknown"
             raise RunBusyError(
-                f"{holder} is in use by another process (pid {owner})", advice
+                f"{resource} is in use by another process (pid {owner})", advice
             ) from None
         except OSError as error:
             # Some network file systems have no locks.
             raise MachineError(f"could not lock {path}: {error.strerror}") from error
-        # The number only serves messages; a full disk must not stop here.
+        # The process id is only for messages; a full disk must not fail here.
         with contextlib.suppress(OSError):
             disk.truncate(descriptor, 0)
             disk.write(descriptor, str(os.getpid()).encode())
@@ -336,18 +347,20 @@ def locked(
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Checks that none of the names inside a folder is a symbolic link, which may lead anywhere.
+    """Checks that none of these files in a folder is a symbolic link.
 
     Raises:
         CheckpointError: one is.
     """
     for name in names:
         if (folder / name).is_symlink():
-            raise CheckpointError(f"{folder / name} is a symbolic link; a run holds plain files")
+            raise CheckpointError(
+                f"{folder / name} is a symbolic link; a run contains regular files only"
+            )
 
 
 def sha256(chunks: Iterable[bytes]) -> str:
-    """Hexadecimal SHA-256 of the chunks one after the other."""
+    """Hexadecimal SHA-256 of the concatenated chunks."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -355,21 +368,21 @@ def sha256(chunks: Iterable[bytes]) -> str:
 
 
 def file_chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
-    """The content of a file in pieces of `size` bytes."""
+    """The content of a file in chunks of at most `size` bytes."""
     with path.open("rb") as stream:
         while chunk := stream.read(size):
             yield chunk
 
 
 def cache_folder() -> Path:
-    """Where tokens and downloads are kept: LMTRAIN_CACHE, the user's cache, or a temporary folder.
+    """The folder for tokens and downloads: LMTRAIN_CACHE, the user's cache, or a temporary folder.
 
     Raises:
-        MachineError: LMTRAIN_CACHE names a place that cannot be made, or there is none that is
-            the user's own.
+        MachineError: LMTRAIN_CACHE could not be created, or the temporary folder belongs to another
+            user.
     """
-    if named := os.environ.get("LMTRAIN_CACHE"):
-        return make_folder(Path(named))
+    if cache := os.environ.get("LMTRAIN_CACHE"):
+        return make_folder(Path(cache))
     base = os.environ.get("XDG_CACHE_HOME")
     with contextlib.suppress(MachineError, RuntimeError):
         folder = make_folder((Path(base) if base else Path.home() / ".cache") / "lmtrain")
@@ -377,5 +390,5 @@ def cache_folder() -> Path:
             return folder
     folder = make_folder(Path(tempfile.gettempdir()) / f"lmtrain-{os.getuid()}")
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise MachineError(f"{folder} belongs to someone else", "set LMTRAIN_CACHE to a folder")
+        raise MachineError(f"{folder} belongs to another user", "set LMTRAIN_CACHE to a folder")
     return folder

@@ -1,19 +1,20 @@
-"""What may reach a terminal: text from files, with nothing in it that the terminal would obey."""
+"""Text for terminals: control characters are escaped, long names are shorten."""
 
 import contextlib
 import sys
 import unicodedata
 from collections.abc import Sequence
 
-# Besides control characters, the marks that turn the direction of writing (category Cf).
-_UNSAFE = {"Cc", "Cf", "Cs", "Co"}
-# How many names stand in a message, and how much of each.
-_LISTED, _SHORT = 10, 40
+# Unicode categories that are escaped: control characters (Cc), format characters such as
+# direction overrides (Cf), surrogates (Cs) and private use (Co).
+_ESCAPED = {"Cc", "Cf", "Cs", "Co"}
+# The most names in a message, and the most characters of each.
+_MAX_NAMES, _MAX_LENGTH = 10, 40
 _ALLOWED = {"\n", "\t", "\u200c", "\u200d"}
 
 
 def printable(text: str) -> str:
-    r"""The text with control characters written as escapes; newlines and tabs stay.
+    r"""The text with control characters escaped, except newlines and tabs.
 
     Example:
         >>> printable("a\x1b[31mb")
@@ -23,31 +24,31 @@ def printable(text: str) -> str:
         return text
     return "".join(
         character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in _UNSAFE and character not in _ALLOWED
+        if unicodedata.category(character) in _ESCAPED and character not in _ALLOWED
         else character
         for character in text
     )
 
 
 def one_line(text: str) -> str:
-    """The text, printable, with its lines joined by a sign for the newline."""
+    """The printable text on one line, with ⏎ for each newline."""
     return printable(text.strip("\n")).replace("\n", " ⏎ ")
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first names, each in one line and shortened, for messages."""
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(map(shortened, names[:_LISTED])) + more
+def join_names(names: Sequence[str]) -> str:
+    """The first names, shortened and separated by commas, and how many more there are."""
+    more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(map(shorten, names[:_MAX_NAMES])) + more
 
 
-def shortened(name: str) -> str:
-    """The beginning of a name, in one line."""
+def shorten(name: str) -> str:
+    """A name on one line, cut to the length that fits in messages."""
     name = " ".join(name.split())
-    return name if len(name) <= _SHORT else f"{name[: _SHORT - 1]}…"
+    return name if len(name) <= _MAX_LENGTH else f"{name[: _MAX_LENGTH - 1]}…"
 
 
 class _StandardError:
-    """Standard error, or nothing where it is closed or its terminal is gone."""
+    """Standard error; output is dropped if it is closed or its terminal is gone."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -66,9 +67,9 @@ class _StandardError:
 
 
 STDERR = _StandardError()
-"""What is shown beside the results goes here; that it cannot be shown ends nothing."""
+"""Stream for messages and progress; failures to write are ignored."""
 
 
 def note(text: str) -> None:
-    """Shows a line beside the results, printable: on standard error."""
+    """Prints a line to standard error, with control characters escaped."""
     STDERR.write(printable(text) + "\n")

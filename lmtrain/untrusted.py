@@ -1,4 +1,4 @@
-"""Files that may come from anyone: no links, and no larger than such a file can be."""
+"""Safe reading of untrusted files: no symbolic links, and a size limit for each file."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from lmtrain.errors import CheckpointError, ConfigError, UnreadableError
 
-_MOST_BYTES = {
+_MAX_BYTES = {
     "MANIFEST.json": 1 << 16,
     "best.json": 1 << 16,
     "config.toml": 1 << 20,
@@ -22,7 +22,7 @@ _MOST_BYTES = {
     "target.json": 1 << 30,
     "characters.json": 1 << 30,
 }
-_SMALLER = {
+_SIZE_ADVICE = {
     "config.toml": "try: a glob in quotes, which names many files at once",
     "labels.json": "try: fewer or shorter labels",
     "tokenizer.json": "try: a smaller --vocab-size",
@@ -30,12 +30,12 @@ _SMALLER = {
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Inside, what the system says against reading a path becomes a plain message.
+def map_os_errors(path: Path) -> Iterator[None]:
+    """Raises CheckpointError for an OSError while `path` is read inside the block.
 
     Raises:
-        UnreadableError: it is there and cannot be read.
-        CheckpointError: it is not there.
+        UnreadableError: the path exists but could not be read.
+        CheckpointError: the path does not exist.
     """
     try:
         yield
@@ -45,14 +45,14 @@ def explained(path: Path) -> Iterator[None]:
         raise kind(f"cannot read {path}: {error.strerror}") from None
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is anything of that name.
+def exists(path: Path) -> bool:
+    """Whether a path exists.
 
     Raises:
-        UnreadableError: the system does not say.
+        UnreadableError: the operating system does not say.
     """
-    # Not Path.exists, which from Python 3.14 on takes what it may not look into for missing.
-    with explained(path):
+    # Not Path.exists: since Python 3.14 it is false for paths without permission.
+    with map_os_errors(path):
         try:
             path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -60,59 +60,65 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def file_size(path: Path, expected: object = None) -> int:
-    """The size in bytes of a file that may be read.
+def require_regular_file(path: Path, size: object = None) -> None:
+    """Checks that a path is a regular file that is small enough to be read.
 
     Args:
-        path: the file; its name decides how large it may be, else this machine's memory does.
-        expected: what its size must be; None for any.
+        path: the file. Its name determines the size limit; other names have this machine's memory
+            as their limit.
+        size: the size that the file must have, in bytes; None for any.
 
     Raises:
-        CheckpointError: it is not there, no plain file, of another size, or too large.
+        CheckpointError: the file is missing, not a regular file, of another size, or too large.
     """
-    with explained(path):
+    with map_os_errors(path):
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise CheckpointError(f"{path} is no plain file")
-        found = path.stat().st_size
-    if expected is not None and found != expected:
-        raise CheckpointError(f"{path} is damaged: {found:,} bytes", f"saved were {expected!a}")
+            raise CheckpointError(f"{path} is not a regular file")
+        actual = path.stat().st_size
+    if size is not None and actual != size:
+        raise CheckpointError(
+            f"{path} is damaged: {actual:,} bytes", f"the manifest says {size!a} bytes"
+        )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if found > (most := _MOST_BYTES.get(path.name, memory)):
-        raise CheckpointError(f"{path} has {found:,} bytes", f"at most {most:,} are read")
-    return found
+    if actual > (limit := _MAX_BYTES.get(path.name, memory)):
+        raise CheckpointError(f"{path} is too large: {actual:,} bytes", f"the limit is {limit:,}")
 
 
-def require_readable(name: str, content: bytes) -> None:
-    """Checks that what is about to be written is small enough to be read again; see `file_size`.
+def require_within_limit(name: str, content: bytes) -> None:
+    """Checks before a file is written that it stays within the size limit for reading.
+
+    Args:
+        name: name of the file.
+        content: what is to be written.
 
     Raises:
-        ConfigError: it is too large.
+        ConfigError: the content is too large.
     """
-    most = _MOST_BYTES.get(name, len(content))
-    if len(content) > most:
+    limit = _MAX_BYTES.get(name, len(content))
+    if len(content) > limit:
         raise ConfigError(
-            f"{name} of this run would have {len(content):,} bytes",
-            f"at most {most:,} are read again",
-            *([_SMALLER[name]] if name in _SMALLER else []),
+            f"{name} of this run is too large: {len(content):,} bytes",
+            f"the limit is {limit:,}",
+            *([_SIZE_ADVICE[name]] if name in _SIZE_ADVICE else []),
         )
 
 
-def read(path: Path, expected: object = None) -> bytes:
-    """The content of a file that may be read; see `file_size`.
+def read(path: Path, size: object = None) -> bytes:
+    """The content of a file, after the checks of `require_regular_file`.
 
     Raises:
-        CheckpointError: it is not there, no plain file, of another size, or too large.
+        CheckpointError: the file is missing, not a regular file, of another size, or too large.
     """
-    file_size(path, expected)
-    with explained(path):
+    require_regular_file(path, size)
+    with map_os_errors(path):
         return path.read_bytes()
 
 
 def text(path: Path) -> str:
-    """The content of a text file that may be read; see `file_size`.
+    """The content of a text file, after the checks of `require_regular_file`.
 
     Raises:
-        CheckpointError: as `read`, or it is not UTF-8.
+        CheckpointError: as for `read`, or the file is not UTF-8.
     """
     try:
         return read(path).decode()
@@ -120,11 +126,16 @@ def text(path: Path) -> str:
         raise CheckpointError(f"{path} is damaged: not UTF-8") from None
 
 
-def json_object(path: Path, content: bytes, form: int) -> dict[str, Any]:
-    """The JSON object of a file's content, of this format.
+def json_object(path: Path, content: bytes, version: int) -> dict[str, Any]:
+    """The JSON object that the content of a file holds.
+
+    Args:
+        path: the file, for the message.
+        content: its content.
+        version: the version of the format that its entry `format` must have.
 
     Raises:
-        CheckpointError: it is none, or of another format.
+        CheckpointError: not a JSON object, or of another format version.
     """
     try:
         tree = json.loads(content)
@@ -132,8 +143,9 @@ def json_object(path: Path, content: bytes, form: int) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: not JSON") from None
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} is damaged: not a JSON object")
-    if tree.get("format") != form:
+    if tree.get("format") != version:
         raise CheckpointError(
-            f"{path} has format {tree.get('format')!a}", f"this lmtrain reads format {form}"
+            f"{path} has format {tree.get('format')!a}",
+            f"this version of lmtrain reads format {version}",
         )
     return tree

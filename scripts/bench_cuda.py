@@ -125,7 +125,7 @@ def recorded(steps: dict[str, Step]) -> dict[str, Step]:
     for step in steps.values():
         for _ in range(WARM):
             step()
-        graphs.append(device.record(step, chance, graphs[0] if graphs else None)[0])
+        graphs.append(device.capture_graph(step, chance, graphs[0] if graphs else None)[0])
     return {
         name: functools.partial(replay, graph, step)
         for (name, step), graph in zip(steps.items(), graphs, strict=True)

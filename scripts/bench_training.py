@@ -209,7 +209,7 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu") -> 
         schedule=lambda steps: lambda step: RATE,
         total_steps=1,
     )
-    stepper = Stepper(task, rule, Ranks(), tell=lambda text: print(text, file=sys.stderr))
+    stepper = Stepper(task, rule, Ranks(), report=lambda text: print(text, file=sys.stderr))
     # One window serves all steps; the state is carried.
     batch = replace(task.batch(0), is_continued=True)
 

@@ -135,13 +135,13 @@ def losses() -> Iterator[tuple[str, float, float]]:
 def trainings() -> Iterator[tuple[str, float, float]]:
     """Trainings of every cell and others, whole, stopped halfway, and without CUDA graphs."""
     os.environ.pop("LMTRAIN_SCHEDULE", None)
-    record, recordings = device.record, []
+    record, recordings = device.capture_graph, []
 
     def counted(*arguments: Any, **options: Any) -> Any:
         recordings.append(record(*arguments, **options))
         return recordings[-1]
 
-    device.record = counted
+    device.capture_graph = counted
     cells = [
         {"model.cell": name} | {f"model.{key}": value for key, value in options.items()}
         for name, options in CELLS
@@ -161,7 +161,7 @@ def trainings() -> Iterator[tuple[str, float, float]]:
             for stops, can_record in (((40,), True), ((20, 40), True), ((40,), False)):
                 run = Path(place) / f"{stops} {can_record}"
                 recordings.clear()
-                device.can_record = lambda place, answer=can_record: answer
+                device.supports_graphs = lambda place, answer=can_record: answer
                 for stop in stops:
                     chosen = {"train.max_steps": stop}
                     if stop == stops[0]:

@@ -1,7 +1,7 @@
-"""Disks that fail, processes that die and power that is lost, in place of `lmtrain.disk`.
+"""Simulated disk failures, killed processes and power losses, in place of `lmtrain.disk`.
 
-`Faults` makes one operation fail; `PowerLoss` records all of them and builds what a disk may hold
-afterwards: what was not synced may be there, be gone, be torn or be zeros.
+`Faults` makes one operation fail. `PowerLoss` records all operations and builds the disk contents
+that a power loss can leave: what was not synced may be complete, missing, torn or zeros.
 """
 
 import errno
@@ -18,8 +18,8 @@ OPERATIONS = (
     "make_folder", "remove_folder", "remove_file",
 )  # fmt: skip
 REAL: dict[str, Callable[..., Any]] = {name: getattr(disk, name) for name in OPERATIONS}
-# Waiting for the disk of the test would prove nothing.
-TAKEN: dict[str, Callable[..., Any]] = {
+# Without syncs, which would only take time here.
+FAST: dict[str, Callable[..., Any]] = {
     **REAL,
     "sync": lambda descriptor: None,
     "sync_folder": lambda path: None,
@@ -27,48 +27,47 @@ TAKEN: dict[str, Callable[..., Any]] = {
 
 
 class DiedError(BaseException):
-    """The process ended here; nothing it would have done after this was done."""
+    """The simulated process died at this operation."""
 
 
 class Faults:
-    """Inside its block, the `at`-th operation on the disk, counted from 1, fails.
+    """Makes one disk operation inside the block fail.
 
     Args:
-        at: which one; 0 for none.
-        failure: the number of an OSError, "short" for half a write, or "death", after which no
-            operation works any more.
+        position: position of the operation, from 1; 0 for none.
+        failure: an errno, "short" for half a write, or "death", after which every operation fails.
     """
 
-    def __init__(self, at: int = 0, failure: int | str = errno.EIO) -> None:
-        self.at = at
+    def __init__(self, position: int = 0, failure: int | str = errno.EIO) -> None:
+        self.position = position
         self.failure = failure
         self.calls: list[str] = []
         self.failed: str | None = None
 
     def __enter__(self) -> "Faults":
         for name in OPERATIONS:
-            setattr(disk, name, self._replaced(name))
+            setattr(disk, name, self._replacement(name))
         return self
 
     def __exit__(self, *_: object) -> None:
         for name, real in REAL.items():
             setattr(disk, name, real)
 
-    def _replaced(self, name: str) -> Callable[..., Any]:
+    def _replacement(self, name: str) -> Callable[..., Any]:
         def operation(*arguments: Any) -> Any:
             self.calls.append(name)
             if self.failure == "death" and self.failed:
                 raise DiedError
-            if len(self.calls) != self.at:
-                return TAKEN[name](*arguments)
+            if len(self.calls) != self.position:
+                return FAST[name](*arguments)
             self.failed = name
             if self.failure == "death":
                 raise DiedError
             if self.failure == "short":
                 if name != "write":
-                    return TAKEN[name](*arguments)
+                    return FAST[name](*arguments)
                 descriptor, content = arguments
-                return TAKEN[name](descriptor, content[: len(content) // 2])
+                return FAST[name](descriptor, content[: len(content) // 2])
             assert isinstance(self.failure, int)
             raise OSError(self.failure, os.strerror(self.failure))
 
@@ -76,14 +75,13 @@ class Faults:
 
 
 Contents = dict[str, bytes | None]
-"""What a disk holds: bytes of files by path, None for folders."""
+"""The content of a disk: bytes of each file by path, None for folders."""
 
 
 class _Node:
-    """A file with what is written and what is durable of it, or a folder with its names.
+    """A file with its written and its durable content, or a folder with its durable entries.
 
-    Changes of a folder are (name that goes, name that comes, what that then means); they are not
-    durable until it is synced.
+    Changes of a folder are (removed name, added name, node); they are durable once it is synced.
     """
 
     def __init__(self) -> None:
@@ -102,25 +100,25 @@ class _Node:
 
 
 class PowerLoss:
-    """Inside its block, records all operations below `root`; builds what a loss would leave.
+    """Records the disk operations inside the block and simulates a power loss after each of them.
 
     Args:
-        root: an empty folder, durable itself.
-        pretended: operations that only pretend to make something durable: a check of the model.
+        root: an empty folder, which is durable itself.
+        no_ops: operations that do nothing, to check that the simulation detects it.
 
     Attributes:
-        promised: what has been promised to be durable; the test writes it.
+        saved_step: the last step that was saved durably; set by the test.
     """
 
-    def __init__(self, root: Path, pretended: tuple[str, ...] = ()) -> None:
+    def __init__(self, root: Path, no_ops: tuple[str, ...] = ()) -> None:
         self.root = root
-        self.pretended = pretended
-        self.promised = 0
+        self.no_ops = no_ops
+        self.saved_step = 0
         self._top = _Node()
         self._top.names = {}
         self._open: dict[int, _Node] = {}
         self._states: dict[tuple[tuple[str, bytes | None], ...], int] = {}
-        self._chance = random.Random(1)
+        self._random = random.Random(1)
 
     def __enter__(self) -> "PowerLoss":
         for name in OPERATIONS:
@@ -132,20 +130,20 @@ class PowerLoss:
             setattr(disk, name, real)
 
     def states(self) -> Iterator[tuple[Contents, int]]:
-        """Every different disk after a loss of power, with the most that was promised before it."""
-        for state, promised in self._states.items():
-            yield dict(state), promised
+        """Every distinct disk content after a power loss, and the last step saved before it."""
+        for state, saved_step in self._states.items():
+            yield dict(state), saved_step
 
     def _recorded(self, name: str) -> Callable[..., Any]:
         def operation(*arguments: Any) -> Any:
-            # What is taken away is looked up before it is gone.
+            # Looked up before it is deleted.
             node = self._find(arguments[0]) if name in ("remove_file", "remove_folder") else None
-            result = None if name in self.pretended else TAKEN[name](*arguments)
-            if name not in self.pretended:
-                self._note(name, result, arguments, node)
+            result = None if name in self.no_ops else FAST[name](*arguments)
+            if name not in self.no_ops:
+                self._apply(name, result, arguments, node)
             for state in self._possible():
                 key = tuple(sorted(state.items()))
-                self._states[key] = max(self._states.get(key, 0), self.promised)
+                self._states[key] = max(self._states.get(key, 0), self.saved_step)
             return result
 
         return operation
@@ -156,7 +154,7 @@ class PowerLoss:
             node = node.after(node.changes)[part]
         return node
 
-    def _note(self, name: str, result: Any, arguments: Any, node: _Node | None) -> None:
+    def _apply(self, name: str, result: Any, arguments: Any, node: _Node | None) -> None:
         first = arguments[0]
         if name in ("write", "truncate"):
             self._open[first].written = Path(f"/proc/self/fd/{first}").read_bytes()
@@ -183,7 +181,7 @@ class PowerLoss:
                 self._open[result] = made
 
     def _possible(self) -> Iterator[Contents]:
-        """Disks that may be found after a loss at this point."""
+        """The disk contents that a power loss at this point can leave."""
         for choice in ("all", "none", "but one", "one", "random", "random", "random"):
             for form in ("durable", "written", "torn", "zeros"):
                 state: Contents = {}
@@ -191,27 +189,27 @@ class PowerLoss:
                 yield state
 
     def _collect(self, folder: _Node, path: str, choice: str, form: str, state: Contents) -> None:
-        for name, node in folder.after(self._kept(folder.changes, choice)).items():
-            place = f"{path}/{name}".lstrip("/")
+        for name, node in folder.after(self._durable_changes(folder.changes, choice)).items():
+            entry = f"{path}/{name}".lstrip("/")
             if node.names is not None:
-                state[place] = None
-                self._collect(node, place, choice, form, state)
+                state[entry] = None
+                self._collect(node, entry, choice, form, state)
             elif node.written == node.durable or form == "durable":
-                state[place] = node.durable
+                state[entry] = node.durable
             elif form == "written":
-                state[place] = node.written
+                state[entry] = node.written
             elif form == "torn":
-                state[place] = node.written[: (len(node.durable) + len(node.written)) // 2]
+                state[entry] = node.written[: (len(node.durable) + len(node.written)) // 2]
             else:
-                lost = max(0, len(node.written) - len(node.durable))
-                state[place] = node.written[: len(node.written) - lost] + bytes(lost)
+                num_lost = max(0, len(node.written) - len(node.durable))
+                state[entry] = node.written[: len(node.written) - num_lost] + bytes(num_lost)
 
-    def _kept(self, changes: list[Any], choice: str) -> list[Any]:
-        some = self._chance.randrange(len(changes)) if changes else 0
+    def _durable_changes(self, changes: list[Any], choice: str) -> list[Any]:
+        some = self._random.randrange(len(changes)) if changes else 0
         return {
             "all": changes,
             "none": [],
             "but one": changes[:some] + changes[some + 1 :],
             "one": changes[some : some + 1],
-            "random": [change for change in changes if self._chance.random() < 0.5],
+            "random": [change for change in changes if self._random.random() < 0.5],
         }[choice]

@@ -26,23 +26,23 @@ def model(tmp_path_factory):
     return lmtrain.train(config, folder / "run")
 
 
-def test_a_trained_model_is_loaded_the_same(model):
-    again = lmtrain.load(model.path.parents[1])
+def test_a_loaded_model_is_the_trained_one(model):
+    loaded = lmtrain.load(model.path.parents[1])
 
-    assert again.path == model.path
-    assert again.sample(num=2) == model.sample(num=2)
+    assert loaded.path == model.path
+    assert loaded.sample(num=2) == model.sample(num=2)
 
 
-def test_a_moved_run_is_complete(model, tmp_path):
+def test_a_checkpoint_can_be_moved(model, tmp_path):
     moved = tmp_path / "elsewhere"
     model.path.rename(moved)
-    again = lmtrain.load(moved)
+    loaded = lmtrain.load(moved)
     moved.rename(model.path)
 
-    assert again.sample() == model.sample()
+    assert loaded.sample() == model.sample()
 
 
-def test_samples_read_as_prose_of_known_words(model):
+def test_samples_are_detokenized_and_contain_no_special_tokens(model):
     texts = model.sample(num=20, max_tokens=12)
 
     assert any(text.startswith("The ") for text in texts)
@@ -50,11 +50,11 @@ def test_samples_read_as_prose_of_known_words(model):
     assert all(" ." not in text for text in texts)
 
 
-def test_samples_go_on_from_the_prompt(model):
+def test_samples_start_with_the_prompt(model):
     assert model.sample("The apple", seed=3)[0].startswith("The apple")
 
 
-def test_the_sentence_that_was_learned_is_likelier(model):
+def test_a_sentence_of_the_training_text_is_more_likely_than_a_shuffled_one(model):
     learned, shuffled = model.score(
         ["The apple and pear salad is fresh.", "pear fresh The salad. and is apple"]
     )
@@ -65,7 +65,7 @@ def test_the_sentence_that_was_learned_is_likelier(model):
     assert learned.oov == 0
 
 
-def test_scores_of_lines_are_the_evaluation_of_the_text_they_make(model, tmp_path):
+def test_the_score_of_a_line_matches_the_evaluation_of_a_text_with_that_line(model, tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("The apple salad is unheard.\n")
     (scored,) = model.score(["The apple salad is unheard."])
@@ -77,13 +77,13 @@ def test_scores_of_lines_are_the_evaluation_of_the_text_they_make(model, tmp_pat
     assert result.oov == scored.oov == 1
 
 
-def test_an_empty_sentence_has_the_probability_of_its_end(model):
+def test_an_empty_sentence_consists_of_its_end_token(model):
     (scored,) = model.score([""])
 
     assert scored.tokens == ["<EOS>"]
 
 
-def test_own_texts_are_the_validation_and_the_test_text(model):
+def test_a_model_has_the_validation_and_test_text_of_its_run(model):
     own = model.own()
 
     assert list(own) == ["valid", "test"]
@@ -107,17 +107,17 @@ def test_sampling_out_of_range_is_refused(model, arguments, words):
         model.sample(**arguments)
 
 
-def test_a_prompt_that_is_no_text_is_refused(model):
+def test_a_prompt_that_is_not_unicode_is_refused(model):
     with pytest.raises(TextError, match="not valid UTF-8"):
         model.sample("\udcff")
 
 
-def test_nothing_to_load_is_an_error(tmp_path):
+def test_loading_a_missing_run_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no run or checkpoint"):
         lmtrain.load(tmp_path / "nowhere")
 
 
-def test_a_cell_of_ones_own_trains_at_once(tmp_path, monkeypatch):
+def test_a_registered_cell_can_be_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "_CELLS", dict(base._CELLS))
 
     @register("own")
@@ -142,7 +142,7 @@ def test_a_cell_of_ones_own_trains_at_once(tmp_path, monkeypatch):
     assert isinstance(lmtrain.train(config, tmp_path / "run").sample()[0], str)
 
 
-def test_a_model_trained_with_cuda_is_built_where_there_is_none():
+def test_a_model_trained_with_cuda_is_built_without_cuda():
     chosen = lmtrain.load_config(overrides={"train.device": "cuda", "model.hidden_size": 4})
 
     data = TextData(build_tokenizer(["a b c\n"], "word"))

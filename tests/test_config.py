@@ -14,17 +14,17 @@ SETTINGS = schema.settings()
 POSITIVE = st.integers(1, 2**31)
 FRACTION = st.floats(0, 1, exclude_max=True)
 RATE = st.floats(0, exclude_min=True, allow_infinity=False)
-PLACES = st.lists(st.text(), max_size=3).map(tuple)
-# Every setting's own strategy, so that a new one is missed by name.
+PATHS = st.lists(st.text(), max_size=3).map(tuple)
+# A strategy for every setting; the test of completeness names a missing one.
 VALUES = {
     "data.task": st.sampled_from(["language-model", "classify", "tag", "frames", "translate"]),
-    "data.train": PLACES.filter(bool),
-    "data.valid": PLACES,
-    "data.test": PLACES,
+    "data.train": PATHS.filter(bool),
+    "data.valid": PATHS,
+    "data.test": PATHS,
     "data.labelled": st.booleans(),
-    "data.target": PLACES,
-    "data.valid_target": PLACES,
-    "data.test_target": PLACES,
+    "data.target": PATHS,
+    "data.valid_target": PATHS,
+    "data.test_target": PATHS,
     "data.valid_fraction": FRACTION,
     "data.test_fraction": FRACTION,
     "data.level": st.sampled_from(["word", "char", "byte"]),
@@ -32,7 +32,7 @@ VALUES = {
     "data.vocab_size": st.integers(3, 10**9),
     "data.min_count": POSITIVE,
     "data.lowercase": st.booleans(),
-    # The word none stands for no value, so that no cell can be called none.
+    # The word none means None, so that no cell can have this name.
     "model.cell": st.text().filter(lambda name: name != "none"),
     "model.embedding_size": st.none() | st.integers(1, 10**6),
     "model.hidden_size": st.integers(1, 10**6),
@@ -90,7 +90,7 @@ VALUES = {
     "train.patience": st.none() | POSITIVE,
     "train.keep_checkpoints": POSITIVE,
 }
-# A few settings at a time, or none would often agree with the others.
+# A few settings at a time: many at once would rarely be compatible.
 VALID = st.sets(st.sampled_from(sorted(VALUES))).flatmap(
     lambda paths: st.fixed_dictionaries({path: VALUES[path] for path in sorted(paths)})
 )
@@ -103,24 +103,25 @@ def message(text: str, overrides: dict[str, object] | None = None) -> str:
     return str(caught.value)
 
 
-def value(found: Config, path: str) -> object:
+def value(loaded: Config, path: str) -> object:
     section, name = path.split(".")
-    return getattr(getattr(found, section), name)
+    return getattr(getattr(loaded, section), name)
 
 
-def with_what_they_need(overrides: dict[str, object]) -> dict[str, object]:
-    """The settings and the values of others that they, and these again, mean something with."""
+def with_required_settings(overrides: dict[str, object]) -> dict[str, object]:
+    """The settings together with those that they require, directly or indirectly."""
     assume("model.samples" not in overrides or "model.tied_embeddings" not in overrides)
     while True:
-        needed: dict[str, set[object]] = {}
+        required: dict[str, set[object]] = {}
         for path, field in schema._fields():
-            for each in (each for each in field.metadata if isinstance(each, schema.For)):
-                if path in overrides:
-                    # A cell of the user's own may have any option.
-                    values = {"own"} if each.path == "model.cell" else set(each.values)
-                    needed.setdefault(each.path, values).intersection_update(values)
-        assume(all(needed.values()))
-        more = {path: min(values) for path, values in needed.items()}
+            for condition in field.metadata:
+                if isinstance(condition, schema.For) and path in overrides:
+                    # A user-defined cell may have any option.
+                    is_cell = condition.path == "model.cell"
+                    values = {"own"} if is_cell else set(condition.values)
+                    required.setdefault(condition.path, values).intersection_update(values)
+        assume(all(required.values()))
+        more = {path: min(values) for path, values in required.items()}
         if more.items() <= overrides.items():
             return overrides
         overrides = overrides | more
@@ -128,42 +129,42 @@ def with_what_they_need(overrides: dict[str, object]) -> dict[str, object]:
 
 @settings(deadline=None)
 @given(VALID)
-def test_what_is_written_is_read_again(overrides):
+def test_settings_are_unchanged_by_writing_and_reading(overrides):
     assume(overrides.get("data.valid_fraction", 0.1) + overrides.get("data.test_fraction", 0) < 1)
     if "model.tied_embeddings" in overrides:
         overrides |= {"model.embedding_size": None, "model.softmax": "full"}
-    overrides = with_what_they_need(overrides)
-    found = config.load(overrides=overrides)
+    overrides = with_required_settings(overrides)
+    loaded = config.load(overrides=overrides)
 
-    assert parse(to_toml(found), "written") == found
-    assert {path: value(found, path) for path in overrides} == overrides
+    assert parse(to_toml(loaded), "written") == loaded
+    assert {path: value(loaded, path) for path in overrides} == overrides
 
 
-def test_every_setting_is_tried():
+def test_every_setting_is_tested():
     assert VALUES.keys() == SETTINGS.keys()
 
 
 @pytest.mark.parametrize("path", SETTINGS)
-def test_every_setting_has_a_sentence(path):
+def test_every_setting_is_described_by_a_sentence(path):
     assert re.fullmatch(r"[A-Z`].{8,}\.", SETTINGS[path])
 
 
-def test_defaults_are_those_of_the_fields():
-    found = config.load()
+def test_defaults_are_the_defaults_of_the_fields():
+    loaded = config.load()
 
-    assert found == Config() == parse("", "nothing")
-    assert {path: value(found, path) for path in SETTINGS} == {
+    assert loaded == Config() == parse("", "nothing")
+    assert {path: value(loaded, path) for path in SETTINGS} == {
         path: schema.default(path) for path in SETTINGS
     }
 
 
-def test_a_file_goes_before_defaults_and_an_override_before_the_file(tmp_path):
+def test_files_take_precedence_over_defaults_and_overrides_over_files(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text("format = 1\n[train]\nseq_len = 70\nbatch_size = 7\n[model]\ncell = 'gru'\n")
 
-    found = config.load(path, {"train.seq_len": 71, "optimizer.name": "sgd"})
+    loaded = config.load(path, {"train.seq_len": 71, "optimizer.name": "sgd"})
 
-    assert found == Config.model_validate({
+    assert loaded == Config.model_validate({
         "train": {"seq_len": 71, "batch_size": 7},
         "model": {"cell": "gru"},
         "optimizer": {"name": "sgd"},
@@ -171,23 +172,23 @@ def test_a_file_goes_before_defaults_and_an_override_before_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", config.recipes())
-def test_every_recipe_loads_by_its_name(name):
-    found = config.load(name)
+def test_every_recipe_is_loaded_by_name(name):
+    loaded = config.load(name)
 
-    assert found != Config()
-    assert parse(to_toml(found), "written") == found
+    assert loaded != Config()
+    assert parse(to_toml(loaded), "written") == loaded
 
 
-def test_the_recipes_are_those_promised():
-    promised = {
+def test_documented_recipes_exist():
+    documented = {
         "python-docs", "shakespeare-char-3min", "shakespeare-char-best", "ptb-small", "ptb-20min",
         "ptb-best-cpu", "ptb-medium", "ptb-large",
     }  # fmt: skip
 
-    assert promised <= set(config.recipes())
+    assert documented <= set(config.recipes())
 
 
-def test_a_file_goes_by_its_path_even_if_a_recipe_has_its_name(tmp_path, monkeypatch):
+def test_a_path_is_loaded_even_if_a_recipe_has_the_same_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ptb-small.toml").write_text("[train]\nseed = 417\n")
 
@@ -196,7 +197,7 @@ def test_a_file_goes_by_its_path_even_if_a_recipe_has_its_name(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("text", "unknown", "near"),
+    ("text", "unknown", "suggestion"),
     [
         ("[train]\nseqlen = 3", "train.seqlen", "train.seq_len"),
         ("[train]\nhidden_size = 3", "train.hidden_size", "model.hidden_size"),
@@ -205,11 +206,11 @@ def test_a_file_goes_by_its_path_even_if_a_recipe_has_its_name(tmp_path, monkeyp
         ("seed = 3", "seed", "train.seed"),
     ],
 )
-def test_an_unknown_setting_is_refused_with_the_nearest_name(text, unknown, near):
-    assert message(text) == f"my.toml: unknown setting {unknown!r}: did you mean {near!r}?"
+def test_an_unknown_setting_is_refused_with_a_suggestion(text, unknown, suggestion):
+    assert message(text) == f"my.toml: unknown setting {unknown!r}: did you mean {suggestion!r}?"
 
 
-def test_a_name_like_no_other_is_refused_without_a_guess():
+def test_an_unknown_setting_without_similar_names_has_no_suggestion():
     assert message("[zzzzz]\nqqqq = 1") == "my.toml: unknown setting 'zzzzz'"
 
 
@@ -222,28 +223,28 @@ def test_an_override_in_an_unknown_section_is_refused():
     assert "unknown setting 'tran': did you mean 'train'?" in message("", {"tran.seq_len": 3})
 
 
-def test_an_override_of_a_section_is_not_told_to_be_the_section():
+def test_an_override_of_a_section_does_not_suggest_the_section():
     assert "did you mean 'train'?" not in message("", {"train": 3})
 
 
-def test_two_problems_are_told_together():
+def test_two_problems_are_reported_together():
     problems = message("[train]\nseq_len = -417\n[model]\nhiden_size = 3\n")
 
-    assert problems.startswith("my.toml: 2 settings are wrong\n")
+    assert problems.startswith("my.toml: 2 invalid settings\n")
     assert "train.seq_len = -417: input should be greater than or equal to 1" in problems
     assert "unknown setting 'model.hiden_size': did you mean 'model.hidden_size'?" in problems
 
 
-def test_every_problem_is_told():
+def test_every_problem_is_reported():
     problems = message("[train]\nseq_len = 0\nseed = -1\nbatch = 3\nlog_every = 'x'\n")
 
-    assert "4 settings are wrong" in problems
+    assert "4 invalid settings" in problems
     for name in ("train.seq_len", "train.seed", "train.batch", "train.log_every"):
         assert name in problems
 
 
 @pytest.mark.parametrize(
-    ("path", "wrong"),
+    ("path", "invalid"),
     [
         ("data.train", 5),
         ("data.train", ()),
@@ -273,10 +274,10 @@ def test_every_problem_is_told():
         ("train.max_seconds", 0),
     ],
 )
-def test_an_impossible_value_is_refused_and_shown(path, wrong):
-    told = message("", {path: wrong})
+def test_an_invalid_value_is_refused_and_shown(path, invalid):
+    text = message("", {path: invalid})
 
-    assert told.startswith(f"my.toml: {path} = {None if wrong == 'none' else wrong!r}: ")
+    assert text.startswith(f"my.toml: {path} = {None if invalid == 'none' else invalid!r}: ")
 
 
 @pytest.mark.parametrize(
@@ -285,51 +286,51 @@ def test_an_impossible_value_is_refused_and_shown(path, wrong):
     + ["model.init_scale", "train.max_seconds"],
 )
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
-def test_no_setting_is_infinite_or_not_a_number(path, number):
+def test_no_setting_accepts_infinity_or_nan(path, number):
     section, name = path.split(".")
 
     assert f"{path} = {number}: " in message(f"[{section}]\n{name} = {number}\n")
 
 
 @pytest.mark.parametrize("number", ["true", "false"])
-def test_yes_and_no_are_no_numbers(number):
+def test_booleans_are_not_accepted_as_numbers(number):
     assert "train.seq_len" in message(f"[train]\nseq_len = {number}\n")
 
 
 @pytest.mark.parametrize("seed", [2**64, 10**400], ids=["one too many", "huge"])
-def test_a_seed_that_no_generator_takes_is_refused(seed):
+def test_a_seed_above_64_bits_is_refused(seed):
     assert "train.seed" in message("", {"train.seed": seed})
 
 
-def test_parts_that_leave_no_training_text_are_refused():
-    told = message("[data]\nvalid_fraction = 0.5\ntest_fraction = 0.5\n")
+def test_fractions_that_leave_no_training_text_are_refused():
+    text = message("[data]\nvalid_fraction = 0.5\ntest_fraction = 0.5\n")
 
-    assert told == "my.toml: data.valid_fraction and data.test_fraction leave no training text"
+    assert text == "my.toml: data.valid_fraction and data.test_fraction leave no training text"
 
 
-def test_a_single_layer_needs_the_size_of_tied_embeddings():
+def test_tied_embeddings_of_a_single_layer_need_its_size():
     sizes = "[model]\ntied_embeddings = true\nembedding_size = {}\nhidden_size = 418\n"
-    told = message(sizes.format(417) + "num_layers = 1\n")
+    text = message(sizes.format(417) + "num_layers = 1\n")
     equal = parse(sizes.format(418) + "num_layers = 1\n", "")
     deep = parse(sizes.format(417) + "num_layers = 2\n", "")
 
-    assert "needs embedding_size 417 to equal hidden_size 418" in told
+    assert "needs embedding_size 417 to equal hidden_size 418" in text
     assert equal.embedding_size == 418
     assert deep.embedding_size == 417
 
 
-def test_the_embedding_is_as_wide_as_the_layers_unless_told():
+def test_the_embedding_size_defaults_to_the_hidden_size():
     assert parse("[model]\nhidden_size = 417\n", "").embedding_size == 417
     assert parse("[model]\nembedding_size = 30\n", "").embedding_size == 30
 
 
-def test_the_word_none_takes_a_value_away():
-    found = parse("[optimizer]\nmax_grad_norm = 'none'\n", "", {"train.patience": "none"})
+def test_the_word_none_means_no_value():
+    loaded = parse("[optimizer]\nmax_grad_norm = 'none'\n", "", {"train.patience": "none"})
 
-    assert found.optimizer.max_grad_norm is None
-    assert found.train.patience is None
-    assert 'max_grad_norm = "none"' in to_toml(found)
-    assert "\npatience" not in to_toml(found)
+    assert loaded.optimizer.max_grad_norm is None
+    assert loaded.train.patience is None
+    assert 'max_grad_norm = "none"' in to_toml(loaded)
+    assert "\npatience" not in to_toml(loaded)
 
 
 def test_a_file_may_be_called_none():
@@ -337,18 +338,18 @@ def test_a_file_may_be_called_none():
 
 
 def test_settings_cannot_be_changed():
-    found = Config()
+    loaded = Config()
 
     with pytest.raises(ValidationError, match="frozen"):
-        found.train.seq_len = 3
+        loaded.train.seq_len = 3
     with pytest.raises(ValidationError, match="frozen"):
-        found.train = found.train
+        loaded.train = loaded.train
 
 
 @pytest.mark.parametrize(
     "text", ["[train", "seq_len", "[train]\nseq_len = 3\nseq_len = 4\n", "a = " + "[" * 9000]
 )
-def test_what_is_not_toml_is_refused(text):
+def test_invalid_toml_is_refused(text):
     assert message(text).startswith("my.toml is not valid TOML: ")
 
 
@@ -358,10 +359,10 @@ def test_a_number_with_too_many_digits_is_refused():
 
 @pytest.mark.parametrize("version", ["2", '"1"', "[1]"])
 def test_another_format_is_refused(version):
-    told = message(f"format = {version}\n")
+    text = message(f"format = {version}\n")
 
-    assert told.startswith("my.toml has configuration format ")
-    assert told.endswith("this lmtrain reads 1")
+    assert text.startswith("my.toml has configuration format ")
+    assert text.endswith("this version of lmtrain reads format 1")
 
 
 @pytest.mark.parametrize("section", ["train", "model"])
@@ -370,7 +371,7 @@ def test_a_section_that_is_a_value_is_refused(section):
     assert section in message(f"{section} = 5", {f"{section}.seed": 3})
 
 
-def test_a_missing_file_is_named_with_the_nearest_recipe(tmp_path):
+def test_a_missing_file_is_reported_with_a_similar_recipe(tmp_path):
     with pytest.raises(ConfigError, match="no configuration ptb-smal: No such file") as caught:
         config.load("ptb-smal")
     with pytest.raises(ConfigError, match=r"zzz\.toml: No such file.*\n.*recipes: .*ptb-small"):
@@ -379,12 +380,12 @@ def test_a_missing_file_is_named_with_the_nearest_recipe(tmp_path):
     assert str(caught.value).endswith("did you mean ptb-small?")
 
 
-def test_a_file_that_is_no_configuration_is_refused(tmp_path):
+def test_a_file_that_is_too_large_or_not_utf8_is_refused(tmp_path):
     large, latin = tmp_path / "large.toml", tmp_path / "latin.toml"
     large.write_bytes(b"#" * 1_000_001)
     latin.write_bytes(b"# caf\xe9")
 
-    with pytest.raises(ConfigError, match=r"large\.toml is no configuration: .*1,000,000 bytes"):
+    with pytest.raises(ConfigError, match=r"large\.toml is too large .*1,000,000 bytes"):
         config.load(large)
     with pytest.raises(ConfigError, match=r"latin\.toml is not UTF-8 text"):
         config.load(latin)
@@ -392,14 +393,14 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path):
         config.load(tmp_path)
 
 
-def test_a_file_just_small_enough_is_read(tmp_path):
+def test_a_file_of_the_maximum_size_is_read(tmp_path):
     (tmp_path / "my.toml").write_bytes(b"#" * 1_000_000)
 
     assert config.load(tmp_path / "my.toml") == Config()
 
 
 @pytest.mark.parametrize(
-    ("text", "given"),
+    ("text", "expected"),
     [
         ("train.seq_len=70", 70),
         (" train.seq_len = 70 ", 70),
@@ -415,11 +416,11 @@ def test_a_file_just_small_enough_is_read(tmp_path):
         ("train.seq_len=dir/file name.txt", "dir/file name.txt"),
     ],
 )
-def test_assignments_are_values_as_in_toml_or_bare_words(text, given):
-    assert assignments([text]) == {"train.seq_len": given}
+def test_assigned_values_are_toml_or_bare_words(text, expected):
+    assert assignments([text]) == {"train.seq_len": expected}
 
 
-def test_the_last_assignment_counts():
+def test_the_last_assignment_wins():
     assert assignments(["train.seed=1", "train.seed=2"]) == {"train.seed": 2}
 
 
@@ -429,19 +430,19 @@ def test_an_assignment_without_a_value_is_refused():
 
 
 @pytest.mark.parametrize("text", ["[" * 9000, "9" * 5000], ids=["too deep", "too long"])
-def test_an_assignment_that_toml_cannot_hold_is_refused(text):
+def test_an_assignment_that_is_not_valid_toml_is_refused(text):
     with pytest.raises(ConfigError):
         config.load(overrides=assignments([f"train.seq_len={text}"]))
 
 
-def test_a_long_value_is_shown_shortened():
-    told = message("", {"train.seq_len": "x" * 100_000})
+def test_a_long_value_is_abbreviated():
+    text = message("", {"train.seq_len": "x" * 100_000})
 
-    assert len(told) < 200
+    assert len(text) < 200
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
         (
             {"model.cell": "gru", "model.peephole": "diagonal"},
@@ -459,21 +460,21 @@ def test_a_long_value_is_shown_shortened():
         ({"model.cell": "lstm", "model.leak": 1}, "unknown setting 'model.leak'"),
     ],
 )
-def test_a_setting_that_means_nothing_is_refused_with_the_reason(overrides, told):
-    assert told in message("", overrides)
+def test_a_setting_without_effect_is_refused_with_the_reason(overrides, expected):
+    assert expected in message("", overrides)
 
 
-def test_the_default_of_a_setting_is_never_refused():
+def test_default_values_are_never_refused():
     defaults = {path: schema.default(path) for path in SETTINGS}
 
     assert parse("", "nothing", {**defaults, "model.cell": "gru"}).model.cell == "gru"
 
 
-def test_a_cell_of_ones_own_has_options_of_its_own():
-    found = config.load(overrides={"model.cell": "cells.py:leaky", "model.leak": 0.5})
+def test_a_user_defined_cell_may_have_any_option():
+    loaded = config.load(overrides={"model.cell": "cells.py:leaky", "model.leak": 0.5})
 
-    assert found.model.model_extra == {"leak": 0.5}
-    assert parse(to_toml(found), "written") == found
+    assert loaded.model.model_extra == {"leak": 0.5}
+    assert parse(to_toml(loaded), "written") == loaded
     none = config.load(overrides={"model.cell": "cells.py:leaky", "model.leak": "none"})
     assert none.model.model_extra == {"leak": None}
     assert parse(to_toml(none), "written") == none
@@ -482,7 +483,7 @@ def test_a_cell_of_ones_own_has_options_of_its_own():
 @pytest.mark.parametrize(
     ("path", "value"), [("data.train", ["\udcfe.tsv"]), ("model.cell", "\udcfe")]
 )
-def test_settings_that_cannot_be_written_are_refused(path, value):
-    told = f"my.toml: {path} = {value!r}: not valid Unicode"
+def test_values_that_are_not_unicode_are_refused(path, value):
+    text = f"my.toml: {path} = {value!r}: not valid Unicode"
 
-    assert message("", {path: value}) == told
+    assert message("", {path: value}) == text

@@ -1,6 +1,6 @@
-"""Checkpoints that someone made to do harm: refused in plain words, at once, in little memory.
+"""Malicious checkpoints are refused with a message, quickly and with little memory.
 
-Their manifests agree with their files, as an attacker's would.
+Their manifests match their files, as those of an attacker would.
 """
 
 import json
@@ -20,8 +20,8 @@ from lmtrain.training.run import run_training
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("good")
+def valid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("valid")
     (folder / "text.txt").write_text(TINY)
     chosen = config.load(
         overrides={
@@ -35,11 +35,11 @@ def good(tmp_path_factory):
 
 
 @pytest.fixture
-def hostile(good, tmp_path):
-    """A copy of a checkpoint with other contents, its manifest made to agree."""
+def hostile(valid, tmp_path):
+    """A copy of a checkpoint with other file contents and a matching manifest."""
 
     def change(**contents):
-        path = shutil.copytree(good, tmp_path / "run" / "checkpoints" / good.name)
+        path = shutil.copytree(valid, tmp_path / "run" / "checkpoints" / valid.name)
         manifest = json.loads((path / "MANIFEST.json").read_text())
         for name, content in contents.items():
             name = name.replace("__", ".")
@@ -55,20 +55,20 @@ EMBEDDING = "encoder.embedding.weight"
 
 
 def assert_refused(path, *words):
-    """Refused in one to three lines, within a second, in less than 50 MB."""
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    """Loading is refused with one to three lines, within a second, in less than 50 MB."""
+    memory, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(CheckpointError) as caught:
         api.load(path)
-    assert time.monotonic() - began < 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    assert time.monotonic() - start < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 50_000
     message = str(caught.value)
     assert len(message.splitlines()) <= 3
     for word in words:
         assert word in message
 
 
-def changed_config(good, old, new):
-    text = (good / "config.toml").read_text()
+def changed_config(valid, old, new):
+    text = (valid / "config.toml").read_text()
     assert old in text
     return text.replace(old, new).encode()
 
@@ -77,58 +77,58 @@ def changed_config(good, old, new):
     ("old", "new", "words"),
     [
         ("hidden_size = 8", "hidden_size = 1000000000", ["model.hidden_size"]),
-        ("hidden_size = 8", "hidden_size = 1000000", ["does not fit its own settings"]),
+        ("hidden_size = 8", "hidden_size = 1000000", ["do not match its settings"]),
         ("hidden_size = 8", "hidden_size = -8", ["model.hidden_size"]),
         ("hidden_size = 8", 'hidden_size = "8"', ["model.hidden_size"]),
         ("hidden_size = 8", "hidden_size = nan", ["model.hidden_size"]),
         ("num_layers = 1", "num_layers = 1000000000", ["model.num_layers"]),
-        ("num_layers = 1", "num_layers = 100", ["does not fit its own settings"]),
+        ("num_layers = 1", "num_layers = 100", ["do not match its settings"]),
         ('cell = "lstm"', 'cell = "os.system"', ["'os.system'"]),
-        ('cell = "lstm"', 'cell = "rnn"', ["does not fit its own settings"]),
+        ('cell = "lstm"', 'cell = "rnn"', ["do not match its settings"]),
         ("num_layers = 1", "num_layers = 1\nevil = 1", ["evil"]),
         ("[model]", "a = " + "[" * 10_000 + "]" * 10_000 + "\n[model]", ["config.toml"]),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
-def test_settings_that_no_model_has(good, hostile, old, new, words):
-    assert_refused(hostile(config__toml=changed_config(good, old, new)), *words)
+def test_invalid_settings_are_refused(valid, hostile, old, new, words):
+    assert_refused(hostile(config__toml=changed_config(valid, old, new)), *words)
 
 
-def test_settings_too_long_are_not_read(good, hostile):
-    content = (good / "config.toml").read_bytes() + b"#" * 2_000_000
+def test_settings_above_the_size_limit_are_refused(valid, hostile):
+    content = (valid / "config.toml").read_bytes() + b"#" * 2_000_000
 
-    assert_refused(hostile(config__toml=content), "config.toml has", "at most 1,048,576 are read")
-
-
-def header(length, text=b""):
-    return length.to_bytes(8, "little") + text
+    assert_refused(hostile(config__toml=content), "is too large", "the limit is 1,048,576")
 
 
-def head(entry: bytes) -> bytes:
-    text = b'{"encoder.embedding.weight":' + entry + b"}"
-    return header(len(text), text)
+def safetensors_file(length, header=b""):
+    return length.to_bytes(8, "little") + header
+
+
+def safetensors_entry(entry: bytes) -> bytes:
+    header = b'{"encoder.embedding.weight":' + entry + b"}"
+    return safetensors_file(len(header), header)
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        header(100 << 20) + b"{" * 100,
-        header((1 << 64) - 1, b"{}"),
-        header(2, b"{}"),
-        head(b'{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}'),
-        head(b'{"dtype":"F32","shape":[-1],"data_offsets":[-4,0]}'),
-        head(b'{"dtype":"XYZ","shape":[1],"data_offsets":[0,4]}'),
-        header(4096, b"[" * 4096),
+        safetensors_file(100 << 20) + b"{" * 100,
+        safetensors_file((1 << 64) - 1, b"{}"),
+        safetensors_file(2, b"{}"),
+        safetensors_entry(b'{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}'),
+        safetensors_entry(b'{"dtype":"F32","shape":[-1],"data_offsets":[-4,0]}'),
+        safetensors_entry(b'{"dtype":"XYZ","shape":[1],"data_offsets":[0,4]}'),
+        safetensors_file(4096, b"[" * 4096),
     ],
 )
-def test_weights_with_a_wrong_head(hostile, content):
+def test_weights_with_an_invalid_header_are_refused(hostile, content):
     assert_refused(hostile(model__safetensors=content + bytes(64)), "step-00000004")
 
 
 @pytest.mark.parametrize("change", ["shape", "name", "missing", "dtype", "nan"])
-def test_weights_that_do_not_fit(good, hostile, change):
-    tensors = safetensors.torch.load((good / "model.safetensors").read_bytes())
+def test_weights_that_do_not_match_the_settings_are_refused(valid, hostile, change):
+    tensors = safetensors.torch.load((valid / "model.safetensors").read_bytes())
     if change == "shape":
         tensors[EMBEDDING] = tensors[EMBEDDING].T.contiguous()
     elif change == "name":
@@ -157,11 +157,11 @@ def test_a_file_larger_than_memory_is_not_read(hostile):
     manifest["files"]["model.safetensors"]["bytes"] = size
     (path / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
 
-    assert_refused(path, "model.safetensors has 8,796,093,022,208 bytes")
+    assert_refused(path, "model.safetensors is too large: 8,796,093,022,208 bytes")
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("entry", "value"),
     [
         (("data", "train", "key"), "../../../etc/passwd"),
         (("data", "../x"), {"name": "a", "key": "0" * 64}),
@@ -174,9 +174,9 @@ def test_a_file_larger_than_memory_is_not_read(hostile):
         (("format",), 2),
     ],
 )
-def test_training_states_that_cannot_be(good, hostile, place, value):
-    tree = json.loads((good / "state.json").read_text())
-    *parents, last = place
+def test_invalid_training_states_are_refused(valid, hostile, entry, value):
+    tree = json.loads((valid / "state.json").read_text())
+    *parents, last = entry
     inner = tree
     for key in parents:
         inner = inner[key]
@@ -186,23 +186,23 @@ def test_training_states_that_cannot_be(good, hostile, place, value):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "MANIFEST.json"])
-@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
-def test_only_plain_files_are_opened(hostile, tmp_path, name, kind):
+@pytest.mark.parametrize("replacement", ["link", "folder", "pipe"])
+def test_only_regular_files_are_opened(hostile, tmp_path, name, replacement):
     path = hostile()
     (path / name).rename(tmp_path / "elsewhere")
-    if kind == "link":
+    if replacement == "link":
         (path / name).symlink_to(tmp_path / "elsewhere")
-    elif kind == "folder":
+    elif replacement == "folder":
         (path / name).mkdir()
     else:
         os.mkfifo(path / name)
 
-    assert_refused(path, f"{name} is no plain file")
+    assert_refused(path, f"{name} is not a regular file")
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", ".lock", "config.toml", "events"])
-def test_a_run_with_a_link_in_it_is_not_resumed(good, tmp_path, name):
-    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+def test_a_run_that_contains_a_symbolic_link_is_not_resumed(valid, tmp_path, name):
+    run = shutil.copytree(valid.parent.parent, tmp_path / "run")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "step-00000001").mkdir()
     target = run / name
@@ -212,7 +212,7 @@ def test_a_run_with_a_link_in_it_is_not_resumed(good, tmp_path, name):
         target.unlink(missing_ok=True)
     target.symlink_to(tmp_path / "precious")
     if name == "checkpoints":
-        shutil.copytree(tmp_path / "moved" / good.name, tmp_path / "precious" / good.name)
+        shutil.copytree(tmp_path / "moved" / valid.name, tmp_path / "precious" / valid.name)
 
     with pytest.raises(CheckpointError, match="is a symbolic link"):
         run_training(out=run, resume=True, is_quiet=True)
@@ -220,28 +220,30 @@ def test_a_run_with_a_link_in_it_is_not_resumed(good, tmp_path, name):
     assert (tmp_path / "precious" / "step-00000001").exists()
 
 
-def test_a_checkpoint_behind_a_link_is_none_of_the_run(good, tmp_path):
+def test_a_symbolic_link_to_a_checkpoint_is_not_a_checkpoint_of_the_run(valid, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / good.name).symlink_to(good)
+    (run / "checkpoints" / valid.name).symlink_to(valid)
 
     assert checkpoint.steps(run) == []
 
 
 @pytest.mark.parametrize("value", ["9" * 400, '"nan"', "[]"])
-def test_a_best_value_that_is_no_number_names_no_best(good, tmp_path, value):
-    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+def test_a_best_value_that_is_not_a_number_is_ignored(valid, tmp_path, value):
+    run = shutil.copytree(valid.parent.parent, tmp_path / "run")
     (run / "best.json").write_text(f'{{"step": 4, "metric": "perplexity", "value": {value}}}')
 
     assert checkpoint.best(run) is None
     assert checkpoint.find(run) == checkpoint.folder(run, 4)
 
 
-def test_a_run_that_names_a_file_of_mine_gets_no_copy_of_it(good, hostile, tmp_path, monkeypatch):
+def test_a_run_that_names_another_file_does_not_copy_it_to_the_cache(
+    valid, hostile, tmp_path, monkeypatch
+):
     monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mine.txt").write_text(TINY[::-1])
-    places = json.dumps([str(tmp_path / "mine.txt")])
-    model = api.load(hostile(config__toml=changed_config(good, "valid = []", f"valid = {places}")))
+    paths = json.dumps([str(tmp_path / "mine.txt")])
+    model = api.load(hostile(config__toml=changed_config(valid, "valid = []", f"valid = {paths}")))
 
     with pytest.raises(CheckpointError, match="is not the one this run was trained with"):
         model.own()
@@ -249,11 +251,11 @@ def test_a_run_that_names_a_file_of_mine_gets_no_copy_of_it(good, hostile, tmp_p
     assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
-def test_a_state_of_another_shape_is_not_resumed(good, tmp_path):
-    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+def test_a_state_of_another_shape_is_not_resumed(valid, tmp_path):
+    run = shutil.copytree(valid.parent.parent, tmp_path / "run")
     path = checkpoint.folder(run, 4)
     for name in ("carried/0/0", f"optimizer/{EMBEDDING}/exp_avg", "generators/0"):
-        tensors = safetensors.torch.load((good / "state.safetensors").read_bytes())
+        tensors = safetensors.torch.load((valid / "state.safetensors").read_bytes())
         tensors[name] = torch.zeros(3, dtype=torch.int64)
         content = safetensors.torch.save(tensors)
         (path / "state.safetensors").write_bytes(content)
@@ -263,13 +265,13 @@ def test_a_state_of_another_shape_is_not_resumed(good, tmp_path):
         }  # fmt: skip
         (path / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
 
-        with pytest.raises(CheckpointError, match="does not fit"):
+        with pytest.raises(CheckpointError, match="not match"):
             run_training(out=run, resume=True, overrides={"train.max_steps": 5}, is_quiet=True)
 
 
 @pytest.mark.parametrize("changes", [{"step": "4"}, {"step": -1}, {"metric": "\x1b]0;evil\x07"}])
-def test_a_best_that_cannot_be_names_no_best(good, tmp_path, changes):
-    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+def test_an_invalid_best_json_is_ignored(valid, tmp_path, changes):
+    run = shutil.copytree(valid.parent.parent, tmp_path / "run")
     tree = json.loads((run / "best.json").read_text())
     assert checkpoint.best(run).step == 4
     (run / "best.json").write_text(json.dumps(tree | changes))
@@ -279,8 +281,8 @@ def test_a_best_that_cannot_be_names_no_best(good, tmp_path, changes):
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"low"', "[1]"])
-def test_a_recorded_validation_that_is_not_finite_is_repeated(good, tmp_path, value):
-    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+def test_a_logged_validation_that_is_not_finite_is_repeated(valid, tmp_path, value):
+    run = shutil.copytree(valid.parent.parent, tmp_path / "run")
     line = f'{{"kind": "valid", "step": 4, "time": 1.0, "loss": 0.1, "perplexity": {value}}}'
     (run / "metrics.jsonl").write_text(line + "\n")
 
@@ -291,8 +293,8 @@ def test_a_recorded_validation_that_is_not_finite_is_repeated(good, tmp_path, va
     assert line["perplexity"] > 1
 
 
-def test_a_recorded_validation_without_figures_is_worse_than_any_other(good, tmp_path):
-    run = shutil.copytree(good.parent.parent, tmp_path / "run")
+def test_a_logged_validation_without_metrics_is_worse_than_any_other(valid, tmp_path):
+    run = shutil.copytree(valid.parent.parent, tmp_path / "run")
     (run / "metrics.jsonl").write_text('{"kind": "valid", "step": 4, "time": 1.0}\n')
 
     summary = run_training(out=run, resume=True, overrides={"train.max_steps": 5}, is_quiet=True)

@@ -27,21 +27,21 @@ ANY_TEXT = st.text(st.characters())
         ("👩\u200d🚀 می\u200cخواهم", "👩\u200d🚀 می\u200cخواهم"),
     ],
 )
-def test_what_a_terminal_would_obey_is_escaped(text, shown):
+def test_control_characters_are_escaped(text, shown):
     assert printable(text) == shown
 
 
 @settings(deadline=None)
 @given(ANY_TEXT)
-def test_no_control_character_passes(text):
-    left = {c for c in printable(text) if unicodedata.category(c) in ("Cc", "Cf", "Cs")}
+def test_no_control_character_remains(text):
+    remaining = {c for c in printable(text) if unicodedata.category(c) in ("Cc", "Cf", "Cs")}
 
-    assert left <= {"\n", "\t", "\u200c", "\u200d"}
+    assert remaining <= {"\n", "\t", "\u200c", "\u200d"}
 
 
 @settings(deadline=None)
 @given(ANY_TEXT)
-def test_what_is_shown_can_be_written_as_utf8_and_is_shown_the_same_again(text):
+def test_printable_text_is_valid_utf8_and_unchanged_by_escaping_again(text):
     shown = printable(text)
 
     assert shown.encode().decode() == printable(shown)
@@ -53,7 +53,7 @@ def test_one_line_has_no_newline(text):
     assert "\n" not in one_line(text)
 
 
-def test_newlines_between_lines_are_shown_and_those_around_are_not():
+def test_one_line_marks_inner_newlines_and_strips_outer_ones():
     assert one_line("\n\na\nb\x1b\n") == "a ⏎ b\\x1b"
 
 

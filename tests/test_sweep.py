@@ -37,12 +37,12 @@ def space(tmp_path, monkeypatch):
     return written
 
 
-def test_a_random_search_trains_every_draw_and_ranks_them(space, tmp_path):
-    told = []
+def test_a_random_search_trains_and_ranks_all_trials(space, tmp_path):
+    messages = []
 
-    trials = sweep.run_sweep(space(), tmp_path / "out", say=told.append)
+    trials = sweep.run_sweep(space(), tmp_path / "out", report=messages.append)
 
-    assert len(trials) == len(told) == 4
+    assert len(trials) == len(messages) == 4
     losses = [trial.cost for trial in trials]
     assert losses == sorted(losses)
     assert len({trial.settings["optimizer.learning_rate"] for trial in trials}) == 4
@@ -56,68 +56,72 @@ def test_halving_trains_the_best_half_longer(space, tmp_path):
     trials = sweep.run_sweep(space("halving"), tmp_path / "out")
 
     rounds = [[t for t in trials if t.name.endswith(f"round-{n}")] for n in (1, 2)]
-    assert [len(each) for each in rounds] == [4, 2]
+    assert [len(trials) for trials in rounds] == [4, 2]
     assert trials[:2] == rounds[1]
     best = sorted(rounds[0], key=lambda trial: trial.cost)[:2]
-    drawn = [sorted(str(trial.settings) for trial in each) for each in (best, rounds[1])]
-    assert drawn[0] == drawn[1]
+    settings = [sorted(str(t.settings) for t in trials) for trials in (best, rounds[1])]
+    assert settings[0] == settings[1]
     for number, steps in ((1, 10), (2, 20)):
         for trial in rounds[number - 1]:
             lines = (tmp_path / "out" / trial.name / "metrics.jsonl").read_text().splitlines()
             assert json.loads(lines[-1])["step"] == steps
 
 
-def test_an_interrupted_search_goes_on_with_what_is_missing(space, tmp_path, monkeypatch):
-    straight = sweep.run_sweep(space(), tmp_path / "straight")
+def test_an_interrupted_search_continues_with_the_missing_trials(space, tmp_path, monkeypatch):
+    uninterrupted = sweep.run_sweep(space(), tmp_path / "uninterrupted")
     real, trained = sweep.run_training, []
 
-    def dies_in_the_third(*arguments, **options):
+    def interrupt_third(*arguments, **options):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(sweep, "run_training", dies_in_the_third)
+    monkeypatch.setattr(sweep, "run_training", interrupt_third)
     with pytest.raises(KeyboardInterrupt):
         sweep.run_sweep(space(), tmp_path / "stopped")
     trained.clear()
 
-    stopped = sweep.run_sweep(space(), tmp_path / "stopped")
+    resumed = sweep.run_sweep(space(), tmp_path / "stopped")
 
     assert len(trained) == 2
-    assert [(t.name, t.settings, t.cost) for t in stopped] == [
-        (t.name, t.settings, t.cost) for t in straight
+    assert [(t.name, t.settings, t.cost) for t in resumed] == [
+        (t.name, t.settings, t.cost) for t in uninterrupted
     ]
 
 
-def timed(search, seconds):
-    longer = search.search.model_copy(update={"max_seconds": seconds})
-    return search.model_copy(update={"search": longer})
+def with_max_seconds(space, seconds):
+    search = space.search.model_copy(update={"max_seconds": seconds})
+    return space.model_copy(update={"search": search})
 
 
-def test_a_trial_cut_short_comes_last_and_goes_on_when_there_is_time(space, tmp_path, monkeypatch):
-    straight = sweep.run_sweep(space("halving"), tmp_path / "straight")
+def test_a_trial_cut_short_ranks_last_and_is_resumed_when_there_is_time(
+    space, tmp_path, monkeypatch
+):
+    uninterrupted = sweep.run_sweep(space("halving"), tmp_path / "uninterrupted")
     real = sweep.run_training
 
-    def late(*arguments, **options):
-        # The last trial finds the time over, the others took a second each.
+    def take_a_second(*arguments, **options):
+        # Each trial counts as a second, so that no time is left for the last one.
         return replace(real(*arguments, **options), seconds=1.0)
 
-    monkeypatch.setattr(sweep, "run_training", late)
-    told = []
-    cut = sweep.run_sweep(timed(space("halving"), 5.000001), tmp_path / "out", say=told.append)
+    monkeypatch.setattr(sweep, "run_training", take_a_second)
+    messages = []
+    cut = sweep.run_sweep(
+        with_max_seconds(space("halving"), 5.000001), tmp_path / "out", report=messages.append
+    )
     monkeypatch.setattr(sweep, "run_training", real)
-    whole = sweep.run_sweep(space("halving"), tmp_path / "out")
+    resumed = sweep.run_sweep(space("halving"), tmp_path / "out")
 
     assert [trial.is_cut for trial in cut] == [False] * 5 + [True]
-    assert "cut short" in told[-1]
-    assert {trial.name for trial in cut} == {trial.name for trial in straight}
-    assert not any(trial.is_cut for trial in whole)
-    assert [(t.name, t.cost) for t in whole] == [(t.name, t.cost) for t in straight]
+    assert "cut short" in messages[-1]
+    assert {trial.name for trial in cut} == {trial.name for trial in uninterrupted}
+    assert not any(trial.is_cut for trial in resumed)
+    assert [(t.name, t.cost) for t in resumed] == [(t.name, t.cost) for t in uninterrupted]
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_each_round_trains_longer_than_the_one_before(space, tmp_path, epochs):
+def test_each_round_trains_longer_than_the_previous_one(space, tmp_path, epochs):
     search = space("halving", trials=2)
     fixed = {**search.fixed, "train.max_epochs": epochs, "train.batch_size": 8}
     del fixed["train.max_steps"]
@@ -128,20 +132,20 @@ def test_each_round_trains_longer_than_the_one_before(space, tmp_path, epochs):
     assert steps[0] in (2 * steps[1], 2 * steps[1] + 1)
 
 
-def test_no_trial_begins_after_the_time_is_over(space, tmp_path):
-    short = space().model_copy(update={"search": sweep.Search(trials=4, max_seconds=1e-6)})
+def test_no_trial_starts_after_the_time_limit(space, tmp_path):
+    limited = space().model_copy(update={"search": sweep.Search(trials=4, max_seconds=1e-6)})
 
-    assert len(sweep.run_sweep(short, tmp_path / "out")) == 1
+    assert len(sweep.run_sweep(limited, tmp_path / "out")) == 1
 
 
-def test_trials_that_diverge_come_last(space, tmp_path, monkeypatch):
-    def diverges(config, *arguments, **options):
+def test_diverged_trials_rank_last(space, tmp_path, monkeypatch):
+    def diverge(config, *arguments, **options):
         if config.model.hidden_size == 4:
             raise sweep.DivergedError("the loss is inf")
         return real(config, *arguments, **options)
 
     real = sweep.run_training
-    monkeypatch.setattr(sweep, "run_training", diverges)
+    monkeypatch.setattr(sweep, "run_training", diverge)
     trials = sweep.run_sweep(space(), tmp_path / "out")
 
     sizes = [trial.settings["model.hidden_size"] for trial in trials]
@@ -149,7 +153,7 @@ def test_trials_that_diverge_come_last(space, tmp_path, monkeypatch):
     assert [trial.cost is None for trial in trials] == [size == 4 for size in sizes]
 
 
-def test_trials_are_ranked_whole_before_cut_before_diverged():
+def test_complete_trials_rank_before_cut_before_diverged():
     def trial(share, cost, is_cut):
         return sweep.Trial("a", {}, share, "perplexity", cost, cost, 1.0, is_cut)
 
@@ -159,33 +163,33 @@ def test_trials_are_ranked_whole_before_cut_before_diverged():
     ]  # fmt: skip
 
     shuffled = [best_first[index] for index in (3, 0, 4, 2, 1)]
-    assert sorted(shuffled, key=lambda each: each.rank) == best_first
+    assert sorted(shuffled, key=lambda trial: trial.rank) == best_first
 
 
-def test_a_folder_keeps_its_search(space, tmp_path):
+def test_a_folder_of_another_search_is_refused(space, tmp_path):
     sweep.run_sweep(space(trials=1), tmp_path / "out")
 
-    with pytest.raises(ConfigError, match="holds another search"):
+    with pytest.raises(ConfigError, match="contains another search"):
         sweep.run_sweep(space(trials=2), tmp_path / "out")
 
 
-def test_the_first_of_two_rounds_has_half_the_time_of_a_trial(space, tmp_path, monkeypatch):
+def test_the_first_of_two_rounds_has_half_the_time(space, tmp_path, monkeypatch):
     seconds = []
 
-    def noted(config, *arguments, **options):
+    def record_seconds(config, *arguments, **options):
         seconds.append(config.train.max_seconds)
         return real(config, *arguments, **options)
 
     real = sweep.run_training
-    monkeypatch.setattr(sweep, "run_training", noted)
+    monkeypatch.setattr(sweep, "run_training", record_seconds)
     search = space("halving", trials=2)
-    timed = search.model_copy(update={"fixed": {**search.fixed, "train.max_seconds": 100}})
-    sweep.run_sweep(timed, tmp_path / "out")
+    limited = search.model_copy(update={"fixed": {**search.fixed, "train.max_seconds": 100}})
+    sweep.run_sweep(limited, tmp_path / "out")
 
     assert seconds == [50, 50, 100]
 
 
-def test_an_impossible_draw_is_told_before_anything_is_trained(space, tmp_path):
+def test_an_invalid_setting_of_any_trial_is_refused_before_training(space, tmp_path):
     space(trials=20)
     path = tmp_path / "space.toml"
     path.write_text(path.read_text().replace("values = [4, 8]", "values = [4, -8]"))
@@ -194,24 +198,27 @@ def test_an_impossible_draw_is_told_before_anything_is_trained(space, tmp_path):
         sweep.load_space(path)
 
 
-def test_draws_stay_between_their_bounds():
-    chance = np.random.default_rng(1)
-    wide = sweep.Range(low=1e-5, high=1.0, scale="log")
-    whole = sweep.Range(low=1, high=9, integer=True)
+def test_sampled_values_are_between_their_bounds():
+    generator = np.random.default_rng(1)
+    log_range = sweep.Range(low=1e-5, high=1.0, scale="log")
+    integers = sweep.Range(low=1, high=9, integer=True)
 
-    drawn = [wide.draw(chance) for _ in range(300)]
+    values = [log_range.sample(generator) for _ in range(300)]
 
-    assert all(0.99e-5 <= value <= 1.0 for value in drawn)
-    assert 100 < sum(value < 10**-2.5 for value in drawn) < 200
-    assert {whole.draw(chance) for _ in range(300)} == set(range(1, 10))
+    assert all(0.99e-5 <= value <= 1.0 for value in values)
+    assert 100 < sum(value < 10**-2.5 for value in values) < 200
+    assert {integers.sample(generator) for _ in range(300)} == set(range(1, 10))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
-        ("[space]\n'model.cell' = {}", "space.model.cell: value error, a range is either"),
+        ("[space]\n'model.cell' = {}", "space.model.cell: value error, must have either"),
         ("[space]\n'model.dropout' = {low = 1, high = 0}", "low 1 is not below high 0"),
-        ("[space]\n'model.dropout' = {low = 0, high = 1, scale = 'log'}", "has no logarithm"),
+        (
+            "[space]\n'model.dropout' = {low = 0, high = 1, scale = 'log'}",
+            "must be above 0 on a log scale",
+        ),
         ("[space]\n'model.dropot' = {values = [0.1]}", "unknown setting 'model.dropot'"),
         ("[space]\n'model.dropout' = {values = [7]}", "model.dropout = 7"),
         ("[search]\ntrials = 0\n[space]", "search.trials"),
@@ -219,21 +226,21 @@ def test_draws_stay_between_their_bounds():
         ("space = ", "not valid TOML"),
     ],
 )
-def test_searches_that_say_nothing_are_refused(tmp_path, text, told):
+def test_an_invalid_search_is_refused(tmp_path, text, expected):
     (tmp_path / "space.toml").write_text(text)
 
     with pytest.raises(ConfigError) as caught:
         sweep.load_space(tmp_path / "space.toml")
 
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
 
 
-def test_a_missing_search_is_said(tmp_path):
+def test_a_missing_search_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read .*: No such file"):
         sweep.load_space(tmp_path / "none.toml")
 
 
-def test_a_figure_that_is_not_finite_is_told():
+def test_a_metric_that_is_not_finite_is_shown():
     trial = sweep.Trial("a", {}, 1, "perplexity", None, 800.0, 1.0)
 
-    assert sweep.described(trial).startswith("a: perplexity inf in")
+    assert sweep.describe(trial).startswith("a: perplexity inf in")

@@ -148,11 +148,11 @@ def _validation_text(run: str, model: "Trained") -> Any:
 
 def _training_of(model: "Trained") -> Training | None:
     """Gradient norms during the training of a model; None without its metrics."""
-    from lmtrain.training.logger import recorded_updates
+    from lmtrain.training.logger import read_train_metrics
 
     lines = [
         (step, norm, clipped)
-        for step, figures in recorded_updates(model.path.parent.parent)
+        for step, figures in read_train_metrics(model.path.parent.parent)
         if isinstance(norm := figures.get("grad_norm"), float)
         and isinstance(clipped := figures.get("clipped_fraction"), float)
     ]

@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 import lmtrain
-from lmtrain import files, launched, screen
+from lmtrain import files, torchrun, screen
 from lmtrain.cli import (
     corpora,
     evaluate,
@@ -36,7 +36,7 @@ from lmtrain.errors import (
     LmtrainError,
     MachineError,
     RunInterruptedError,
-    out_of_memory_explained,
+    map_out_of_memory,
 )
 
 app = typer.Typer(
@@ -111,7 +111,7 @@ def _open_standard_streams() -> None:
 def main() -> None:
     """Runs the command line and exits with its exit code."""
     code = _run()
-    if launched.is_worker():
+    if torchrun.is_worker():
         _exit_without_finalizing(code)
     sys.exit(code)
 
@@ -141,7 +141,7 @@ def _run() -> int:
     # SIGUSR1 asks training for a checkpoint; before training there is nothing to save.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        with out_of_memory_explained("try: a smaller --batch-size"):
+        with map_out_of_memory("try: a smaller --batch-size"):
             code: int | None = app(standalone_mode=False)
         sys.stdout.flush()
         return code or 0
@@ -150,7 +150,7 @@ def _run() -> int:
         return ConfigError.exit_code
     except LmtrainError as error:
         prefix = "" if isinstance(error, RunInterruptedError) else "error: "
-        if not error.is_told:
+        if not error.is_reported:
             screen.note(f"{prefix}{error}")
         return error.exit_code
     except OSError as error:

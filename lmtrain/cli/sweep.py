@@ -37,7 +37,9 @@ def command(
     from lmtrain import sweep
 
     search = sweep.load_space(space)
-    trials = sweep.run_sweep(search, out or Path("runs") / f"sweep-{space.stem}", say=screen.note)
+    trials = sweep.run_sweep(
+        search, out or Path("runs") / f"sweep-{space.stem}", report=screen.note
+    )
     if json:
         print_json("lmtrain.sweep/1", {"trials": [vars(trial) for trial in trials]})
         return

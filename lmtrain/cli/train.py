@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmtrain import config as configuration
-from lmtrain import launched
+from lmtrain import torchrun
 from lmtrain.cli.loading import load_user_cell
 from lmtrain.cli.output import JsonOption, exit_quietly_on_broken_pipe, print_json
 from lmtrain.cli.settings import ConfigOption, SetOption, chosen_settings, setting
@@ -82,10 +82,10 @@ def command(
         load_user_cell(overrides)
     # torch is imported only here, so that wrong settings are reported at once.
     from lmtrain.training import launcher
-    from lmtrain.training.run import new_run, run_training
+    from lmtrain.training.run import new_run_path, run_training
 
-    if devices > 1 and not launched.is_worker():
-        out_option = [] if out or resume else ["--out", str(new_run(chosen))]
+    if devices > 1 and not torchrun.is_worker():
+        out_option = [] if out or resume else ["--out", str(new_run_path(chosen))]
         exit_quietly_on_broken_pipe()
         launcher.launch([*sys.argv[1:], *out_option], devices)
         return
@@ -93,7 +93,7 @@ def command(
         launcher.require_size(devices)
     summary = run_training(chosen, out, resume=resume, overrides=overrides)
     exit_quietly_on_broken_pipe()
-    if not launched.is_first():
+    if not torchrun.is_rank_zero():
         return
     if json:
         _print_json(summary)

@@ -305,7 +305,7 @@ def _sources(place: str, parts: Sequence[str]) -> list[Source]:
     if "\0" in place or not place:
         raise ConfigError(f"no file can be called {place!a}")
     try:
-        is_there = untrusted.is_there(Path(place))
+        is_there = untrusted.exists(Path(place))
     except UnreadableError as error:
         raise TextError(str(error)) from None
     if is_there:

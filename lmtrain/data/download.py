@@ -154,7 +154,7 @@ def _transfer(url: str, partial: Path) -> None:
 
 def _keep(response: BinaryIO, partial: Path, have: int, total: int | None) -> None:
     with (
-        files.appending(partial) as stream,
+        files.open_append(partial) as stream,
         tqdm(
             total=total, initial=have, unit="B", unit_scale=True, file=sys.stderr,
             desc=partial.name.removesuffix(".partial"),
@@ -194,7 +194,7 @@ def _unpack(archive: Path, members: Mapping[str, str], folder: Path) -> dict[str
                 if not final.exists():
                     if opened.getinfo(member).file_size > _MOST_UNPACKED_BYTES:
                         raise MachineError(f"{archive}: {member} is too large")
-                    with opened.open(member) as source, files.writing(final) as stream:
+                    with opened.open(member) as source, files.open_atomic(final) as stream:
                         while chunk := source.read(1 << 20):
                             stream.write(chunk)
                 unpacked[part] = final

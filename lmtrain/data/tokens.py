@@ -191,7 +191,7 @@ def _numbered(
     """The numbers that `encode` gives the tokens of a text, and its parts."""
     cuts, pieces = Cuts(division), Pieces(level)
     files.remove_leftovers(_cache(), seconds=_DAY)
-    with files.scratch(_cache()) as stream:
+    with files.open_scratch(_cache()) as stream:
         numbers = _NumberFile(stream)
         position, count_at = 0, {0: 0}
         for chunk in division.text.checked_chunks():
@@ -231,7 +231,7 @@ def _store(
     stored = {}
     for (name, key), part in zip(token_keys(division, tokenizer).items(), parts, strict=True):
         array, note = _paths(key)
-        with files.writing(array) as stream:
+        with files.open_atomic(array) as stream:
             blocks = numbers.between(part.start, part.stop)
             mapped = blocks if ids is None else (ids[block] for block in blocks)
             _write_array(stream, mapped, _dtype(tokenizer.vocab_size), part.stop - part.start)

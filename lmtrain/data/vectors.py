@@ -164,7 +164,7 @@ def _arrays(path: Path, name: str, wanted: Sequence[str]) -> dict[str, NDArray[A
             raise TextError(f"{name} holds {size:,} bytes; this machine has {memory:,}")
         with np.load(path, allow_pickle=False) as file:
             if missing := [each for each in wanted if each not in file.files]:
-                found = screen.listed(file.files)
+                found = screen.join_names(file.files)
                 raise TextError(f"{name} has no array {missing[0]}; it has: {found}", _TRY)
             arrays = {each: file[each] for each in wanted}
     except OSError as error:

@@ -354,7 +354,7 @@ def batched(
 
 
 def _placed(model: Any, arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, ...]:
-    return tuple(device.place(array, device.of(model)) for array in arrays)
+    return tuple(device.from_numpy(array, device.of(model)) for array in arrays)
 
 
 def place_names(config: Config, split: str) -> str:

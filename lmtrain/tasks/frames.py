@@ -267,7 +267,7 @@ def _composed(
     generator, state = np.random.default_rng(seed), None
     frames = np.zeros((num_steps + 1, outputs), np.int8)
     for step in range(num_steps):
-        last = device.place(frames[step].astype(np.float32)[None, None], device.of(model))
+        last = device.from_numpy(frames[step].astype(np.float32)[None, None], device.of(model))
         logits, state = model(last, None, state)
         likelihoods = (logits[0, 0].double() / temperature).sigmoid().cpu().numpy()
         if not np.isfinite(likelihoods).all():

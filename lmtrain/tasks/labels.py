@@ -26,7 +26,7 @@ def labels_of(found: Collection[str], name: str) -> list[str]:
     labels = sorted(set(found))
     if len(labels) == 1:
         raise TextError(
-            f"{name}: all examples have the label {screen.shortened(labels[0])!r}",
+            f"{name}: all examples have the label {screen.shorten(labels[0])!r}",
             "at least two labels are needed",
         )
     return labels
@@ -64,6 +64,6 @@ def label_ids(found: Iterable[str], labels: Sequence[str], name: str) -> NDArray
         return np.array([ids[label] for label in found], np.int64)
     except KeyError as error:
         raise TextError(
-            f"{name}: the label {screen.shortened(error.args[0])!r} is not in the training data",
-            f"its labels: {screen.listed(labels)}",
+            f"{name}: the label {screen.shorten(error.args[0])!r} is not in the training data",
+            f"its labels: {screen.join_names(labels)}",
         ) from None

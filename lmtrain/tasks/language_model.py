@@ -344,12 +344,12 @@ class LanguageModelling(Task):
     def batch(self, step: int) -> Batch:
         """A window of each stream."""
         train, place = self.config.train, device.of(self.model)
-        windows = [device.place(ids[:, self._rows], place) for ids in self.streams[step]]
+        windows = [device.from_numpy(ids[:, self._rows], place) for ids in self.streams[step]]
         if train.state_reset:
             # A function of the step: the same after a resume, in any number of processes.
             generator = np.random.default_rng([train.seed, step, 1])
             is_kept = generator.random((1, train.batch_size)) >= train.state_reset
-            windows.append(device.place(is_kept[:, self._rows], place))
+            windows.append(device.from_numpy(is_kept[:, self._rows], place))
         return Batch(
             tuple(windows),
             rows=train.batch_size / self.shard.size,

@@ -1,1 +1,1 @@
-"""The update, the record of it, and the loop."""
+"""The optimizer, the training loop, its log and checkpoints, and runs."""

@@ -1,4 +1,4 @@
-"""Averages of the weights over updates, evaluated and kept in place of the last weights."""
+"""Averages of the weights over updates, which are validated and saved instead of the last ones."""
 
 import contextlib
 import math
@@ -12,65 +12,72 @@ from lmtrain import checkpoint
 from lmtrain.errors import CheckpointError
 
 
-class Average:
-    """The average of a model's weights; the last weights while there is none.
+class WeightAverage:
+    """The average of a model's weights over updates.
 
-    ema: m ← d m + (1 − d) w after each update, d = min(decay, (1 + n) / (10 + n))
-    after n updates before. nt-asgd: the mean of the weights after every update since a
-    validation was worse than the best one more than `patience` validations before it.
+    ema: m ← d m + (1 − d) w after each update, d = min(decay, (1 + n) / (10 + n)) after n updates.
+    nt-asgd: the mean of the weights after every update since averaging started, which is when a
+    validation is worse than the best one more than `patience` validations before it.
+    Without a method, or before averaging starts, the last weights take the place of the average.
 
     Args:
-        model: whose weights.
-        kind: ema, nt-asgd, or None for the last weights.
-        decay: of ema.
-        patience: of nt-asgd.
+        model: the model whose weights are averaged.
+        method: ema, nt-asgd, or None for no average.
+        decay: decay d of ema, 0 to 1.
+        patience: validations, 1 or more, for nt-asgd.
 
     Source: averaged SGD: Polyak & Juditsky 1992; NT-ASGD: Merity, Keskar & Socher 2018.
     """
 
-    def __init__(self, model: nn.Module, *, kind: str | None, decay: float, patience: int) -> None:
+    def __init__(
+        self, model: nn.Module, *, method: str | None, decay: float, patience: int
+    ) -> None:
         self._weights = dict(model.named_parameters())
-        self._kind = kind
+        self._method = method
         self._decay = decay
         self._patience = patience
         self._average: dict[str, Tensor] = {}
         self._count = 0
         self._costs: list[float] = []
-        if kind == "ema":
-            self._begin()
+        if method == "ema":
+            self._start()
 
     @property
     def is_active(self) -> bool:
-        """Whether there is an average of weights."""
+        """Whether averaging has started."""
         return bool(self._average)
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the weights after an update."""
+        """Adds the current weights to the average; call it after each update."""
         if not self._average:
             return
-        if self._kind == "ema":
-            kept = min(self._decay, (1 + self._count) / (10 + self._count))
+        if self._method == "ema":
+            decay = min(self._decay, (1 + self._count) / (10 + self._count))
         else:
-            kept = 1 - 1 / (1 + self._count)
+            decay = 1 - 1 / (1 + self._count)
         self._count += 1
-        torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - kept)
+        torch._foreach_lerp_(list(self._average.values()), list(self._weights.values()), 1 - decay)
 
-    def validated(self, cost: float) -> None:
-        """Takes note of a validation, smaller being better; begins NT-ASGD when it is due."""
-        if self._kind != "nt-asgd" or self._average:
+    def record_validation(self, cost: float) -> None:
+        """Starts nt-asgd if this validation is worse than the best of long before.
+
+        Args:
+            cost: the result of the validation; lower is better.
+        """
+        if self._method != "nt-asgd" or self._average:
             return
-        before = self._costs[: -self._patience]
-        if cost > min(before, default=math.inf):
-            self._begin()
+        earlier = self._costs[: -self._patience]
+        if cost > min(earlier, default=math.inf):
+            self._start()
         self._costs.append(cost)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights."""
+    def swapped_in(self) -> Iterator[None]:
+        """Replaces the weights of the model by their average during the block."""
         self._swap()
         try:
             yield
@@ -84,20 +91,22 @@ class Average:
             weight.data, self._average[name] = average, weight.data
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The weights of the model that a checkpoint stores: the average, where there is one."""
+        """The weights that a checkpoint stores: averaged ones if averaging has started."""
         return {**checkpoint.weights(model), **self._average}
 
     def state_dict(self) -> dict[str, Any]:
-        """What is averaged over, and the last weights beside an average, named `last/PARAMETER`."""
+        """The count of averaged updates, earlier costs, and the last weights as `last/NAME`."""
         last = {f"last/{name}": self._weights[name] for name in self._average}
         return {"count": self._count, "costs": self._costs, **last}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave; the model has the averaged weights.
+        """Restores the result of `state_dict` and the last weights.
+
+        The weights of the model must be those that the checkpoint stores, see `weights`.
 
         Raises:
-            CheckpointError: a weight of another shape, or missing.
+            CheckpointError: a weight is missing or has another shape.
         """
         last = {
             name.removeprefix("last/"): tensor
@@ -108,9 +117,11 @@ class Average:
             name not in last or last[name].shape != weight.shape
             for name, weight in self._weights.items()
         ):
-            raise CheckpointError("the weights beside the averaged ones do not fit the model")
-        if self._kind is not None and (last or self._average):
-            self._begin()
+            raise CheckpointError(
+                "the last weights beside the averaged ones do not match the model"
+            )
+        if self._method is not None and (last or self._average):
+            self._start()
         for name, tensor in last.items():
             self._weights[name].copy_(tensor)
         self._count = int(state["count"])

@@ -1,4 +1,4 @@
-"""Starts a training as several processes of this machine, by torch's own launcher."""
+"""Starts several training processes on this machine with torch's elastic launcher."""
 
 import logging
 import os
@@ -15,18 +15,18 @@ from lmtrain.errors import ConfigError, LmtrainError, MachineError, RunInterrupt
 
 
 def launch(arguments: Sequence[str], devices: int) -> None:
-    """Runs `lmtrain` with these arguments in so many processes, until all have ended.
+    """Runs `lmtrain` in several processes and waits until all have exited.
 
     Args:
-        arguments: the command line of each.
-        devices: processes, each with a GPU of its own where they train on CUDA.
+        arguments: command-line arguments of each process.
+        devices: number of processes; on CUDA each has its own GPU.
 
     Raises:
         MachineError: a process was killed.
-        RunInterruptedError: a signal asked for the end.
-        LmtrainError: a process failed, and has said why.
+        RunInterruptedError: a signal ended the training.
+        LmtrainError: a process failed and has printed its error.
     """
-    # What it would say of failed processes, they say themselves.
+    # The launcher would log failed processes, which print their own errors.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -41,29 +41,29 @@ def launch(arguments: Sequence[str], devices: int) -> None:
         elastic_launch(config, sys.executable)("-m", "lmtrain", *arguments)
     except SignalException as error:
         interrupted = RunInterruptedError(error.sigval.value, "interrupted")
-        interrupted.is_told = True
+        interrupted.is_reported = True
         raise interrupted from error
     except ChildFailedError as error:
-        # Who was killed could say nothing; the others often end in the same moment, for want of it.
-        killed = [each for each in error.failures.values() if each.exitcode < 0]
+        # A killed process is reported first: it printed nothing, and the others fail because of it.
+        killed = [failure for failure in error.failures.values() if failure.exitcode < 0]
         if killed:
             name = signal.Signals(-killed[0].exitcode).name
-            raise MachineError(f"rank {killed[0].local_rank} was ended by {name}") from error
+            raise MachineError(f"rank {killed[0].local_rank} was killed by {name}") from error
         _, first = error.get_first_failure()
         failed = LmtrainError(f"rank {first.local_rank} failed")
         failed.exit_code = first.exitcode
-        failed.is_told = True
+        failed.is_reported = True
         raise failed from error
 
 
 def require_size(devices: int) -> None:
-    """Checks, in a process that a launcher started, that there are as many as were asked for.
+    """Checks that a launcher started as many processes as `--devices` says.
 
     Raises:
-        ConfigError: there are not.
+        ConfigError: it started another number.
     """
     if os.environ.get("WORLD_SIZE") != str(devices):
         raise ConfigError(
             f"--devices {devices}, but {os.environ.get('WORLD_SIZE')} processes were started",
-            "leave --devices out under torchrun",
+            "do not combine --devices with torchrun",
         )

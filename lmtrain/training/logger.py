@@ -1,7 +1,7 @@
-"""What a run shows and records: progress bar, metrics.jsonl, TensorBoard events.
+"""The log of a run: progress bar, metrics.jsonl, TensorBoard events.
 
-metrics.jsonl is the record; the events are written from its lines, and written anew from them when
-a run is resumed, so that nothing stands in them twice.
+The events are written from the lines of metrics.jsonl. They are rewritten when a run is resumed, so
+that no step appears twice.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ from tqdm import tqdm
 from lmtrain import files, screen, untrusted
 from lmtrain.errors import MachineError
 from lmtrain.tasks.base import Metrics, Task
-from lmtrain.training.step import Numbers
+from lmtrain.training.step import StepResult
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _METRICS = "metrics.jsonl"
-# Entries of a line of metrics that are not figures of the model.
-_NO_SCALARS = {"step", "epoch", "time", "skipped", "save_seconds"}
-_Figures = Mapping[str, float | None]
+# Entries of a line that are not metrics of the model.
+_NOT_METRICS = {"step", "epoch", "time", "skipped", "save_seconds"}
+_Metrics = Mapping[str, float | None]
 
 
 @dataclass
-class Window:
-    """Sums over the steps since the last line of metrics."""
+class Totals:
+    """Sums over the steps since the last line of metrics.jsonl."""
 
     steps: int = 0
     total_nats: float = 0.0
@@ -44,7 +44,7 @@ class Window:
 
 
 class _Line(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
-    """A line of metrics as far as it is read again."""
+    """A line of metrics.jsonl; the extra entries are numbers."""
 
     kind: Literal["train", "valid", "gradients"]
     step: int
@@ -53,102 +53,110 @@ class _Line(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
     __pydantic_extra__: dict[str, int | float | None]
 
     @property
-    def figures(self) -> _Figures:
-        return {k: v for k, v in self.__pydantic_extra__.items() if k not in _NO_SCALARS}
+    def metrics(self) -> _Metrics:
+        return {k: v for k, v in self.__pydantic_extra__.items() if k not in _NOT_METRICS}
 
 
 @dataclass(frozen=True)
-class Made:
-    """An update that was made.
+class LoggedUpdate:
+    """An applied update, as the logger needs it.
 
     Args:
-        step: updates done.
-        epoch: the epoch it belonged to, counted from 1.
-        numbers: what came of it.
-        learning_rate: of this update.
-        seconds: time it took.
-        seconds_left: time left until training ends.
+        step: updates done, this one included.
+        epoch: epoch of the update, from 1.
+        result: result of the step.
+        learning_rate: learning rate of the update.
+        seconds: duration of the step.
+        seconds_left: estimated seconds until training ends.
     """
 
     step: int
     epoch: int
-    numbers: Numbers
+    result: StepResult
     learning_rate: float
     seconds: float
     seconds_left: float
 
 
 class NullLogger:
-    """Shows and records nothing: of several processes of a training, only one does."""
+    """A logger that does nothing, for all ranks but 0.
+
+    Attributes:
+        save_seconds: seconds spent on saving checkpoints since the last line of metrics.jsonl.
+    """
 
     def __init__(self) -> None:
         self.save_seconds = 0.0
 
-    def record(self, made: Made) -> None:
-        """Takes note of an update."""
+    def log_update(self, update: LoggedUpdate) -> None:
+        """Logs an applied update."""
 
-    def record_skip(self, step: int, epoch: int, learning_rate: float, reason: str) -> None:
-        """Takes note of an update that was left out, and why."""
+    def log_skip(self, step: int, epoch: int, learning_rate: float, reason: str) -> None:
+        """Logs a skipped update and the reason."""
 
     def finish(self) -> None:
-        """Takes note that no update follows."""
+        """Logs the remaining updates at the end of training."""
 
-    def record_validation(
+    def log_validation(
         self, step: int, epoch: int, metrics: Metrics, preview: str, *, is_best: bool
     ) -> None:
-        """Takes note of a validation."""
+        """Logs a validation and its preview."""
 
-    def record_gradients(self, step: int, epoch: int, figures: _Figures) -> None:
-        """Takes note of how the gradient travels through time."""
+    def log_gradients(self, step: int, epoch: int, norms: _Metrics) -> None:
+        """Logs gradient norms over time lags, by name."""
 
-    def validation_at(self, step: int) -> _Figures | None:
-        """The figures of the validation of a step that is recorded already."""
+    def validation_at(self, step: int) -> _Metrics | None:
+        """The metrics of the validation at a step; None if it was not logged."""
 
-    def expect(self, steps: int) -> None:
-        """Takes note of how many updates fit into the time that is given."""
+    def set_total_steps(self, total_steps: int) -> None:
+        """Sets the number of updates at which training is expected to end."""
 
-    def say(self, text: str) -> None:
-        """Shows a line."""
+    def info(self, text: str) -> None:
+        """Shows a message."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed logger goes on from."""
+        """The state that a checkpoint stores."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Restores the result of `state_dict`."""
 
     def sync(self) -> None:
-        """Makes the record so far durable."""
+        """Makes the log durable."""
 
     def close(self) -> None:
-        """Ends the record."""
+        """Closes the log."""
 
 
 class Logger(NullLogger):
-    """Shows and records what training does.
+    """Writes metrics.jsonl and TensorBoard events, and shows progress.
+
+    A failure to write is shown once and does not end training; missing lines are written later.
 
     Args:
         run: the run folder.
-        task: names what is counted, and gives figures in its own units.
-        first_step: updates done before; lines of later steps are dropped, they are done anew.
-        total_steps: updates at the end.
-        is_quiet: whether no progress is shown.
+        task: defines units and metrics.
+        first_step: updates done before; lines of later steps are removed, since they are repeated.
+        total_steps: updates of the whole training.
+        is_quiet: whether to hide progress.
     """
 
     def __init__(
         self, run: Path, task: Task, *, first_step: int, total_steps: int, is_quiet: bool
     ) -> None:
         super().__init__()
-        self.window = Window()
+        self.totals = Totals()
         self._task = task
-        self._metrics = run / _METRICS
+        self._metrics_file = run / _METRICS
         self._log_every = task.config.train.log_every
         self._total_steps = total_steps
-        kept = [pair for pair in _lines(self._metrics) if pair[1].step <= first_step]
-        if self._metrics.exists():
-            files.write(self._metrics, b"".join(content + b"\n" for content, _ in kept))
-        self._validated = {line.step: line.figures for _, line in kept if line.kind == "valid"}
-        self._is_written = any((line.kind, line.step) == ("train", first_step) for _, line in kept)
+        kept = [pair for pair in _read_lines(self._metrics_file) if pair[1].step <= first_step]
+        if self._metrics_file.exists():
+            files.write(self._metrics_file, b"".join(content + b"\n" for content, _ in kept))
+        self._validations = {line.step: line.metrics for _, line in kept if line.kind == "valid"}
+        self._has_first_step = any(
+            (line.kind, line.step) == ("train", first_step) for _, line in kept
+        )
         self._last: tuple[int, int, float] | None = None
         self._unwritten: list[str] = []
         self._warned: set[str] = set()
@@ -163,53 +171,52 @@ class Logger(NullLogger):
             dynamic_ncols=screen.STDERR.isatty(),
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
-        with self._tolerated("events"):
+        with self._warn_once("events"):
             self._rebuild_events()
 
-    def record(self, made: Made) -> None:
-        """Takes note of an update."""
-        window, numbers = self.window, made.numbers
-        window.steps += 1
-        window.total_nats += numbers.total_nats
-        window.grad_norm += numbers.grad_norm
-        window.clipped += bool(numbers.was_clipped)
-        window.count += round(numbers.predictions)
-        window.seconds += made.seconds
-        loss = window.total_nats / window.count
+    def log_update(self, update: LoggedUpdate) -> None:
+        """Adds an update to the totals and shows progress; writes a line when one is due."""
+        totals, result = self.totals, update.result
+        totals.steps += 1
+        totals.total_nats += result.total_nats
+        totals.grad_norm += result.grad_norm
+        totals.clipped += bool(result.was_clipped)
+        totals.count += round(result.predictions)
+        totals.seconds += update.seconds
+        loss = totals.total_nats / totals.count
         headline = self._task.metrics.headline
         value = self._task.derived(loss).get(headline)
-        shown = "" if value is None else f", {headline} {value:.4g}"
+        metric = "" if value is None else f", {headline} {value:.4g}"
         self._bar.set_postfix_str(
-            f"loss {loss:.3f}{shown}, lr {made.learning_rate:.2g}, "
-            f"{window.count / window.seconds:,.0f} {self._task.unit}/s, "
-            f"{_clock(made.seconds_left)} left",
+            f"loss {loss:.3f}{metric}, lr {update.learning_rate:.2g}, "
+            f"{totals.count / totals.seconds:,.0f} {self._task.unit}/s, "
+            f"{_format_duration(update.seconds_left)} left",
             refresh=False,
         )
         self._bar.update()
-        self._end_window(made.step, made.epoch, made.learning_rate)
+        self._end_step(update.step, update.epoch, update.learning_rate)
 
-    def record_skip(self, step: int, epoch: int, learning_rate: float, reason: str) -> None:
-        """Takes note of an update that was left out, and why."""
-        self.window.skipped += 1
-        self.say(f"step {step:,} skipped: {reason}")
+    def log_skip(self, step: int, epoch: int, learning_rate: float, reason: str) -> None:
+        """Counts a skipped update and shows the reason; writes a line when one is due."""
+        self.totals.skipped += 1
+        self.info(f"step {step:,} skipped: {reason}")
         self._bar.update()
-        self._end_window(step, epoch, learning_rate)
+        self._end_step(step, epoch, learning_rate)
 
-    def _end_window(self, step: int, epoch: int, learning_rate: float) -> None:
-        """Writes a line of metrics when it is due."""
+    def _end_step(self, step: int, epoch: int, learning_rate: float) -> None:
         self._last = step, epoch, learning_rate
         if step % self._log_every == 0 or step == self._total_steps:
-            self._write_window(*self._last)
+            self._write_totals(*self._last)
 
     def finish(self) -> None:
-        """Writes the line of the updates since the last one."""
-        if self._last and self.window != Window():
-            self._write_window(*self._last)
+        """Writes a line for the updates since the last line."""
+        if self._last and self.totals != Totals():
+            self._write_totals(*self._last)
 
-    def _write_window(self, step: int, epoch: int, learning_rate: float) -> None:
-        window = self.window
-        # Not a number where every update was left out.
-        mean = window.total_nats / window.count if window.count else math.nan
+    def _write_totals(self, step: int, epoch: int, learning_rate: float) -> None:
+        totals = self.totals
+        # NaN if every update was skipped.
+        mean = totals.total_nats / totals.count if totals.count else math.nan
         self._write(
             {
                 "kind": "train",
@@ -218,22 +225,22 @@ class Logger(NullLogger):
                 "loss": mean,
                 **self._task.derived(mean),
                 "learning_rate": learning_rate,
-                "grad_norm": window.grad_norm / max(1, window.steps),
-                "clipped_fraction": window.clipped / max(1, window.steps),
+                "grad_norm": totals.grad_norm / max(1, totals.steps),
+                "clipped_fraction": totals.clipped / max(1, totals.steps),
                 f"{self._task.unit}_per_second": (
-                    window.count / window.seconds if window.seconds else 0.0
+                    totals.count / totals.seconds if totals.seconds else 0.0
                 ),
-                "skipped": window.skipped,
+                "skipped": totals.skipped,
                 "save_seconds": self.save_seconds,
             }
         )
-        self.window = Window()
+        self.totals = Totals()
         self.save_seconds = 0.0
 
-    def record_validation(
+    def log_validation(
         self, step: int, epoch: int, metrics: Metrics, preview: str, *, is_best: bool
     ) -> None:
-        """Takes note of a validation and shows it with a preview."""
+        """Writes a line for a validation and shows it with its preview."""
         self._write(
             {
                 "kind": "valid", "step": step, "epoch": epoch, **metrics.figures,
@@ -241,49 +248,49 @@ class Logger(NullLogger):
             }
         )  # fmt: skip
         best = " (best)" if is_best else ""
-        self.say(
+        self.info(
             f"step {step:,}, epoch {epoch}: validation {metrics.line(metrics.figures)}{best}\n"
             f"  {screen.one_line(preview)}"
         )
 
-    def record_gradients(self, step: int, epoch: int, figures: _Figures) -> None:
-        """Takes note of how the gradient travels through time."""
-        self._write({"kind": "gradients", "step": step, "epoch": epoch, **figures})
+    def log_gradients(self, step: int, epoch: int, norms: _Metrics) -> None:
+        """Writes a line with gradient norms over time lags, by name."""
+        self._write({"kind": "gradients", "step": step, "epoch": epoch, **norms})
 
-    def validation_at(self, step: int) -> _Figures | None:
-        """The figures of the validation of a step that is recorded already."""
-        return self._validated.get(step)
+    def validation_at(self, step: int) -> _Metrics | None:
+        """The metrics of the validation at a step; None if it was not logged."""
+        return self._validations.get(step)
 
-    def expect(self, steps: int) -> None:
-        """Lets the progress bar end with so many updates."""
-        self._bar.total = steps
+    def set_total_steps(self, total_steps: int) -> None:
+        """Sets the number of updates at which the progress bar ends."""
+        self._bar.total = total_steps
 
-    def say(self, text: str) -> None:
-        """Shows a line above the progress bar."""
+    def info(self, text: str) -> None:
+        """Shows a message above the progress bar."""
         if not self._bar.disable:
             tqdm.write(text, file=screen.STDERR)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of the steps since the last line."""
-        return asdict(self.window)
+        """The totals since the last line."""
+        return asdict(self.totals)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
-        window = TypeAdapter(Window).validate_python(state)
-        # A training that ended with its time has written its last window, but saved it before.
-        self.window = Window() if self._is_written else window
+        """Restores the result of `state_dict`."""
+        totals = TypeAdapter(Totals).validate_python(state)
+        # A run that `max_seconds` ended wrote its last line after the totals had been saved.
+        self.totals = Totals() if self._has_first_step else totals
 
     def sync(self) -> None:
-        """Makes the lines so far durable: a checkpoint must not outlive the record of its steps."""
-        with self._tolerated("metrics"):
+        """Flushes the lines to the disk, so that a checkpoint never has steps that they lack."""
+        with self._warn_once("metrics"):
             self._flush_metrics()
-            if self._metrics.exists():
-                files.sync_file(self._metrics)
+            if self._metrics_file.exists():
+                files.sync_file(self._metrics_file)
 
     def close(self) -> None:
-        """Ends the bar and writes the events out."""
+        """Closes the progress bar and the events; writes missing lines."""
         self._bar.close()
-        with self._tolerated("metrics"):
+        with self._warn_once("metrics"):
             self._flush_metrics()
         self._close_events()
 
@@ -294,9 +301,9 @@ class Logger(NullLogger):
         }
         finite["time"] = round(time.time(), 3)
         self._unwritten.append(json.dumps(finite, allow_nan=False))
-        with self._tolerated("metrics"):
+        with self._warn_once("metrics"):
             self._flush_metrics()
-        with self._tolerated("events"):
+        with self._warn_once("events"):
             if not self._writers:
                 self._rebuild_events()
             else:
@@ -304,35 +311,35 @@ class Logger(NullLogger):
 
     def _flush_metrics(self) -> None:
         while self._unwritten:
-            files.append_line(self._metrics, self._unwritten[0])
+            files.append_line(self._metrics_file, self._unwritten[0])
             del self._unwritten[0]
 
     @contextlib.contextmanager
-    def _tolerated(self, what: str) -> Iterator[None]:
-        """A record that cannot be written ends no training; what it lacks is written later."""
+    def _warn_once(self, output: str) -> Iterator[None]:
+        """Shows the first failure to write an output and ignores failures."""
         try:
             yield
         except (OSError, MachineError) as error:
-            if what == "events":
+            if output == "events":
                 self._close_events()
-            if what not in self._warned:
-                self._warned.add(what)
+            if output not in self._warned:
+                self._warned.add(output)
                 reason = str(error).splitlines()[0]
-                self.say(f"{what} cannot be written; training goes on: {reason}")
+                self.info(f"warning: could not write {output}, training continues: {reason}")
 
     def _rebuild_events(self) -> None:
-        """Writes the events anew from the lines of metrics."""
-        # TensorBoard takes a second to import, which commands that do not train need not wait for.
+        """Rewrites the events from metrics.jsonl."""
+        # Imported late, since TensorBoard takes a second to import.
         from torch.utils.tensorboard import SummaryWriter
 
         if self._events_folder.exists():
             files.remove_folder(self._events_folder)
         self._writers = {
-            part: SummaryWriter(str(self._events_folder / part)) for part in ("train", "valid")
+            kind: SummaryWriter(str(self._events_folder / kind)) for kind in ("train", "valid")
         }
         self._write_settings()
-        if self._metrics.exists():
-            for line in self._metrics.read_bytes().splitlines():
+        if self._metrics_file.exists():
+            for line in self._metrics_file.read_bytes().splitlines():
                 self._write_events(json.loads(line))
 
     def _close_events(self) -> None:
@@ -343,16 +350,16 @@ class Logger(NullLogger):
 
     def _write_events(self, line: Mapping[str, Any]) -> None:
         writer = self._writers["valid" if line["kind"] == "valid" else "train"]
-        step, when = line["step"], line["time"]
+        step, walltime = line["step"], line["time"]
         for name, value in line.items():
-            if isinstance(value, (int, float)) and name not in _NO_SCALARS:
-                writer.add_scalar(name, value, step, walltime=when)
+            if isinstance(value, (int, float)) and name not in _NOT_METRICS:
+                writer.add_scalar(name, value, step, walltime=walltime)
         if line.get("preview"):
-            # Indented by four, Markdown shows text as it is.
-            shown = "    " + screen.printable(line["preview"]).replace("\n", "\n    ")
-            writer.add_text("preview", shown, step, walltime=when)
+            # Markdown shows lines that are indented by four spaces verbatim.
+            verbatim = "    " + screen.printable(line["preview"]).replace("\n", "\n    ")
+            writer.add_text("preview", verbatim, step, walltime=walltime)
             if (picture := self._task.picture(line["preview"])) is not None:
-                writer.add_image("preview", picture, step, walltime=when, dataformats="HW")
+                writer.add_image("preview", picture, step, walltime=walltime, dataformats="HW")
         writer.flush()
 
     def _write_settings(self) -> None:
@@ -361,8 +368,8 @@ class Logger(NullLogger):
         writer = self._writers["valid"]
         settings = {
             f"{section}.{name}": value if isinstance(value, (int, float)) else str(value)
-            for section, part in self._task.config.model_dump(mode="json").items()
-            for name, value in part.items()
+            for section, values in self._task.config.model_dump(mode="json").items()
+            for name, value in values.items()
         }
         for summary in hparams(settings, {"loss": 0.0, self._task.metrics.headline: 0.0}):
             writer._get_file_writer().add_summary(summary)
@@ -370,35 +377,35 @@ class Logger(NullLogger):
         writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
 
 
-def recorded_updates(run: Path) -> Iterator[tuple[int, _Figures]]:
-    """The step and the figures of each line of a run's metrics that covers updates.
+def read_train_metrics(run: Path) -> Iterator[tuple[int, _Metrics]]:
+    """The step and the metrics of each training line in the metrics.jsonl of a run.
 
     Raises:
-        CheckpointError: the metrics are no plain file, or cannot be read.
+        CheckpointError: metrics.jsonl is not a regular file, or could not be read.
     """
     path = run / _METRICS
-    if untrusted.is_there(path):
-        untrusted.file_size(path)
-        with untrusted.explained(path):
-            for _, line in _lines(path):
+    if untrusted.exists(path):
+        untrusted.require_regular_file(path)
+        with untrusted.map_os_errors(path):
+            for _, line in _read_lines(path):
                 if line.kind == "train":
-                    yield line.step, line.figures
+                    yield line.step, line.metrics
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, _Line]]:
-    """The whole lines of metrics and what they say."""
+def _read_lines(path: Path) -> Iterator[tuple[bytes, _Line]]:
+    """Each valid line of metrics.jsonl, as bytes and parsed."""
     if not path.exists():
         return
     for content in path.read_bytes().split(b"\n"):
         try:
             line = _Line.model_validate_json(content)
         except ValidationError:
-            # The end of a line that a full disk or a kill cut short.
+            # A line that a full disk or a kill cut off.
             continue
         yield content, line
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""From an objective to an update: backward, clip, apply, schedule."""
+"""Backward, gradient clipping, the update rule and the learning-rate schedule."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from lmtrain.errors import CheckpointError
 
 Schedule = Callable[[int], float]
 
-_RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -21,7 +21,7 @@ _RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def schedule(
-    kind: str,
+    name: str,
     *,
     peak: float,
     total_steps: int,
@@ -30,70 +30,73 @@ def schedule(
     decay: float,
     decay_after_epochs: int,
 ) -> Schedule:
-    """The learning rate of each step, counted from 0.
+    """A function from a step, counted from 0, to its learning rate.
 
-    constant is `peak`; step is peak · decay^max(0, epoch + 1 − decay_after_epochs), epochs counted
-    from 0; cosine falls from `peak` to 0 at the end. Any of them rises linearly first.
+    constant: peak. step: peak · decay^max(0, epoch + 1 − decay_after_epochs), epochs counted from
+    0. cosine: half a cosine from peak to 0 at `total_steps`. All three start with a linear warm-up.
 
     Args:
-        kind: constant, step or cosine.
-        peak: the highest learning rate.
+        name: constant, step or cosine.
+        peak: the maximum learning rate.
         total_steps: updates of the whole training.
-        steps_per_epoch: updates of one epoch.
-        warmup_steps: updates of the rise.
-        decay: factor of step for each epoch.
-        decay_after_epochs: epochs before step decays.
+        steps_per_epoch: updates in one epoch.
+        warmup_steps: updates of the linear warm-up.
+        decay: factor per epoch, for step.
+        decay_after_epochs: epochs before the decay starts, for step.
 
     Source: step: Zaremba, Sutskever & Vinyals 2014; cosine: Loshchilov & Hutter 2017.
     """
 
     def learning_rate(step: int) -> float:
-        rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-        if kind == "step":
-            return rise * peak * decay ** max(0, step // steps_per_epoch + 1 - decay_after_epochs)
-        if kind == "cosine":
-            done = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
-            return rise * peak * (1 + math.cos(math.pi * min(1.0, done))) / 2
-        return rise * peak
+        warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+        if name == "step":
+            return warmup * peak * decay ** max(0, step // steps_per_epoch + 1 - decay_after_epochs)
+        if name == "cosine":
+            fraction = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
+            return warmup * peak * (1 + math.cos(math.pi * min(1.0, fraction))) / 2
+        return warmup * peak
 
     return learning_rate
 
 
 def _norm(gradients: list[Tensor], clip: str) -> Tensor:
-    """The L1 norm over all gradients for clip l1, else the L2 norm."""
+    """The L1 norm of all gradients together if `clip` is l1, else the L2 norm; ()."""
     if clip == "l1":
         return torch.stack([gradient.abs().sum() for gradient in gradients]).sum()
-    # A product with itself is several times as fast as torch's norm of a long vector.
+    # The dot product is several times faster than torch's norm for long vectors.
     flat = [gradient.flatten() for gradient in gradients]
-    return torch.stack([numbers.dot(numbers) for numbers in flat]).sum().sqrt()
+    return torch.stack([vector.dot(vector) for vector in flat]).sum().sqrt()
 
 
 @dataclass(frozen=True)
-class Update:
-    """What came of an update, () each, where the model is.
+class UpdateResult:
+    """The result of an update; every tensor is () on the device of the model.
 
     Args:
-        grad_norm: before clipping.
-        was_clipped: whether the gradient was limited.
-        is_made: whether the update was made: the gradient was finite, and the loss sound.
+        grad_norm: gradient norm before clipping.
+        was_clipped: whether the gradient was clipped.
+        was_applied: whether the weights were updated, since loss and gradient were valid.
     """
 
     grad_norm: Tensor
     was_clipped: Tensor
-    is_made: Tensor
+    was_applied: Tensor
 
 
 class Optimizer:
     """Updates the parameters of a model.
 
     Args:
-        model: whose parameters.
+        model: the model.
         name: sgd, adam or adamw.
-        weight_decay: as in torch.
-        clip: l2 or l1, the norm that is limited.
-        max_grad_norm: the limit; None for none.
-        schedule: the learning rates of a training of so many steps.
-        total_steps: updates of the training.
+        weight_decay: as in torch.optim.
+        clip: l2 or l1, the norm for gradient clipping.
+        max_grad_norm: the maximum norm; None for no clipping.
+        schedule: the learning-rate schedule as a function of the total number of steps.
+        total_steps: updates of the whole training.
+
+    Attributes:
+        step: updates started.
     """
 
     def __init__(
@@ -108,83 +111,85 @@ class Optimizer:
         total_steps: int,
     ) -> None:
         self._parameters = dict(model.named_parameters())
-        self._schedules = schedule
-        self.expect(total_steps)
+        self._make_schedule = schedule
+        self.set_total_steps(total_steps)
         self._clip = clip
-        self._limit = max_grad_norm
+        self._max_grad_norm = max_grad_norm
         self.step = 0
         self._is_adaptive = name != "sgd"
         self._is_linear = name == "sgd" and weight_decay == 0
-        place = next(iter(self._parameters.values())).device
-        self._runs_ahead = device.runs_ahead(place)
-        # Where the update, recorded or not, reads its rate. The rules of CUDA take it in fp32.
-        kind = torch.float32 if place.type == "cuda" else torch.float64
-        self._rate = torch.zeros((), dtype=kind, device=place)
-        # The fused rules take no sparse gradients; sgd over several tensors at once does.
-        takes_sparse = name == "sgd" and not self._runs_ahead
-        self._rule = _RULES[name](
+        model_device = device.of(model)
+        self._is_asynchronous = device.is_asynchronous(model_device)
+        # A tensor, so that a CUDA graph reads its current value. On CUDA it must be fp32.
+        dtype = torch.float32 if model_device.type == "cuda" else torch.float64
+        self._learning_rate = torch.zeros((), dtype=dtype, device=model_device)
+        # Fused implementations do not support sparse gradients; foreach SGD does.
+        supports_sparse = name == "sgd" and not self._is_asynchronous
+        self._optimizer = _OPTIMIZERS[name](
             self._parameters.values(),
             lr=self._schedule(0),
             weight_decay=weight_decay,
-            **({"foreach": True} if takes_sparse else {"fused": True}),
+            **({"foreach": True} if supports_sparse else {"fused": True}),
         )
 
-    def expect(self, total_steps: int) -> None:
-        """Sets how many updates there will be: the learning rate falls to its end with them."""
-        self._schedule = self._schedules(total_steps)
+    def set_total_steps(self, total_steps: int) -> None:
+        """Sets the total number of updates, at which the schedule ends."""
+        self._schedule = self._make_schedule(total_steps)
 
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next update."""
         return self._schedule(self.step)
 
-    def begin(self, length: float = 1.0) -> None:
-        """Counts the next update and sets its learning rate.
+    def start_step(self, length: float = 1.0) -> None:
+        """Sets the learning rate of the next update and increments `step`.
 
         Args:
-            length: time steps of its batch over those of a usual one. The learning rate follows
-                it; with sgd the gradient of a loss summed over time does already.
+            length: time steps of the batch divided by those of a usual batch. The learning rate of
+                adaptive optimizers is multiplied by it; for SGD the gradient of a loss that is
+                summed over time is already proportional to it.
         """
-        self._rate.fill_(self.learning_rate * (length if self._is_adaptive else 1.0))
+        self._learning_rate.fill_(self.learning_rate * (length if self._is_adaptive else 1.0))
         self.step += 1
 
     def backward(self, objective: Tensor) -> None:
-        """Differentiates what is minimized, ()."""
-        self._rule.zero_grad(set_to_none=True)
+        """Computes the gradients of the objective, ()."""
+        self._optimizer.zero_grad(set_to_none=True)
         objective.backward()
 
-    def apply(self, is_sound: Tensor) -> Update:
-        """Clips the gradient and updates the weights, if all numbers are finite.
+    def apply(self, is_loss_valid: Tensor) -> UpdateResult:
+        """Clips the gradient and updates the weights if the loss is valid and the gradient finite.
 
-        g ← g · θ/‖g‖ where ‖g‖ > θ, ‖g‖ the L2 or L1 norm over all parameters together. Where the
-        device runs ahead, nothing here waits for it.
+        g ← g · θ/‖g‖ if ‖g‖ > θ, where ‖g‖ is the L2 or L1 norm over all parameters together. Does
+        not wait for an asynchronous device.
 
         Args:
-            is_sound: whether the update may be made as far as the loss is concerned, ().
+            is_loss_valid: whether the loss allows an update, ().
 
         Source: Pascanu, Mikolov & Bengio 2013.
         """
         gradients = self._gradients()
         grad_norm = _norm(gradients, self._clip)
-        is_made = is_sound & grad_norm.isfinite()
-        was_clipped, divisor = self._clipped(grad_norm)
-        if self._runs_ahead:
-            # The rule itself divides the gradients, or leaves everything as it is.
-            vars(self._rule).update(grad_scale=divisor.float(), found_inf=(~is_made).float())
-            self._apply(self._rate)
-        elif is_made:
-            self._apply(float(self._rate) * self._divided(gradients, float(divisor)))
-        return Update(grad_norm, was_clipped, is_made)
+        is_valid = is_loss_valid & grad_norm.isfinite()
+        was_clipped, divisor = self._clip_divisor(grad_norm)
+        if self._is_asynchronous:
+            # The fused step divides the gradients, or skips the update, on the device.
+            vars(self._optimizer).update(grad_scale=divisor.float(), found_inf=(~is_valid).float())
+            self._run_optimizer(self._learning_rate)
+        elif is_valid:
+            factor = self._scale(gradients, float(divisor))
+            self._run_optimizer(float(self._learning_rate) * factor)
+        return UpdateResult(grad_norm, was_clipped, is_valid)
 
-    def _apply(self, rate: float | Tensor) -> None:
-        is_recorded = device.is_recording(self._rate.device)
-        for group in self._rule.param_groups:
-            # The fused rules are capturable, whether told so or not; told, they warn elsewhere.
-            group.update(lr=rate, capturable=is_recorded)
-        self._rule.step()
+    def _run_optimizer(self, learning_rate: float | Tensor) -> None:
+        is_capturing = device.is_capturing(self._learning_rate.device)
+        for group in self._optimizer.param_groups:
+            # Set during capture only: outside of it, torch warns about capturable.
+            group.update(lr=learning_rate, capturable=is_capturing)
+        self._optimizer.step()
 
     def _gradients(self) -> list[Tensor]:
-        """The numbers of all gradients; of sparse ones those that are not 0."""
+        """All gradients; for a sparse one, its values."""
         gradients = []
         for parameter in self._parameters.values():
             gradient = parameter.grad
@@ -195,35 +200,36 @@ class Optimizer:
                 gradients.append(gradient)
         return gradients
 
-    def _clipped(self, grad_norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the limit was passed, and what the gradients are still to be divided by."""
+    def _clip_divisor(self, grad_norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the gradient exceeds the maximum norm, and by what to divide it; () each."""
         one = torch.ones_like(grad_norm, dtype=torch.float64)
-        if self._limit is None:
+        limit = self._max_grad_norm
+        if limit is None:
             return one > 1, one
-        return grad_norm > self._limit, (grad_norm.double() / self._limit).clamp(min=1)
+        return grad_norm > limit, (grad_norm.double() / limit).clamp(min=1)
 
-    def _divided(self, gradients: list[Tensor], divisor: float) -> float:
-        """Divides the gradients; returns what is left to multiply the learning rate with."""
+    def _scale(self, gradients: list[Tensor], divisor: float) -> float:
+        """Divides the gradients, or returns a factor other than 1 for the learning rate."""
         if self._is_linear:
-            # One pass less over the gradients: p − r · (g / d) = p − (r / d) · g.
+            # Saves a pass over the gradients: p − r · (g / d) = p − (r / d) · g.
             return 1 / divisor
         if divisor > 1:
             torch._foreach_mul_(gradients, 1 / divisor)
         return 1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The updates done, and what the update rule remembers, named `PARAMETER/KEY`."""
+        """The updates done, and the state of the torch optimizer as `PARAMETER/KEY`."""
         return {"step": self.step} | {
             f"{name}/{key}": value
             for name, parameter in self._parameters.items()
-            for key, value in self._rule.state.get(parameter, {}).items()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave.
+        """Restores the result of `state_dict`.
 
         Raises:
-            CheckpointError: a tensor of another shape, or of a parameter that is not there.
+            CheckpointError: a tensor has another shape, or belongs to no parameter.
         """
         self.step = int(state["step"])
         for path in state.keys() - {"step"}:
@@ -235,5 +241,5 @@ class Optimizer:
                 or value.dtype not in (parameter.dtype, torch.float32)
                 or value.shape not in (parameter.shape, torch.Size([]))
             ):
-                raise CheckpointError(f"the optimizer state {path} does not fit the model")
-            self._rule.state[parameter][key] = value.to(parameter.device)
+                raise CheckpointError(f"the optimizer state {path} does not match the model")
+            self._optimizer.state[parameter][key] = value.to(parameter.device)

@@ -1,4 +1,4 @@
-"""How far a training is."""
+"""The progress of a training."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,16 +9,16 @@ from pydantic import TypeAdapter
 
 @dataclass
 class Progress:
-    """How far a training is; all of it is in every checkpoint.
+    """The progress of a training, which every checkpoint stores.
 
     Args:
         train_seconds: time spent in training steps.
         count: predictions trained on.
-        best: the figures of the best validation.
-        best_step: its step.
+        best: metrics of the best validation, by name.
+        best_step: step of the best validation.
         validations_since_best: validations after the best.
-        skipped: updates left out because a number was not finite.
-        skipped_in_a_row: those since the last update that was made.
+        skipped: updates skipped because the loss or the gradient was out of bounds.
+        skipped_in_a_row: updates skipped since the last one that was applied.
     """
 
     train_seconds: float = 0.0
@@ -30,13 +30,13 @@ class Progress:
     skipped_in_a_row: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """All fields by name."""
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave.
+        """Restores the result of `state_dict`.
 
         Raises:
-            ValueError: something else.
+            ValueError: a field is missing or has another type.
         """
         vars(self).update(vars(TypeAdapter(Progress).validate_python(state)))

@@ -1,8 +1,8 @@
 """The processes that train one model together, each with its shard of every batch.
 
-A rank is one of them, counted from 0; torchrun says which one this is. Rank 0 alone reads the data,
-shows and writes; its results and errors reach all. Gradients are averaged by torch's
-DistributedDataParallel; numbers that steer the loop are exchanged on the processor.
+Ranks are counted from 0. Rank 0 reads the data, prints and writes; its results and errors are
+broadcast to the other ranks. torch's DistributedDataParallel averages gradients; numbers that
+control the loop are exchanged through gloo, in host memory.
 
 Source: Li et al. 2020, PyTorch Distributed.
 """
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lmtrain import errors, launched
+from lmtrain import errors, torchrun
 from lmtrain.errors import (
     ConfigError,
     DivergedError,
@@ -35,85 +35,86 @@ from lmtrain.tasks.base import Batch, Loss, Shard, Task
 _Result = TypeVar("_Result")
 LossFunction = Callable[[Batch, State | None], Loss]
 
-# A process that neither answers nor dies is given up after this.
+# Collective operations fail if a process does not respond within this time.
 _TIMEOUT = datetime.timedelta(seconds=120)
-# Reading a large text takes longer than anything that comes after.
-_PATIENCE = datetime.timedelta(days=7)
-_LOST = ("gloo", "Connection", "connection", "Socket")
+# Reading a large text can take far longer than any other operation.
+_SLOW_TIMEOUT = datetime.timedelta(days=7)
+# Words in the messages of gloo when the connection to another process is lost.
+_CONNECTION_WORDS = ("gloo", "Connection", "connection", "Socket")
 
 
 class Ranks:
-    """A single process, which exchanges nothing.
+    """A single training process; the interface of several.
 
     Attributes:
-        rank: which process this is, from 0.
-        size: how many there are.
+        rank: rank of this process, from 0.
+        size: number of processes.
     """
 
     rank = 0
     size = 1
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is the process that writes."""
+    def is_rank_zero(self) -> bool:
+        """Whether this process prints and writes."""
         return self.rank == 0
 
     @property
     def shard(self) -> Shard:
-        """This process's part of each batch."""
+        """The shard of each batch that this process computes."""
         return Shard(self.rank, self.size)
 
-    def agreed(self, action: Callable[[], _Result], *, is_long: bool = False) -> _Result:
-        """What `action`, done by rank 0, returns or raises, in every process.
+    def run_on_rank_zero(self, action: Callable[[], _Result], *, is_slow: bool = False) -> _Result:
+        """Calls `action` in rank 0 only; every process returns its result or raises its error.
 
         Args:
-            action: its result is something JSON can tell.
-            is_long: whether the others wait as long as it takes.
+            action: returns something that JSON can represent.
+            is_slow: whether it may take longer than the usual timeout.
 
         Raises:
-            LmtrainError: `action` raised it.
+            LmtrainError: raised by `action`.
         """
         return action()
 
-    def wait_for_all(self) -> None:
-        """Returns when all processes have come to this call, however long it takes."""
+    def barrier(self) -> None:
+        """Waits until all processes have reached this call, without the usual timeout."""
 
-    def exchanged(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The numbers of every process, in the order of the ranks."""
+    def all_gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of every process, in rank order."""
         return [list(numbers)]
 
-    def summed(self, numbers: Tensor) -> Tensor:
-        """The sums of numbers, (N,), over all processes, on their device."""
-        return numbers
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor, (N,), over all processes, on its device."""
+        return tensor
 
-    def gathered(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The tensors of every process, shaped alike, in the order of the ranks."""
+    def all_gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The tensors of every process, in rank order; shapes must be the same everywhere."""
         return [dict(tensors)]
 
-    def loss_of(self, task: Task) -> LossFunction:
-        """The task's loss, whose backward averages gradients over all processes."""
+    def loss_function(self, task: Task) -> LossFunction:
+        """The loss of a task; its backward averages gradients over all processes."""
         return task.loss
 
 
-class _Together(Ranks):
-    """One of several processes.
+class _DistributedRanks(Ranks):
+    """One of several training processes.
 
     Args:
-        rank: which one.
-        size: how many.
+        rank: rank of this process, from 0.
+        size: number of processes.
     """
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
-        self._control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-        self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        self._slow_group = dist.new_group(backend="gloo", timeout=_SLOW_TIMEOUT)
 
-    def agreed(self, action: Callable[[], _Result], *, is_long: bool = False) -> _Result:
+    def run_on_rank_zero(self, action: Callable[[], _Result], *, is_slow: bool = False) -> _Result:
         message: dict[str, Any] = {}
         result: Any = None
         failure: LmtrainError | None = None
-        if self.is_first:
+        if self.is_rank_zero:
             try:
                 result = action()
                 message = {"result": result}
@@ -121,62 +122,62 @@ class _Together(Ranks):
                 failure = error
                 message = {"error": type(error).__name__, "lines": str(error).split("\n  ")}
                 message["code"] = error.exit_code
-        told = self._told(message, self._patient if is_long else self._control)
+        message = self._broadcast(message, self._slow_group if is_slow else self._group)
         if failure is not None:
             raise failure
-        if "error" in told:
-            raise _same_error(told)
-        return cast("_Result", result if self.is_first else told["result"])
+        if "error" in message:
+            raise _error_from(message)
+        return cast("_Result", result if self.is_rank_zero else message["result"])
 
-    def _told(self, message: Any, group: dist.ProcessGroup | None) -> Any:
-        """Rank 0's message."""
+    def _broadcast(self, message: Any, group: dist.ProcessGroup | None) -> Any:
+        """The message of rank 0, in every process."""
         content = json.dumps(message).encode()
         length = torch.tensor([len(content)])
         dist.broadcast(length, 0, group=group)
-        told = torch.zeros(int(length), dtype=torch.uint8)
-        if self.is_first:
-            told = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        dist.broadcast(told, 0, group=group)
-        return json.loads(told.numpy().tobytes())
+        buffer = torch.zeros(int(length), dtype=torch.uint8)
+        if self.is_rank_zero:
+            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        dist.broadcast(buffer, 0, group=group)
+        return json.loads(buffer.numpy().tobytes())
 
-    def wait_for_all(self) -> None:
-        dist.barrier(group=self._patient)
+    def barrier(self) -> None:
+        dist.barrier(group=self._slow_group)
 
-    def exchanged(self, numbers: Sequence[float]) -> list[list[float]]:
-        mine = torch.tensor(numbers, dtype=torch.float64)
-        theirs = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(theirs, mine, group=self._control)
-        return [each.tolist() for each in theirs]
+    def all_gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor, group=self._group)
+        return [other.tolist() for other in gathered]
 
-    def summed(self, numbers: Tensor) -> Tensor:
-        theirs = [torch.empty_like(numbers) for _ in range(self.size)]
-        dist.all_gather(theirs, numbers.contiguous())
-        return torch.stack(theirs).sum(0)
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.stack(gathered).sum(0)
 
-    def gathered(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        everyone: list[dict[str, Tensor]] = [{} for _ in range(self.size)]
+    def all_gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        by_rank: list[dict[str, Tensor]] = [{} for _ in range(self.size)]
         for name in sorted(tensors):
-            mine = tensors[name].detach().cpu().contiguous()
-            theirs = [torch.empty_like(mine) for _ in range(self.size)]
-            # Bytes travel whatever the type.
+            tensor = tensors[name].detach().cpu().contiguous()
+            gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+            # As bytes, since gloo does not support every dtype.
             dist.all_gather(
-                [each.view(torch.uint8) for each in theirs],
-                mine.view(torch.uint8),
-                group=self._control,
+                [other.view(torch.uint8) for other in gathered],
+                tensor.view(torch.uint8),
+                group=self._group,
             )
-            for each, tensor in zip(everyone, theirs, strict=True):
-                each[name] = tensor
-        return everyone
+            for named, other in zip(by_rank, gathered, strict=True):
+                named[name] = other
+        return by_rank
 
-    def loss_of(self, task: Task) -> LossFunction:
+    def loss_function(self, task: Task) -> LossFunction:
         with warnings.catch_warnings():
-            # torch 2.13 says so of the only way there is to send no buffers at the start either.
+            # Deprecated in torch 2.13, but the only option that broadcasts no buffers at all.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return DistributedDataParallel(_LossModule(task), broadcast_buffers=False)
 
 
 class _LossModule(nn.Module):
-    """A task's loss as a module's forward, where DistributedDataParallel hooks in."""
+    """Wraps the loss of a task as the forward of a module, for DistributedDataParallel."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -187,35 +188,37 @@ class _LossModule(nn.Module):
         return self._task.loss(batch, state)
 
 
-def _same_error(told: Mapping[str, Any]) -> LmtrainError:
-    """Rank 0's error, which rank 0 shows."""
-    kind = getattr(errors, told["error"])
-    lines = told["lines"]
+def _error_from(message: Mapping[str, Any]) -> LmtrainError:
+    """The error that rank 0 broadcast and shows."""
+    error_class = getattr(errors, message["error"])
+    lines = message["lines"]
     error: LmtrainError = (
-        kind(told["code"] - 128, *lines) if kind is errors.RunInterruptedError else kind(*lines)
+        error_class(message["code"] - 128, *lines)
+        if error_class is errors.RunInterruptedError
+        else error_class(*lines)
     )
-    error.is_told = True
+    error.is_reported = True
     return error
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """The processes that torchrun started with this one, or this process alone.
+def connect() -> Iterator[Ranks]:
+    """Connects to the processes that torchrun started with this one; without it, to none.
 
-    Where there are GPUs enough, each process of a machine takes one of its own.
+    If there are enough GPUs, each process of a machine uses its own.
 
     Raises:
-        ConfigError: the environment names a rank and not all that belongs to it, or the port that
-            the processes should meet at is in use.
-        MachineError: another process ended.
+        ConfigError: variables of torchrun are missing, or the processes could not connect, for
+            example because the port is in use.
+        MachineError: another process exited or did not respond.
     """
-    if not launched.is_worker():
+    if not torchrun.is_worker():
         yield Ranks()
         return
-    rank, size = launched.number("RANK"), launched.number("WORLD_SIZE")
+    rank, size = torchrun.integer("RANK"), torchrun.integer("WORLD_SIZE")
     backend = "gloo"
-    if torch.cuda.is_available() and launched.local_size() <= torch.cuda.device_count():
-        torch.cuda.set_device(launched.number("LOCAL_RANK"))
+    if torch.cuda.is_available() and torchrun.local_world_size() <= torch.cuda.device_count():
+        torch.cuda.set_device(torchrun.integer("LOCAL_RANK"))
         backend = "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(
@@ -223,45 +226,48 @@ def joined() -> Iterator[Ranks]:
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"rank {rank} of {size} could not meet the others: {reason}") from error
+        raise ConfigError(
+            f"rank {rank} of {size} could not connect to the other processes: {reason}"
+        ) from error
     try:
-        with _losses_explained(rank), _told_once(rank):
-            yield _Together(rank, size)
+        with _map_connection_errors(rank), _report_once(rank):
+            yield _DistributedRanks(rank, size)
     finally:
         dist.destroy_process_group()
 
 
 def _store() -> dist.Store:
-    """Where the processes find one another: at the launcher's or at rank 0's."""
-    is_launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    """The store at which the processes connect, hosted by the launcher or by rank 0."""
+    is_hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return dist.TCPStore(
         os.environ.get("MASTER_ADDR", "localhost"),
-        launched.number("MASTER_PORT"),
-        is_master=not is_launched and launched.number("RANK") == 0,
+        torchrun.integer("MASTER_PORT"),
+        is_master=not is_hosted and torchrun.integer("RANK") == 0,
         timeout=_TIMEOUT,
     )
 
 
 @contextlib.contextmanager
-def _losses_explained(rank: int) -> Iterator[None]:
+def _map_connection_errors(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # What gloo raises has no class of its own.
+        # gloo raises plain RuntimeErrors, which only their text identifies.
         text = str(error)
-        if not isinstance(error, dist.DistError) and not any(word in text for word in _LOST):
+        is_lost = any(word in text for word in _CONNECTION_WORDS)
+        if not isinstance(error, dist.DistError) and not is_lost:
             raise
         raise MachineError(
-            f"rank {rank}: another process of this training ended or did not answer",
+            f"rank {rank}: another training process exited or did not respond",
             text.splitlines()[0][:200],
         ) from error
 
 
 @contextlib.contextmanager
-def _told_once(rank: int) -> Iterator[None]:
+def _report_once(rank: int) -> Iterator[None]:
     try:
         yield
     except (ConfigError, TextError, DivergedError, RunInterruptedError) as error:
-        # These every process raises alike.
-        error.is_told = rank > 0
+        # Every process raises these at the same point; only rank 0 shows them.
+        error.is_reported = rank > 0
         raise

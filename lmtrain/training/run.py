@@ -1,4 +1,4 @@
-"""A run from its settings: its folder, data, model and loop; its start and its resuming."""
+"""Starting and resuming runs: from settings to folder, data, model and training loop."""
 
 import contextlib
 import time
@@ -7,40 +7,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain import checkpoint, device, files, launched, screen, untrusted
+from lmtrain import checkpoint, device, files, screen, torchrun, untrusted
 from lmtrain import config as configuration
-from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, out_of_memory_explained
+from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, map_out_of_memory
 from lmtrain.kernels.native import library
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Data, Metrics, Shard, Task, uses_bf16, weight_shapes
 from lmtrain.tasks.registry import task_of
-from lmtrain.training import folder
-from lmtrain.training.average import Average
-from lmtrain.training.checkpoints import Checkpoints, Documents
+from lmtrain.training import run_folder
+from lmtrain.training.average import WeightAverage
+from lmtrain.training.checkpoints import Checkpoints, RunFiles
 from lmtrain.training.limits import Limits
 from lmtrain.training.logger import Logger, NullLogger
 from lmtrain.training.optimizer import Optimizer, Schedule, schedule
 from lmtrain.training.progress import Progress
-from lmtrain.training.ranks import Ranks, joined
-from lmtrain.training.rate_finder import RateCurve, range_test, rising
+from lmtrain.training.ranks import Ranks, connect
+from lmtrain.training.rate_finder import RateCurve, geometric_schedule, range_test
 from lmtrain.training.step import Stepper
 from lmtrain.training.trainer import Trainer
 
-_SMALLER = "try: a smaller --batch-size, --seq-len, --hidden-size or --vocab-size"
+_MEMORY_ADVICE = "try: a smaller --batch-size, --seq-len, --hidden-size or --vocab-size"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a training came to.
+    """The result of a training.
 
     Args:
         run: the run folder.
-        task: what was trained.
+        task: the task with its trained model.
         steps: updates done.
-        seconds: time from the start of preparation, over all processes of the run.
-        progress: how far it got.
-        baseline: the metrics of a trivial model on the validation data; None without any.
-        is_cut_short: whether its time ended it before its steps or its patience did.
+        seconds: duration of the run, including preparation and time before it was resumed.
+        progress: the progress of the training.
+        baseline: metrics of a trivial model on the validation data; None without validation data.
+        is_out_of_time: whether `max_seconds` ended it before its steps or its patience.
     """
 
     run: Path
@@ -49,16 +49,16 @@ class Summary:
     seconds: float
     progress: Progress
     baseline: Metrics | None
-    is_cut_short: bool
+    is_out_of_time: bool
 
     @property
     def best(self) -> Mapping[str, float | None] | None:
-        """The figures of the best validation; None without validation data."""
+        """Metrics of the best validation, by name; None without validation data."""
         return self.progress.best
 
     @property
     def count_per_second(self) -> float:
-        """Predictions over the time spent in training steps."""
+        """Predictions per second of training steps."""
         return self.progress.count / max(self.progress.train_seconds, 1e-9)
 
 
@@ -70,78 +70,79 @@ def run_training(
     overrides: Mapping[str, object] | None = None,
     is_quiet: bool = False,
 ) -> Summary:
-    """Trains as the settings say and returns what it came to.
+    """Trains a model and returns a summary.
 
     Args:
         config: the settings; None for the recipe python-docs.
         out: the run folder; None for a new one under runs/.
-        resume: whether to go on with the run in `out`.
+        resume: whether to resume the run in `out`.
         overrides: with `resume`, settings to change.
-        is_quiet: whether no progress is shown.
+        is_quiet: whether to hide progress.
 
     Raises:
-        ConfigError: settings that cannot be used, or that a resumed run must keep.
-        CheckpointError: with `resume`, no run, or none of its checkpoints is intact.
-        RunBusyError: the run folder holds a run already, or another process trains in it.
-        LmtrainError: the others of `lmtrain.errors`, from what training calls.
+        ConfigError: invalid settings, or settings that a resumed run cannot change.
+        CheckpointError: with `resume`, there is no run, or none of its checkpoints is intact.
+        RunBusyError: the run folder is not empty, or another process trains in it.
+        LmtrainError: other errors of training, see `lmtrain.errors`.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     if resume and out is None:
-        raise ConfigError("resume: which run?", "try: lmtrain train --resume RUN")
+        raise ConfigError("resume needs a run folder", "try: lmtrain train --resume RUN")
     config = None if resume else config or configuration.load("python-docs")
     if out is not None:
-        folder.require_unicode(Path(out))
-    with out_of_memory_explained(_SMALLER), joined() as ranks:
-        run = Path(ranks.agreed(lambda: str(out or new_run(config))))
-        # Only the first process shows what training does.
-        is_quiet = is_quiet or not ranks.is_first
+        run_folder.require_unicode(Path(out))
+    with map_out_of_memory(_MEMORY_ADVICE), connect() as ranks:
+        run = Path(ranks.run_on_rank_zero(lambda: str(out or new_run_path(config))))
+        is_quiet = is_quiet or not ranks.is_rank_zero
         if config is None:
-            return _resume(run, overrides or {}, ranks, began=began, is_quiet=is_quiet)
-        return _start(run, config, ranks, began=began, is_quiet=is_quiet)
+            return _resume(run, overrides or {}, ranks, start_time=start_time, is_quiet=is_quiet)
+        return _start(run, config, ranks, start_time=start_time, is_quiet=is_quiet)
 
 
-def new_run(config: Config | None) -> Path:
-    """A run folder for these settings that is not there yet."""
+def new_run_path(config: Config | None) -> Path:
+    """The path of a new run folder for these settings."""
     config = config or configuration.load("python-docs")
-    return folder.new_run(config.data.train[0], config.model.cell.rpartition(":")[2])
+    return run_folder.new_path(config.data.train[0], config.model.cell.rpartition(":")[2])
 
 
-def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: bool) -> Summary:
-    # A wrong device is reported before a long text is read.
+def _start(
+    run: Path, config: Config, ranks: Ranks, *, start_time: float, is_quiet: bool
+) -> Summary:
+    # Checked before a long text is read.
     device.choose(config.train.device)
-    ranks.agreed(lambda: folder.refuse_used(run))
+    ranks.run_on_rank_zero(lambda: run_folder.require_new(run))
     if not is_quiet and screen.STDERR.isatty():
         screen.note(f"reading {', '.join(config.data.train)}")
     data = _read(config, ranks)
-    task = prepared(config, data, ranks.shard)
+    task = build_task(config, data, ranks.shard)
 
-    def claim() -> None:
+    def create_folder() -> None:
         contents = {name: text.encode() for name, text in _texts(task).items()}
         for name, content in contents.items():
-            untrusted.require_readable(name, content)
+            untrusted.require_within_limit(name, content)
         files.require_space(run, 2 * _checkpoint_bytes(task))
-        held.enter_context(files.locked(run / ".lock", f"the run {run}"))
-        folder.refuse_used(run)
+        locks.enter_context(files.locked(run / ".lock", f"the run {run}"))
+        run_folder.require_new(run)
         files.remove_leftovers(run)
         for name, content in contents.items():
             files.write(run / name, content)
 
-    with contextlib.ExitStack() as held:
-        ranks.agreed(claim)
-        return _train(run, task, None, ranks, began=began, is_quiet=is_quiet)
+    with contextlib.ExitStack() as locks:
+        ranks.run_on_rank_zero(create_folder)
+        return _train(run, task, None, ranks, start_time=start_time, is_quiet=is_quiet)
 
 
 def _texts(task: Task) -> dict[str, str]:
-    """The settings and the vocabularies, which a run and its checkpoints hold, by file name."""
-    return {folder.SETTINGS: configuration.to_toml(task.config), **task.data.files()}
+    """Content of config.toml and of the vocabularies, by file name."""
+    return {run_folder.CONFIG: configuration.to_toml(task.config), **task.data.files()}
 
 
 @dataclass(frozen=True)
-class _SentFiles:
-    """Vocabularies that another process sent.
+class _ReceivedFiles:
+    """Vocabularies that rank 0 sent.
 
     Args:
-        files: their contents by the name of the file.
+        files: their content by file name.
     """
 
     files: Mapping[str, str]
@@ -151,66 +152,74 @@ class _SentFiles:
 
 
 def _read(config: Config, ranks: Ranks) -> Data:
-    """The data, which the first process reads and the others find cached."""
-    task, found = task_of(config), []
+    """The data: rank 0 reads it, the other ranks load it from the cache."""
+    task: type[Task] = task_of(config)
+    data: Data | None = None
 
     def read() -> list[Any]:
+        nonlocal data
         data = task.read(config)
-        found.append(data)
         return [data.files(), data.references()] if ranks.size > 1 else []
 
-    sent = ranks.agreed(read, is_long=True)
-    if not found:
-        found.append(task.find(config, task.restore(_SentFiles(sent[0]), config), sent[1]))
-    # Another machine may have to read the text, too.
-    ranks.wait_for_all()
-    return found[0]
+    received = ranks.run_on_rank_zero(read, is_slow=True)
+    if data is None:
+        vocabularies, references = received
+        restored = task.restore(_ReceivedFiles(vocabularies), config)
+        data = task.find(config, restored, references)
+    # Ranks on other machines may have to read the text, too.
+    ranks.barrier()
+    return data
 
 
-def prepared(config: Config, data: Data, shard: Shard) -> Task:
-    """The task with its model on its device; sets threads and memory of this process.
+def build_task(config: Config, data: Data, shard: Shard) -> Task:
+    """The task with a new model on its device; configures torch in this process.
+
+    Args:
+        config: the settings.
+        data: the data of the task.
+        shard: the rows of each batch that this process computes.
 
     Raises:
-        ConfigError: no such cell, or sizes that do not fit.
-        MachineError: the device is not there.
-        TextError: the data is too small for a batch.
+        ConfigError: the cell is unknown, or sizes do not match.
+        MachineError: the device is not available.
+        TextError: the data is too short for a batch.
     """
-    place = device.choose(config.train.device)
-    device.set_threads(config.train.threads, launched.local_size())
+    target_device = device.choose(config.train.device)
+    device.set_threads(config.train.threads, torchrun.local_world_size())
     device.keep_memory()
     if config.train.deterministic:
         device.make_deterministic()
-    kind = task_of(config)
-    model = kind.build(config, data, is_shared=shard.size > 1).to(place)
-    task = kind(config, data, model, shard)
-    # The first weights are the same in all processes; dropout is not.
+    task_class = task_of(config)
+    model = task_class.build(config, data, is_shared=shard.size > 1).to(target_device)
+    task = task_class(config, data, model, shard)
+    # Ranks start with the same weights but draw different dropout masks.
     if shard.rank:
         task.generator.generator = device.generator(config.train.seed, shard.rank)
     return task
 
 
 def _checkpoint_bytes(task: Task) -> int:
-    """Roughly what a checkpoint takes: fp32 weights, what the update rule and an average keep."""
-    rule = task.config.optimizer
-    copies = 1 + (rule.average is not None) + 2 * (rule.name != "sgd")
+    """Approximate size of a checkpoint: fp32 weights, their average and the optimizer state."""
+    optimizer = task.config.optimizer
+    copies = 1 + (optimizer.average is not None) + 2 * (optimizer.name != "sgd")
     parameters: int = task.model.num_parameters
     return 4 * copies * parameters
 
 
 def _resume(
-    run: Path, overrides: Mapping[str, object], ranks: Ranks, *, began: float, is_quiet: bool
+    run: Path, overrides: Mapping[str, object], ranks: Ranks, *, start_time: float, is_quiet: bool
 ) -> Summary:
-    def claim() -> int | None:
-        # The step that training goes on from; None where none was saved yet.
+    def lock_folder() -> int | None:
+        # Returns the step of the newest intact checkpoint; None if the run has no checkpoint.
         if checkpoint.is_checkpoint(run):
             raise CheckpointError(
                 f"{run} is a checkpoint, not a run",
-                "give the folder that has it among its checkpoints/",
+                "give the run folder, which contains checkpoints/",
             )
-        if not folder.is_begun(run):
-            raise CheckpointError(f"{run} is no run that can be resumed: it has no checkpoint")
+        if not run_folder.is_resumable(run):
+            raise CheckpointError(f"cannot resume {run}: it is not a run folder")
         files.refuse_links(run, (".lock", "checkpoints", "events", "metrics.jsonl", "config.toml"))
-        held.enter_context(files.locked(run / ".lock", f"the run {run}"))
+        locks.enter_context(files.locked(run / ".lock", f"the run {run}"))
         files.remove_leftovers(run)
         files.remove_leftovers(run / "checkpoints")
         if not checkpoint.steps(run):
@@ -218,38 +227,38 @@ def _resume(
         try:
             saved, problems = checkpoint.newest_intact(run)
         except UnreadableError as error:
-            advice = "it may be whole; remove it to go on from an older one"
+            advice = "it may be intact; to resume from an older checkpoint, delete it"
             raise UnreadableError(str(error), advice) from error
         for problem in problems:
-            screen.note(f"skipped: {problem}")
-        # What is newer is damaged; training makes these steps again.
+            screen.note(f"checkpoint skipped: {problem}")
+        # Later checkpoints are damaged; training repeats their steps.
         step: int = saved.state["step"]
         checkpoint.remove_after(run, step)
         return step
 
-    with contextlib.ExitStack() as held:
-        step = ranks.agreed(claim)
+    with contextlib.ExitStack() as locks:
+        step = ranks.run_on_rank_zero(lock_folder)
         if step is None:
-            task = _begun(run, overrides, ranks)
-            return _train(run, task, None, ranks, began=began, is_quiet=is_quiet)
+            task = _restart(run, overrides, ranks)
+            return _train(run, task, None, ranks, start_time=start_time, is_quiet=is_quiet)
         saved = checkpoint.read(checkpoint.folder(run, step))
         config = _resumed_config(saved, overrides)
-        kind = task_of(config)
-        data = kind.restore(saved, config)
-        saved.require_shapes(weight_shapes(kind, config, data))
-        data = kind.find(config, data, saved.state["data"])
-        ranks.wait_for_all()
-        task = prepared(config, data, ranks.shard)
-        return _train(run, task, saved, ranks, began=began, is_quiet=is_quiet)
+        task_class = task_of(config)
+        data = task_class.restore(saved, config)
+        saved.require_shapes(weight_shapes(task_class, config, data))
+        data = task_class.find(config, data, saved.state["data"])
+        ranks.barrier()
+        task = build_task(config, data, ranks.shard)
+        return _train(run, task, saved, ranks, start_time=start_time, is_quiet=is_quiet)
 
 
-def _begun(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> Task:
-    """A run that ended before its first checkpoint, from its beginning.
+def _restart(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> Task:
+    """The task of a run that ended before its first checkpoint, as it started.
 
     Raises:
-        CheckpointError: its data is not what it was.
+        CheckpointError: the data has changed.
     """
-    path = run / folder.SETTINGS
+    path = run / run_folder.CONFIG
     config = configuration.parse(untrusted.text(path), str(path), overrides)
     data = _read(config, ranks)
 
@@ -258,10 +267,10 @@ def _begun(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> Task:
             if not (run / name).exists():
                 files.write(run / name, text.encode())
             if text != untrusted.text(run / name):
-                raise CheckpointError(f"the text of {run} is not what it was")
+                raise CheckpointError(f"the data of {run} has changed since it started")
 
-    ranks.agreed(compare)
-    return prepared(config, data, ranks.shard)
+    ranks.run_on_rank_zero(compare)
+    return build_task(config, data, ranks.shard)
 
 
 def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object]) -> Config:
@@ -270,22 +279,22 @@ def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object
         stored = configuration.parse(text, origin)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    # What the run holds may mean nothing with another task, and would be blamed.
+    # With another task, other settings of the run could be reported as invalid instead.
     is_same_task = overrides.get("data.task", stored.data.task) == stored.data.task
     config = configuration.parse(text, origin, overrides) if is_same_task else stored
-    if not is_same_task or _kept(config) != _kept(stored):
+    if not is_same_task or _fixed_settings(config) != _fixed_settings(stored):
         raise ConfigError(
-            "a resumed run keeps its task, text, model, batch size, windows and seed",
-            "what may change: epochs, steps, seconds, learning rate and the like",
+            "a resumed run cannot change its task, data, model, batch_size, seq_len or seed",
+            "it can change: epochs, steps, seconds, learning rate and others",
         )
     return config
 
 
-def _kept(config: Config) -> tuple[object, ...]:
-    """What says which text a step sees, and what a resumed run therefore goes on with."""
+def _fixed_settings(config: Config) -> tuple[object, ...]:
+    """The settings that determine the model and the batch of each step, which must not change."""
     train = config.train
-    windows = (train.batch_size, train.seq_len, train.random_seq_len)
-    return config.data, config.model, windows, train.seed
+    batches = (train.batch_size, train.seq_len, train.random_seq_len)
+    return config.data, config.model, batches, train.seed
 
 
 def _train(
@@ -294,31 +303,31 @@ def _train(
     saved: checkpoint.Checkpoint | None,
     ranks: Ranks,
     *,
-    began: float,
+    start_time: float,
     is_quiet: bool,
 ) -> Summary:
     config = task.config
     first_step = saved.state["step"] if saved else None
-    surroundings = {
+    environment = {
         "device": device.of(task.model).type,
         "processes": ranks.size,
         "threads": device.threads(),
         "precision": "bf16" if uses_bf16(config.train) else "fp32",
     }
-    ranks.agreed(lambda: folder.record_start(run, first_step, **surroundings))
-    limits = Limits(config.train, task.steps_per_epoch, ranks, began)
+    ranks.run_on_rank_zero(lambda: run_folder.record_start(run, first_step, **environment))
+    limits = Limits(config.train, task.steps_per_epoch, ranks, start_time)
     log = NullLogger()
-    if ranks.is_first:
+    if ranks.is_rank_zero:
         steps = {"first_step": first_step or 0, "total_steps": limits.total_steps}
         log = Logger(run, task, **steps, is_quiet=is_quiet)
     with contextlib.closing(log):
-        _introduce(run, task, surroundings, log)
+        _log_start(run, task, environment, log)
         trainer = Trainer(
             task,
-            _optimizer(task, _schedules(task), limits.total_steps),
-            Average(
+            _optimizer(task, _schedule_factory(task), limits.total_steps),
+            WeightAverage(
                 task.model,
-                kind=config.optimizer.average,
+                method=config.optimizer.average,
                 decay=config.optimizer.average_decay,
                 patience=config.optimizer.average_patience,
             ),
@@ -326,7 +335,7 @@ def _train(
             Checkpoints(
                 run,
                 config.train.keep_checkpoints,
-                Documents(_texts(task), task.data.references()),
+                RunFiles(_texts(task), task.data.references()),
                 ranks,
             ),
             log,
@@ -335,49 +344,52 @@ def _train(
         if saved:
             trainer.restore(saved)
         trainer.train()
-        if trainer.optimizer.step == first_step and trainer.is_cut_short:
-            log.say(
-                f"no time is left for a step: train.max_seconds = {config.train.max_seconds:g}, of "
-                f"which {limits.elapsed:,.1f} s were used\n"
-                "  more in all: --max-seconds N; no limit: --set train.max_seconds=none"
+        if trainer.optimizer.step == first_step and trainer.is_out_of_time:
+            log.info(
+                f"no time left to train: {limits.elapsed:,.1f} s of train.max_seconds = "
+                f"{config.train.max_seconds:g} are used\n"
+                "  try: --max-seconds N for more in total, or --set train.max_seconds=none"
             )
     return _summary(run, trainer)
 
 
-def _introduce(run: Path, task: Task, surroundings: Mapping[str, Any], log: NullLogger) -> None:
-    size = surroundings["processes"]
-    together = f"{size} processes, " if size > 1 else ""
-    log.say(
+def _log_start(run: Path, task: Task, environment: Mapping[str, Any], log: NullLogger) -> None:
+    size = environment["processes"]
+    processes = f"{size} processes, " if size > 1 else ""
+    log.info(
         f"{task.described()}; {task.config.model.cell}, "
-        f"{task.model.num_parameters:,} parameters, {surroundings['device']}, {together}"
-        f"{surroundings['threads']} threads, {surroundings['precision']}; run {run}"
+        f"{task.model.num_parameters:,} parameters, {environment['device']}, {processes}"
+        f"{environment['threads']} threads, {environment['precision']}; run {run}"
     )
-    if surroundings["device"] == "cpu" and (reason := library.absence()):
-        log.say(f"recurrent layers run on torch alone: {reason}")
+    if environment["device"] == "cpu" and (reason := library.absence()):
+        log.info(f"warning: recurrent layers run without native kernels: {reason}")
 
 
-def _schedules(task: Task) -> Callable[[int], Schedule]:
-    rule = task.config.optimizer
-    return lambda steps: schedule(
-        rule.schedule,
-        peak=rule.learning_rate,
-        total_steps=steps,
+def _schedule_factory(task: Task) -> Callable[[int], Schedule]:
+    """A function from the total number of steps to the schedule of the settings."""
+    optimizer = task.config.optimizer
+    return lambda total_steps: schedule(
+        optimizer.schedule,
+        peak=optimizer.learning_rate,
+        total_steps=total_steps,
         steps_per_epoch=task.steps_per_epoch,
-        warmup_steps=rule.warmup_steps,
-        decay=rule.decay,
-        decay_after_epochs=rule.decay_after_epochs,
+        warmup_steps=optimizer.warmup_steps,
+        decay=optimizer.decay,
+        decay_after_epochs=optimizer.decay_after_epochs,
     )
 
 
-def _optimizer(task: Task, schedules: Callable[[int], Schedule], total_steps: int) -> Optimizer:
-    rule = task.config.optimizer
+def _optimizer(
+    task: Task, schedule_factory: Callable[[int], Schedule], total_steps: int
+) -> Optimizer:
+    optimizer = task.config.optimizer
     return Optimizer(
         task.model,
-        name=rule.name,
-        weight_decay=rule.weight_decay,
-        clip=rule.clip,
-        max_grad_norm=rule.max_grad_norm,
-        schedule=schedules,
+        name=optimizer.name,
+        weight_decay=optimizer.weight_decay,
+        clip=optimizer.clip,
+        max_grad_norm=optimizer.max_grad_norm,
+        schedule=schedule_factory,
         total_steps=total_steps,
     )
 
@@ -390,25 +402,25 @@ def _summary(run: Path, trainer: Trainer) -> Summary:
         trainer.limits.elapsed,
         trainer.progress,
         trainer.task.baseline("valid"),
-        trainer.is_cut_short,
+        trainer.is_out_of_time,
     )
 
 
 def find_learning_rate(config: Config, *, first: float, last: float, steps: int) -> RateCurve:
-    """The losses of a new model while its learning rate rises; nothing is kept of it.
+    """The losses of a learning-rate range test with a new model; nothing is saved.
 
     Args:
         config: the settings.
         first: the first learning rate, above 0.
-        last: the last, above the first.
-        steps: updates at most.
+        last: the last learning rate, above `first`.
+        steps: maximum number of updates.
 
     Raises:
-        DivergedError: the loss is not finite from the start.
-        LmtrainError: the others of `lmtrain.errors`, from what training calls.
+        DivergedError: the first losses are not finite.
+        LmtrainError: other errors of training, see `lmtrain.errors`.
     """
-    with out_of_memory_explained(_SMALLER):
-        task = prepared(config, task_of(config).read(config), Shard())
-        rates = rising(first, last, steps)
-        optimizer = _optimizer(task, lambda _: rates, steps)
+    with map_out_of_memory(_MEMORY_ADVICE):
+        task = build_task(config, task_of(config).read(config), Shard())
+        increasing = geometric_schedule(first, last, steps)
+        optimizer = _optimizer(task, lambda _: increasing, steps)
         return range_test(task, Stepper(task, optimizer, Ranks(), screen.note), steps)

@@ -1,4 +1,4 @@
-"""Signals that ask a training to save, or to save and end."""
+"""Signals that request a checkpoint or the end of a training."""
 
 import signal
 import threading
@@ -7,58 +7,61 @@ from typing import Any
 
 from lmtrain.errors import RunInterruptedError
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TERMINATION_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Signals:
-    """Inside its block, takes note of signals instead of obeying them.
+    """Context manager that records signals, for the training loop to handle between steps.
 
-    SIGINT, SIGTERM and SIGHUP ask for the end, a second one ends the process at once; SIGUSR1
-    asks for a checkpoint. What was ignored when the process started, as by nohup, stays ignored.
-    Launched processes that end after a signal heed no further one.
+    SIGINT, SIGTERM and SIGHUP request the end of training; a second one ends the process
+    immediately. SIGUSR1 requests a checkpoint. Signals that were ignored when the process started,
+    for example by nohup, stay ignored. A worker of a launcher ignores repeated signals while it
+    ends.
 
     Args:
-        is_launched: whether a launcher passes signals on, maybe more than once, and ends what does
-            not end by itself.
+        is_worker: whether this process was started by a launcher, which may send a signal more than
+            once and kills processes that do not end.
 
     Attributes:
-        ending: the signal that asked for the end; None if none did.
-        wants_checkpoint: whether a checkpoint was asked for.
+        termination_signal: the signal that requested the end; None without one.
+        checkpoint_requested: whether a checkpoint was requested.
     """
 
-    def __init__(self, *, is_launched: bool = False) -> None:
-        self._is_launched = is_launched
-        self.ending: int | None = None
-        self.wants_checkpoint = False
-        self._before: dict[int, Any] = {}
+    def __init__(self, *, is_worker: bool = False) -> None:
+        self._is_worker = is_worker
+        self.termination_signal: int | None = None
+        self.checkpoint_requested = False
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        # Python lets no other thread receive signals.
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            for number in _ENDING:
+            for number in _TERMINATION_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._end)
-            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._save)
+                    self._previous_handlers[number] = signal.signal(number, self._request_end)
+            self._previous_handlers[signal.SIGUSR1] = signal.signal(
+                signal.SIGUSR1, self._request_checkpoint
+            )
         return self
 
-    def _end(self, number: int, frame: FrameType | None) -> None:
-        self.ending = number
-        if self._is_launched:
+    def _request_end(self, number: int, frame: FrameType | None) -> None:
+        self.termination_signal = number
+        if self._is_worker:
             return
-        for each in self._before.keys() & set(_ENDING):
-            signal.signal(each, signal.SIG_DFL)
+        for handled in self._previous_handlers.keys() & set(_TERMINATION_SIGNALS):
+            signal.signal(handled, signal.SIG_DFL)
 
-    def _save(self, number: int, frame: FrameType | None) -> None:
-        self.wants_checkpoint = True
+    def _request_checkpoint(self, number: int, frame: FrameType | None) -> None:
+        self.checkpoint_requested = True
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        if self._is_launched and kind is RunInterruptedError:
-            # The launcher asks again whoever takes a moment longer than the others.
+        if self._is_worker and error_type is RunInterruptedError:
+            # The launcher may send the signal again until the process has ended.
             return
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)

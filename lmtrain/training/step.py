@@ -1,6 +1,6 @@
-"""One training step: forward, backward, apply; and the numbers that come of it.
+"""One training step: forward, backward, update; and its results.
 
-Between steps backpropagation through time is truncated: the state goes on without its history.
+Backpropagation through time is truncated between steps: the carried state is detached.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,109 +13,109 @@ from torch import Tensor
 from lmtrain import device
 from lmtrain.model.recurrent import State
 from lmtrain.tasks.base import Batch, Task
+from lmtrain.training.cuda_graphs import GraphedStep, StepFunction
 from lmtrain.training.optimizer import Optimizer
 from lmtrain.training.ranks import Ranks
-from lmtrain.training.recording import Recorder, Work
 
-# Guessing among V classes costs log V, less than 20 nats; a loss beyond this is meaningless.
-_ABSURD_NATS = 10_000.0
+# A uniform guess among V classes costs log V nats, less than 20; a higher loss is divergence.
+_MAX_LOSS = 10_000.0
 
 
-class Numbers(NamedTuple):
-    """What came of a step."""
+class StepResult(NamedTuple):
+    """The result of a step over all processes."""
 
     total_nats: float
-    """Σ −log P of all processes, without penalties."""
+    """Σ −log P, without penalties."""
     predictions: float
-    """How many predictions all processes made."""
+    """Number of predictions in the total."""
     grad_norm: float
-    """Before clipping."""
+    """Gradient norm before clipping."""
     was_clipped: float
-    """1 if the gradient was limited, else 0."""
-    is_made: float
+    """1 if the gradient was clipped, else 0."""
+    was_applied: float
     """1 if the weights were updated; 0 if the loss or the gradient was out of bounds."""
 
     @property
     def loss(self) -> float:
-        """Mean nats a prediction."""
+        """Mean loss, in nats per prediction."""
         return self.total_nats / self.predictions
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that the device was given and is asked about later.
+    """A step that is enqueued on the device.
 
     Args:
-        number: counted from 1.
-        learning_rate: of its update.
-        reading: its numbers.
+        number: number of the update, from 1.
+        learning_rate: its learning rate.
+        values: the fields of its `StepResult`.
     """
 
     number: int
     learning_rate: float
-    reading: device.Reading
+    values: device.HostCopy
 
-    def collect(self) -> Numbers:
-        """What came of it, when the device has done it."""
-        return Numbers(*self.reading.values())
+    def collect(self) -> StepResult:
+        """The result of the step; waits until the device has computed it."""
+        return StepResult(*self.values.tolist())
 
 
 class Stepper:
-    """Gives the device steps to do, without waiting for them, and carries the state between them.
+    """Enqueues training steps on the device and carries the recurrent state between them.
 
     Args:
-        task: whose loss is minimized.
-        optimizer: the update.
-        ranks: the processes that train together.
-        tell: gets messages for the user.
+        task: provides the loss.
+        optimizer: updates the weights.
+        ranks: the training processes.
+        report: called with messages for the user.
     """
 
     def __init__(
-        self, task: Task, optimizer: Optimizer, ranks: Ranks, tell: Callable[[str], None]
+        self, task: Task, optimizer: Optimizer, ranks: Ranks, report: Callable[[str], None]
     ) -> None:
         self._task = task
         self._optimizer = optimizer
         self._ranks = ranks
-        self._loss = ranks.loss_of(task)
+        self._loss = ranks.loss_function(task)
         self._state: State | None = None
-        self._rows = task.config.train.batch_size
-        self._own = ranks.shard.of(self._rows)
-        self._work: Work = self._computed
-        if ranks.size == 1 and device.can_record(device.of(task.model)):
-            self._work = Recorder(self._computed, task.generator, tell)
+        self._batch_size = task.config.train.batch_size
+        self._rows = ranks.shard.of(self._batch_size)
+        self._step: StepFunction = self._run_step
+        if ranks.size == 1 and device.supports_graphs(device.of(task.model)):
+            self._step = GraphedStep(self._run_step, task.generator, report)
 
     def enqueue(self, batch: Batch) -> Step:
-        """Gives the device a step to do."""
+        """Starts a step on the device, without waiting for its result."""
         learning_rate = self._optimizer.learning_rate
         self._task.generator.renew(device.of(self._task.model))
-        self._optimizer.begin(batch.length)
+        self._optimizer.start_step(batch.length)
         state = self._state if batch.is_continued else None
-        state = state or self._task.zero_state(self._own.stop - self._own.start)
-        self._state, numbers = self._work(batch, state)
-        return Step(self._optimizer.step, learning_rate, device.Reading(numbers))
+        state = state or self._task.zero_state(self._rows.stop - self._rows.start)
+        self._state, values = self._step(batch, state)
+        return Step(self._optimizer.step, learning_rate, device.HostCopy(values))
 
     def state_dict(self) -> dict[str, Any]:
-        """The carried state of the rows of all processes; nothing before the first step."""
-        own = self._state.named() if self._state else {}
-        everyone = self._ranks.gathered(own)
-        return {name: torch.cat([each[name] for each in everyone]) for name in own}
+        """The carried state of all rows, over all processes; empty before the first step."""
+        tensors = self._state.named() if self._state else {}
+        by_rank = self._ranks.all_gather_tensors(tensors)
+        return {name: torch.cat([gathered[name] for gathered in by_rank]) for name in tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the rows of this process out of what `state_dict` gave."""
-        zeros = self._task.zero_state(self._rows)
-        if zeros is not None and (found := zeros.restored(state)) is not None:
-            self._state = found.map(lambda part: part[self._own])
+        """Restores the rows of this process from the result of `state_dict`."""
+        zeros = self._task.zero_state(self._batch_size)
+        if zeros is not None and (restored := zeros.restored(state)) is not None:
+            self._state = restored.map(lambda part: part[self._rows])
 
-    def _computed(self, batch: Batch, state: State | None) -> tuple[State | None, Tensor]:
-        """All that the device does of a step: the state after it, and its `Numbers`, (5,)."""
+    def _run_step(self, batch: Batch, state: State | None) -> tuple[State | None, Tensor]:
+        """The state after a step, and the fields of its `StepResult`, (5,), on the device."""
         loss = self._loss(batch, state)
         self._optimizer.backward(loss.objective)
-        total, predictions = self._ranks.summed(torch.stack([loss.total, loss.predictions]))
-        is_sound = loss.objective.isfinite() & (total <= _ABSURD_NATS * predictions)
-        update = self._optimizer.apply(is_sound)
+        total, predictions = self._ranks.all_reduce(torch.stack([loss.total, loss.predictions]))
+        is_loss_valid = loss.objective.isfinite() & (total <= _MAX_LOSS * predictions)
+        update = self._optimizer.apply(is_loss_valid)
         after = None
         if loss.state is not None and state is not None:
-            # Where nothing was updated, the next step goes on as if this one had not been.
-            after = loss.state.detach().where(update.is_made, state)
-        numbers = (total, predictions, update.grad_norm, update.was_clipped, update.is_made)
-        return after, torch.stack([each.double() for each in numbers])
+            # A step without an update does not change the state either.
+            after = loss.state.detach().where(update.was_applied, state)
+        values = (total, predictions, update.grad_norm, update.was_clipped, update.was_applied)
+        return after, torch.stack([value.double() for value in values])

@@ -169,7 +169,9 @@ def test_a_used_folder_is_not_trained_in(word_model, lmtrain, assert_refused):
 
     outcome = lmtrain("train", word_model.corpus, "--out", word_model.run)
 
-    assert_refused(outcome, 7, f"{word_model.run} is used already", "lmtrain train --resume")
+    assert_refused(
+        outcome, 7, f"{word_model.run} already exists and is not empty", "lmtrain train --resume"
+    )
     assert {path: path.stat().st_mtime_ns for path in word_model.run.rglob("*")} == before
 
 
@@ -215,7 +217,7 @@ def test_resume_falls_back_to_the_older_checkpoint_and_says_so(
 
     assert outcome.returncode == 0
     assert parsed(outcome.stdout)["steps"] == 40
-    assert f"skipped: {damaged} is damaged" in outcome.stderr
+    assert f"checkpoint skipped: {damaged} is damaged" in outcome.stderr
     assert damaged.read_bytes() == whole
     assert [problem for _, problem in checkpoint.verify(run)] == [None, None]
 
@@ -226,7 +228,7 @@ def test_what_is_no_run_is_not_resumed(lmtrain, assert_refused, tmp_path, untouc
 
     outcome = lmtrain("train", "--resume", "notes")
 
-    assert_refused(outcome, 4, "notes is no run that can be resumed")
+    assert_refused(outcome, 4, "cannot resume notes: it is not a run folder")
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
     untouched("notes")
 
@@ -239,7 +241,7 @@ def test_a_checkpoint_is_no_run_to_go_on_with(word_model, lmtrain, assert_refuse
     begun = lmtrain("train", word_model.corpus, "--out", saved)
 
     assert_refused(resumed, 4, f"{saved} is a checkpoint, not a run", "checkpoints/")
-    assert_refused(begun, 7, "is used already")
+    assert_refused(begun, 7, "already exists and is not empty")
     assert "--resume" not in begun.stderr
     assert list(checkpoint.verify(saved)) == [(saved, None)]
 

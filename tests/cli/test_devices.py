@@ -155,7 +155,7 @@ def test_a_killed_process_ends_all(endless):
 
     assert time.monotonic() - began < 30
     assert endless.returncode == 5
-    assert "rank 1 was ended by SIGKILL" in stderr
+    assert "rank 1 was killed by SIGKILL" in stderr
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
 
 
@@ -203,7 +203,7 @@ def test_a_port_in_use_is_refused(text, tmp_path):
                    "MASTER_PORT": str(server.getsockname()[1])}  # fmt: skip
         done = run("lmtrain", "train", text, "--out", tmp_path / "run", env=os.environ | meeting)
     assert done.returncode == 2
-    assert "error: rank 0 of 2 could not meet the others" in done.stderr
+    assert "error: rank 0 of 2 could not connect to the other processes" in done.stderr
 
 
 def test_a_thread_that_still_holds_a_tensor_ends_no_process():

@@ -98,7 +98,7 @@ def test_damaged_metrics_are_read_as_far_as_they_go(
     assert network["training"]["steps"] == [5]
     metrics.unlink()
     metrics.symlink_to(word_model.run / "metrics.jsonl")
-    assert_refused(lmtrain(*words), 4, "metrics.jsonl is no plain file")
+    assert_refused(lmtrain(*words), 4, "metrics.jsonl is not a regular file")
 
 
 def test_fresh_cells_of_equal_size_are_measured_on_a_text(text, lmtrain, parsed):

@@ -169,8 +169,8 @@ def test_info_names_the_task_and_its_sizes(runs, here):
         ("translate-dot", ("predict", "{run}", "{file}", "--nbest", "9"), "nbest 9 and beam 5"),
         ("tag", ("score", "{run}"), "task = tag: score does not work with it"),
         ("tag", ("evaluate", "{run}", "--cache", "9,1,1"), "task = tag: --cache does not work"),
-        ("tag", ("train", "--resume", "{run}", "--task", "classify"), "keeps its task"),
-        ("translate-dot", ("train", "--resume", "{run}", "--target", "x"), "keeps its task, text"),
+        ("tag", ("train", "--resume", "{run}", "--task", "classify"), "cannot change its task"),
+        ("translate-dot", ("train", "--resume", "{run}", "--target", "x"), "cannot change its task, data"),
     ],
 )  # fmt: skip
 def test_what_a_task_has_no_use_for_is_refused(runs, here, tmp_path, name, words, told):

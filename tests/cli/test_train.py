@@ -167,7 +167,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_as_if_never_stopped(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_run_ended_by_a_signal_is_saved_and_says_how_to_go_on(
+def test_a_run_ended_by_a_signal_is_saved_and_shows_how_to_resume(
     start, small, word_model, tmp_path, number
 ):
     run = tmp_path / "run"
@@ -178,6 +178,6 @@ def test_a_run_ended_by_a_signal_is_saved_and_says_how_to_go_on(
     assert not stdout
     assert stderr.splitlines()[-2:] == [
         f"interrupted at step {step:,}; saved in {run}/checkpoints/step-{step:08d}",
-        f"  go on: lmtrain train --resume {run}",
+        f"  resume with: lmtrain train --resume {run}",
     ]
     assert "Traceback" not in stderr

@@ -218,9 +218,11 @@ def test_a_single_label_teaches_nothing(places, tmp_path):
 
 @pytest.mark.parametrize("name", ["config.toml", "labels.json", "tokenizer.json"])
 def test_what_could_not_be_read_again_is_not_trained(places, tmp_path, monkeypatch, name):
-    monkeypatch.setitem(untrusted._MOST_BYTES, name, 10)
+    monkeypatch.setitem(untrusted._MAX_BYTES, name, 10)
 
-    with pytest.raises(ConfigError, match=rf"^{name} of this run would have .*\n.* 10 are read"):
+    with pytest.raises(
+        ConfigError, match=rf"^{name} of this run is too large: .*\n  the limit is 10"
+    ):
         run_training(settings(places), tmp_path / "run", is_quiet=True)
 
     assert not (tmp_path / "run").exists()

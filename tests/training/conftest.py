@@ -3,8 +3,8 @@ import pytest
 from lmtrain import device
 
 
-@pytest.fixture(params=["at once", "ahead"])
-def reading(request, monkeypatch):
-    """A device whose numbers are there at once, or one that is not waited for, as a GPU."""
-    if request.param == "ahead":
-        monkeypatch.setattr(device, "runs_ahead", lambda place: True)
+@pytest.fixture(params=["synchronous", "asynchronous"])
+def device_kind(request, monkeypatch):
+    """A synchronous device such as the CPU, and an asynchronous one such as a GPU."""
+    if request.param == "asynchronous":
+        monkeypatch.setattr(device, "is_asynchronous", lambda device: True)

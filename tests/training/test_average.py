@@ -4,101 +4,101 @@ import pytest
 import torch
 
 from lmtrain.errors import CheckpointError
-from lmtrain.training.average import Average
+from lmtrain.training.average import WeightAverage
 
 
-class Line(torch.nn.Module):
+class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.x = torch.nn.Parameter(torch.zeros(2))
 
 
-def average(model, kind, **changes) -> Average:
-    return Average(model, **{"kind": kind, "decay": 0.9, "patience": 2, **changes})
+def weight_average(model, method, **changes) -> WeightAverage:
+    return WeightAverage(model, **{"method": method, "decay": 0.9, "patience": 2, **changes})
 
 
-def move(model, kept, to):
+def update(model, average, value):
     with torch.no_grad():
-        model.x.fill_(to)
-    kept.update()
+        model.x.fill_(value)
+    average.update()
 
 
-def averaged(model, kept) -> float:
-    with kept.in_place():
+def averaged_value(model, average) -> float:
+    with average.swapped_in():
         return model.x[0].item()
 
 
-def test_without_an_average_the_last_weights_are_kept():
-    model = Line()
-    kept = average(model, None)
+def test_without_a_method_the_last_weights_are_used():
+    model = Model()
+    average = weight_average(model, None)
 
-    move(model, kept, 3.0)
+    update(model, average, 3.0)
 
-    assert averaged(model, kept) == 3.0
-    assert kept.state_dict() == {"count": 0, "costs": []}
+    assert averaged_value(model, average) == 3.0
+    assert average.state_dict() == {"count": 0, "costs": []}
 
 
-def test_ema_is_the_average_written_out():
-    model = Line()
-    kept = average(model, "ema", decay=0.25)
+def test_ema_matches_its_formula():
+    model = Model()
+    average = weight_average(model, "ema", decay=0.25)
     expected = 0.0
 
-    for update, to in enumerate([1.0, 2.0, 5.0, 3.0]):
-        move(model, kept, to)
-        decay = min(0.25, (1 + update) / (10 + update))
-        expected = decay * expected + (1 - decay) * to
+    for count, value in enumerate([1.0, 2.0, 5.0, 3.0]):
+        update(model, average, value)
+        decay = min(0.25, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * value
 
-    assert averaged(model, kept) == pytest.approx(expected)
+    assert averaged_value(model, average) == pytest.approx(expected)
     assert model.x[0].item() == 3.0
 
 
-def test_nt_asgd_begins_when_validation_is_worse_than_long_before():
-    model = Line()
-    kept = average(model, "nt-asgd")
+def test_nt_asgd_starts_when_a_validation_is_worse_than_the_best_before_the_patience():
+    model = Model()
+    average = weight_average(model, "nt-asgd")
 
     for loss, is_active in [(5, 0), (4, 0), (4.5, 0), (4.6, 0), (4.2, 1), (1, 1)]:
-        kept.validated(loss)
-        assert kept.is_active is bool(is_active)
+        average.record_validation(loss)
+        assert average.is_active is bool(is_active)
 
 
-def test_nt_asgd_is_the_mean_from_then_on():
-    model = Line()
-    kept = average(model, "nt-asgd", patience=1)
-    move(model, kept, 100.0)
+def test_nt_asgd_is_the_mean_of_the_weights_since_its_start():
+    model = Model()
+    average = weight_average(model, "nt-asgd", patience=1)
+    update(model, average, 100.0)
     for loss in (1.0, 1.5):
-        kept.validated(loss)
-    move(model, kept, 4.0)
-    kept.validated(2.0)
+        average.record_validation(loss)
+    update(model, average, 4.0)
+    average.record_validation(2.0)
 
-    move(model, kept, 7.0)
-    move(model, kept, 1.0)
+    update(model, average, 7.0)
+    update(model, average, 1.0)
 
-    assert averaged(model, kept) == pytest.approx(4.0)
+    assert averaged_value(model, average) == pytest.approx(4.0)
     assert model.x[0].item() == 1.0
 
 
-@pytest.mark.parametrize("kind", ["ema", "nt-asgd"])
-def test_a_restored_average_goes_on_as_if_never_stopped(kind):
-    model = Line()
-    kept = average(model, kind, patience=1)
-    for to, loss in ((4.0, 1.0), (7.0, 2.0), (6.0, 3.0)):
-        move(model, kept, to)
-        kept.validated(loss)
-    again = Line()
-    again.load_state_dict(kept.weights(model))
-    state = copy.deepcopy(kept.state_dict())
-    restored = average(again, kind, patience=1)
+@pytest.mark.parametrize("method", ["ema", "nt-asgd"])
+def test_a_restored_average_continues_exactly(method):
+    model = Model()
+    average = weight_average(model, method, patience=1)
+    for value, loss in ((4.0, 1.0), (7.0, 2.0), (6.0, 3.0)):
+        update(model, average, value)
+        average.record_validation(loss)
+    other = Model()
+    other.load_state_dict(average.weights(model))
+    state = copy.deepcopy(average.state_dict())
+    restored = weight_average(other, method, patience=1)
 
     restored.load_state_dict(state)
 
-    assert again.x[0].item() == 6.0
-    for each, its in ((model, kept), (again, restored)):
-        move(each, its, 9.0)
-    assert averaged(again, restored) == averaged(model, kept)
+    assert other.x[0].item() == 6.0
+    update(model, average, 9.0)
+    update(other, restored, 9.0)
+    assert averaged_value(other, restored) == averaged_value(model, average)
 
 
-def test_weights_that_do_not_fit_are_refused():
-    kept = average(Line(), "ema")
+def test_weights_of_another_shape_are_refused():
+    average = weight_average(Model(), "ema")
 
-    with pytest.raises(CheckpointError, match="do not fit"):
-        kept.load_state_dict({"count": 1, "costs": [], "last/x": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match="do not match"):
+        average.load_state_dict({"count": 1, "costs": [], "last/x": torch.zeros(3)})

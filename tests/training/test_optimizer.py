@@ -7,30 +7,30 @@ from networks import language_modelling, loss
 
 from lmtrain import device
 from lmtrain.errors import CheckpointError
-from lmtrain.training.optimizer import Optimizer, Update, schedule
+from lmtrain.training.optimizer import Optimizer, UpdateResult, schedule
 
 
-def rates(kind: str, steps: int, **changes) -> list[float]:
+def rates(name: str, steps: int, **changes) -> list[float]:
     arguments = {
         "peak": 2.0, "total_steps": 100, "steps_per_epoch": 10, "warmup_steps": 0, "decay": 0.5,
         "decay_after_epochs": 4, **changes,
     }  # fmt: skip
-    rate = schedule(kind, **arguments)
-    return [rate(step) for step in range(steps)]
+    learning_rate = schedule(name, **arguments)
+    return [learning_rate(step) for step in range(steps)]
 
 
-def test_constant_stays():
+def test_the_constant_schedule_is_constant():
     assert set(rates("constant", 100)) == {2.0}
 
 
-def test_step_is_the_schedule_of_zaremba():
+def test_the_step_schedule_decays_each_epoch_after_the_first_epochs():
     by_epoch = rates("step", 100)[::10]
 
-    # Full for four epochs, then halved at the start of each.
+    # Constant for four epochs, then halved at the start of each epoch.
     assert by_epoch == [2.0] * 4 + [2.0 * 0.5**n for n in range(1, 7)]
 
 
-def test_cosine_falls_from_the_peak_to_almost_nothing():
+def test_the_cosine_schedule_falls_from_the_peak_to_zero():
     falling = rates("cosine", 101)
 
     assert falling[0] == 2.0
@@ -39,11 +39,11 @@ def test_cosine_falls_from_the_peak_to_almost_nothing():
     assert falling == sorted(falling, reverse=True)
 
 
-def test_warm_up_rises_in_a_line():
+def test_warm_up_is_linear():
     assert rates("constant", 6, warmup_steps=4) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
 
 
-class Bowl(torch.nn.Module):
+class Linear(torch.nn.Module):
     """loss = Σ a·x + b·y, whose gradient is (a, b)."""
 
     def __init__(self):
@@ -55,7 +55,7 @@ class Bowl(torch.nn.Module):
         return (self.x * torch.tensor(x)).sum() + self.y.sum() * y
 
 
-def optimizer(model, **changes) -> Optimizer:
+def build_optimizer(model, **changes) -> Optimizer:
     arguments = {
         "name": "sgd", "weight_decay": 0.0, "clip": "l2", "max_grad_norm": None,
         "schedule": lambda steps: lambda step: 1.0, "total_steps": 100, **changes,
@@ -63,13 +63,13 @@ def optimizer(model, **changes) -> Optimizer:
     return Optimizer(model, **arguments)
 
 
-def update(rule: Optimizer, objective: torch.Tensor, length: float = 1.0) -> Update:
-    rule.begin(length)
-    rule.backward(objective)
-    return rule.apply(objective.isfinite())
+def update(optimizer: Optimizer, objective: torch.Tensor, length: float = 1.0) -> UpdateResult:
+    optimizer.start_step(length)
+    optimizer.backward(objective)
+    return optimizer.apply(objective.isfinite())
 
 
-@pytest.mark.usefixtures("reading")
+@pytest.mark.usefixtures("device_kind")
 @pytest.mark.parametrize(
     ("clip", "limit", "norm", "expected", "was_clipped"),
     [
@@ -79,93 +79,93 @@ def update(rule: Optimizer, objective: torch.Tensor, length: float = 1.0) -> Upd
         ("l1", 3.5, 7.0, [-1.5, 0, -2], True),
     ],
 )
-def test_gradients_are_limited_over_all_parameters(clip, limit, norm, expected, was_clipped):
-    model = Bowl()
-    rule = optimizer(model, clip=clip, max_grad_norm=limit)
+def test_gradients_are_clipped_by_their_norm_together(clip, limit, norm, expected, was_clipped):
+    model = Linear()
+    optimizer = build_optimizer(model, clip=clip, max_grad_norm=limit)
 
-    found = update(rule, model.loss())
+    result = update(optimizer, model.loss())
 
-    assert found.grad_norm.item() == pytest.approx(norm)
-    assert found.was_clipped.item() is was_clipped
-    assert found.is_made
+    assert result.grad_norm.item() == pytest.approx(norm)
+    assert result.was_clipped.item() is was_clipped
+    assert result.was_applied
     assert torch.cat([model.x, model.y]).tolist() == pytest.approx(expected)
 
 
-def nan_loss(model: Bowl) -> torch.Tensor:
+def nan_loss(model: Linear) -> torch.Tensor:
     return model.loss() + math.nan
 
 
-def infinite_loss(model: Bowl) -> torch.Tensor:
+def infinite_loss(model: Linear) -> torch.Tensor:
     return model.loss() + math.inf
 
 
-def infinite_slope(model: Bowl) -> torch.Tensor:
-    """Finite itself, but √ has no finite slope at 0."""
+def infinite_gradient(model: Linear) -> torch.Tensor:
+    """A finite loss with an infinite gradient, since √ has no finite slope at 0."""
     return model.loss() + (model.y - model.y.detach()).sqrt().sum()
 
 
-@pytest.mark.usefixtures("reading")
+@pytest.mark.usefixtures("device_kind")
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-@pytest.mark.parametrize("bad_loss", [nan_loss, infinite_loss, infinite_slope])
-def test_numbers_that_are_not_finite_update_nothing(bad_loss, name):
-    model = Bowl()
-    rule = optimizer(model, name=name, max_grad_norm=1.0)
-    update(rule, model.loss())
-    before = {"x": model.x, "y": model.y, **rule.state_dict()}
+@pytest.mark.parametrize("bad_loss", [nan_loss, infinite_loss, infinite_gradient])
+def test_a_loss_or_gradient_that_is_not_finite_is_not_applied(bad_loss, name):
+    model = Linear()
+    optimizer = build_optimizer(model, name=name, max_grad_norm=1.0)
+    update(optimizer, model.loss())
+    before = {"x": model.x, "y": model.y, **optimizer.state_dict()}
     before = {key: torch.as_tensor(value).detach().clone() for key, value in before.items()}
-    bad = bad_loss(model)
+    loss = bad_loss(model)
 
-    assert not update(rule, bad).is_made
+    assert not update(optimizer, loss).was_applied
 
-    after = {"x": model.x, "y": model.y, **rule.state_dict()}
+    after = {"x": model.x, "y": model.y, **optimizer.state_dict()}
     assert after.pop("step") == before.pop("step") + 1
     assert all(torch.equal(value, before[key]) for key, value in after.items())
 
 
-@pytest.mark.usefixtures("reading")
-def test_a_step_that_is_not_sound_updates_nothing():
-    model = Bowl()
+@pytest.mark.usefixtures("device_kind")
+def test_an_update_with_an_invalid_loss_is_not_applied():
+    model = Linear()
 
-    rule = optimizer(model)
-    rule.begin()
-    rule.backward(model.loss())
-    found = rule.apply(torch.tensor(data=False))
+    optimizer = build_optimizer(model)
+    optimizer.start_step()
+    optimizer.backward(model.loss())
+    result = optimizer.apply(torch.tensor(data=False))
 
-    assert not found.is_made
+    assert not result.was_applied
     assert model.x.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_every_rule_goes_on_exactly_from_its_state(name):
-    def steps(model, rule, count):
-        chance = device.generator(1)
+def test_every_optimizer_continues_exactly_from_its_state(name):
+    def run_steps(model, optimizer, count):
+        generator = device.generator(1)
         for _ in range(count):
-            target = torch.randn(2, dtype=torch.float64, generator=chance)
-            update(rule, ((model.x - target) ** 2).sum() + (model.y**2).sum())
+            target = torch.randn(2, dtype=torch.float64, generator=generator)
+            update(optimizer, ((model.x - target) ** 2).sum() + (model.y**2).sum())
 
-    straight, stopped = Bowl(), Bowl()
-    rule = optimizer(straight, name=name, weight_decay=0.01)
-    steps(straight, rule, 5)
-    steps(straight, rule, 5)
-    first = optimizer(stopped, name=name, weight_decay=0.01)
-    steps(stopped, first, 5)
-    second = optimizer(stopped, name=name, weight_decay=0.01)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    steps(stopped, second, 5)
+    uninterrupted, resumed = Linear(), Linear()
+    optimizer = build_optimizer(uninterrupted, name=name, weight_decay=0.01)
+    run_steps(uninterrupted, optimizer, 5)
+    run_steps(uninterrupted, optimizer, 5)
+    before = build_optimizer(resumed, name=name, weight_decay=0.01)
+    run_steps(resumed, before, 5)
+    after = build_optimizer(resumed, name=name, weight_decay=0.01)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    run_steps(resumed, after, 5)
 
-    assert second.step == 10
-    assert torch.equal(straight.x, stopped.x)
-    assert torch.equal(straight.y, stopped.y)
+    assert after.step == 10
+    assert torch.equal(uninterrupted.x, resumed.x)
+    assert torch.equal(uninterrupted.y, resumed.y)
 
 
-def test_a_state_of_another_model_is_refused():
+def test_the_optimizer_state_of_another_model_is_refused():
     for wrong in ({"z/exp_avg": torch.zeros(2)}, {"x/exp_avg": torch.zeros(7)}, {"x/exp_avg": 3}):
-        with pytest.raises(CheckpointError, match=f"{next(iter(wrong))} does not fit"):
-            optimizer(Bowl()).load_state_dict({"step": 1, **wrong})
+        with pytest.raises(CheckpointError, match=f"{next(iter(wrong))} does not match"):
+            build_optimizer(Linear()).load_state_dict({"step": 1, **wrong})
 
 
 @pytest.mark.parametrize("clip", ["l2", "l1"])
-def test_a_sparse_embedding_learns_what_a_dense_one_does(clip):
+def test_a_sparse_embedding_learns_the_same_weights_as_a_dense_one(clip):
     weights, norms = [], []
     for is_sparse in (False, True):
         task = language_modelling(
@@ -173,12 +173,12 @@ def test_a_sparse_embedding_learns_what_a_dense_one_does(clip):
         )
         model, embedding = task.model, task.model.encoder.embedding
         embedding.is_sparse = is_sparse
-        rule = optimizer(model, clip=clip, max_grad_norm=0.01)
+        optimizer = build_optimizer(model, clip=clip, max_grad_norm=0.01)
         for step in range(3):
             ids = torch.randint(0, 300, (2, 5, 4), generator=device.generator(step))
-            found = update(rule, loss(task, *ids).objective)
-            assert found.was_clipped
-            norms.append(found.grad_norm.item())
+            result = update(optimizer, loss(task, *ids).objective)
+            assert result.was_clipped
+            norms.append(result.grad_norm.item())
         assert embedding.weight.grad.is_sparse is is_sparse
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
 
@@ -186,10 +186,10 @@ def test_a_sparse_embedding_learns_what_a_dense_one_does(clip):
     assert torch.allclose(*weights, rtol=1e-5, atol=1e-7)
 
 
-def test_the_rate_of_adaptive_rules_follows_the_steps_of_a_loss():
-    half, full = Bowl(), Bowl()
+def test_the_learning_rate_of_adam_is_proportional_to_the_length_of_a_batch():
+    half, full = Linear(), Linear()
 
-    update(optimizer(half, name="adam"), half.loss(), length=0.5)
-    update(optimizer(full, name="adam"), full.loss())
+    update(build_optimizer(half, name="adam"), half.loss(), length=0.5)
+    update(build_optimizer(full, name="adam"), full.loss())
 
     assert half.y.item() == pytest.approx(full.y.item() / 2)

@@ -1,4 +1,4 @@
-"""Signals between the end of a training and that of its process."""
+"""Signals that arrive between the end of a training and the end of its process."""
 
 import signal
 
@@ -11,33 +11,33 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 @pytest.fixture
-def refused():
-    """Signals that reach the handlers that were there before a training."""
-    before = {number: signal.getsignal(number) for number in NUMBERS}
-    came = []
+def received():
+    """The signals that reach the handlers from before the training."""
+    original = {number: signal.getsignal(number) for number in NUMBERS}
+    numbers = []
     for number in NUMBERS:
-        signal.signal(number, lambda number, frame: came.append(number))
-    yield came
-    for number, handler in before.items():
+        signal.signal(number, lambda number, frame: numbers.append(number))
+    yield numbers
+    for number, handler in original.items():
         signal.signal(number, handler)
 
 
-def stop(signals):
+def interrupt(signals):
     with signals:
         signal.raise_signal(signal.SIGTERM)
-        raise RunInterruptedError(signals.ending, "interrupted")
+        raise RunInterruptedError(signals.termination_signal, "interrupted")
 
 
-@pytest.mark.parametrize("is_launched", [True, False])
-def test_what_a_launcher_repeats_does_not_disturb_a_process_that_ends(refused, is_launched):
+@pytest.mark.parametrize("is_worker", [True, False])
+def test_a_worker_that_ends_after_a_signal_ignores_further_signals(received, is_worker):
     with pytest.raises(RunInterruptedError):
-        stop(Signals(is_launched=is_launched))
+        interrupt(Signals(is_worker=is_worker))
     signal.raise_signal(signal.SIGTERM)
-    assert refused == ([] if is_launched else [signal.SIGTERM])
+    assert received == ([] if is_worker else [signal.SIGTERM])
 
 
-def test_after_a_training_that_ended_by_itself_signals_are_heeded_again(refused):
-    with Signals(is_launched=True):
+def test_handlers_are_restored_after_a_training_that_ended_normally(received):
+    with Signals(is_worker=True):
         pass
     signal.raise_signal(signal.SIGTERM)
-    assert refused == [signal.SIGTERM]
+    assert received == [signal.SIGTERM]

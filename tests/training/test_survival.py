@@ -1,4 +1,4 @@
-"""Numbers that are not finite, disks that fill, folders that go away, starts cut short."""
+"""Training with losses that are not finite, full disks, deleted folders and interrupted starts."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ SMALL = {
     "train.save_every": 2, "train.log_every": 4, "train.threads": 1, "train.keep_checkpoints": 30,
     "optimizer.name": "adamw", "optimizer.learning_rate": 0.003,
 }  # fmt: skip
-TIMES = {"time", "tokens_per_second", "save_seconds"}
+TIMING_KEYS = {"time", "tokens_per_second", "save_seconds"}
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def settings(text, **changes):
 def lines(run, kind=None):
     parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {key: value for key, value in line.items() if key not in TIMES}
+        {key: value for key, value in line.items() if key not in TIMING_KEYS}
         for line in parsed
         if kind in (None, line["kind"])
     ]
@@ -55,81 +55,83 @@ def weights(run, step=24):
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return tmp_path_factory.mktemp("kept")
+def module_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("module")
 
 
 @pytest.fixture
-def straight(kept):
-    """A run that nothing happened to, trained once for all tests here."""
-    run, text = kept / "run", kept / "text.txt"
+def uninterrupted(module_folder):
+    """An uninterrupted run, trained once for all tests of this module."""
+    run, text = module_folder / "run", module_folder / "text.txt"
     if not run.exists():
         text.write_text(TINY)
         run_training(settings(text), run, is_quiet=True)
     return run
 
 
-def poison(monkeypatch, what, steps):
-    """Spoils a number in the steps given, counted from 1."""
+def inject_nan(monkeypatch, target, steps):
+    """Makes loss, gradient or weight infinite or NaN in these steps, counted from 1."""
     real, count = LanguageModelling.loss, iter(range(1, 10**6))
 
     def loss(self, batch, state):
         bias = self.model.head.bias
         if next(count) not in steps:
             return real(self, batch, state)
-        if what == "weight":
+        if target == "weight":
             bias.data[0] = math.nan
         result = real(self, batch, state)
-        if what == "loss":
+        if target == "loss":
             result = result._replace(objective=result.objective * math.inf)
-        if what == "gradient":
+        if target == "gradient":
             bias.register_hook(lambda gradient: gradient * math.nan)
         return result
 
     monkeypatch.setattr(LanguageModelling, "loss", loss)
 
 
-@pytest.mark.usefixtures("reading")
-@pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
-@pytest.mark.parametrize("at", [1, 2, 13])
-def test_a_number_that_is_not_finite_stops_before_the_update(
-    text, tmp_path, straight, monkeypatch, what, at
+@pytest.mark.usefixtures("device_kind")
+@pytest.mark.parametrize("target", ["loss", "gradient", "weight"])
+@pytest.mark.parametrize("step", [1, 2, 13])
+def test_a_loss_gradient_or_weight_that_is_not_finite_ends_training_before_the_update(
+    text, tmp_path, uninterrupted, monkeypatch, target, step
 ):
-    poison(monkeypatch, what, {at})
+    inject_nan(monkeypatch, target, {step})
 
-    with pytest.raises(DivergedError, match=f"training diverged at step {at}: .*n[a-z]n|inf"):
+    with pytest.raises(DivergedError, match=f"training diverged at step {step}: .*n[a-z]n|inf"):
         run_training(settings(text), tmp_path / "run", is_quiet=True)
 
-    saved = checkpoint.steps(tmp_path / "run")
-    assert saved == list(range(2, at, 2))
-    for step in saved:
-        assert weights(tmp_path / "run", step) == weights(straight, step)
+    saved_steps = checkpoint.steps(tmp_path / "run")
+    assert saved_steps == list(range(2, step, 2))
+    for saved in saved_steps:
+        assert weights(tmp_path / "run", saved) == weights(uninterrupted, saved)
 
 
-@pytest.mark.usefixtures("reading")
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_bad_batch_can_be_left_out(text, tmp_path, straight, monkeypatch, what, capsys):
-    poison(monkeypatch, what, {1} if what == "loss" else {24})
+@pytest.mark.usefixtures("device_kind")
+@pytest.mark.parametrize("target", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_can_be_skipped(
+    text, tmp_path, uninterrupted, monkeypatch, target, capsys
+):
+    inject_nan(monkeypatch, target, {1} if target == "loss" else {24})
 
     run_training(settings(text, train__on_nonfinite="skip"), tmp_path / "run")
 
-    ours, undisturbed = (lines(run, "train") for run in (tmp_path / "run", straight))
-    assert sum(line["skipped"] for line in ours) == 1
-    # The learning rate and the text went on as if nothing had been.
+    actual, expected = (lines(run, "train") for run in (tmp_path / "run", uninterrupted))
+    assert sum(line["skipped"] for line in actual) == 1
+    # Learning rate and data continue as if the step had been applied.
     for key in ("step", "learning_rate"):
-        assert [line[key] for line in ours] == [line[key] for line in undisturbed]
+        assert [line[key] for line in actual] == [line[key] for line in expected]
     assert "skipped: " in capsys.readouterr().err
     for step in checkpoint.steps(tmp_path / "run"):
-        checkpoint.read(checkpoint.folder(tmp_path / "run", step)).require_whole()
+        checkpoint.read(checkpoint.folder(tmp_path / "run", step)).require_intact()
 
 
-@pytest.mark.usefixtures("reading")
-def test_a_run_whose_first_batch_was_left_out_is_resumed_bit_for_bit(text, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("device_kind")
+def test_a_run_whose_first_update_was_skipped_is_resumed_bit_for_bit(text, tmp_path, monkeypatch):
     chosen = settings(text, train__on_nonfinite="skip", train__save_every=1)
-    poison(monkeypatch, "loss", {1})
-    run_training(chosen, tmp_path / "straight", is_quiet=True)
+    inject_nan(monkeypatch, "loss", {1})
+    run_training(chosen, tmp_path / "uninterrupted", is_quiet=True)
     monkeypatch.undo()
-    poison(monkeypatch, "loss", {1})
+    inject_nan(monkeypatch, "loss", {1})
     stop_after(monkeypatch, 1)
     with pytest.raises(StoppedError):
         run_training(chosen, tmp_path / "run", is_quiet=True)
@@ -137,13 +139,13 @@ def test_a_run_whose_first_batch_was_left_out_is_resumed_bit_for_bit(text, tmp_p
 
     run_training(out=tmp_path / "run", resume=True, is_quiet=True)
 
-    assert weights(tmp_path / "run") == weights(tmp_path / "straight")
-    assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+    assert weights(tmp_path / "run") == weights(tmp_path / "uninterrupted")
+    assert lines(tmp_path / "run") == lines(tmp_path / "uninterrupted")
 
 
-@pytest.mark.usefixtures("reading")
-def test_too_many_bad_batches_end_training(text, tmp_path, monkeypatch):
-    poison(monkeypatch, "loss", set(range(5, 10**4)))
+@pytest.mark.usefixtures("device_kind")
+def test_too_many_skipped_updates_in_a_row_end_training(text, tmp_path, monkeypatch):
+    inject_nan(monkeypatch, "loss", set(range(5, 10**4)))
 
     with pytest.raises(DivergedError, match="step 14: 10 updates skipped in a row"):
         run_training(settings(text, train__on_nonfinite="skip"), tmp_path / "run", is_quiet=True)
@@ -164,28 +166,29 @@ def stop_after(monkeypatch, step):
     monkeypatch.setattr(trainer.Trainer, "_step", step_or_stop)
 
 
-def test_a_device_that_runs_ahead_trains_the_same_model(text, tmp_path, monkeypatch):
+def test_an_asynchronous_device_trains_the_same_model(text, tmp_path, monkeypatch):
     chosen = settings(text, optimizer__average="ema", optimizer__max_grad_norm=0.5)
-    run_training(chosen, tmp_path / "waited", is_quiet=True)
-    monkeypatch.setattr(device, "runs_ahead", lambda place: True)
-    run_training(chosen, tmp_path / "ahead", is_quiet=True)
+    run_training(chosen, tmp_path / "synchronous", is_quiet=True)
+    monkeypatch.setattr(device, "is_asynchronous", lambda device: True)
+    run_training(chosen, tmp_path / "asynchronous", is_quiet=True)
     stop_after(monkeypatch, 13)
     with pytest.raises(StoppedError):
         run_training(chosen, tmp_path / "stopped", is_quiet=True)
     monkeypatch.undo()
-    monkeypatch.setattr(device, "runs_ahead", lambda place: True)
+    monkeypatch.setattr(device, "is_asynchronous", lambda device: True)
 
     run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
 
-    assert weights(tmp_path / "stopped") == weights(tmp_path / "ahead")
-    assert lines(tmp_path / "stopped") == lines(tmp_path / "ahead")
-    for ours, theirs in zip(*(lines(tmp_path / n) for n in ("ahead", "waited")), strict=True):
-        assert ours["step"] == theirs["step"]
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "asynchronous")
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "asynchronous")
+    runs = (tmp_path / "asynchronous", tmp_path / "synchronous")
+    for actual, expected in zip(*map(lines, runs), strict=True):
+        assert actual["step"] == expected["step"]
+        assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
-    text, tmp_path, straight, monkeypatch
+def test_a_run_that_ended_before_its_first_checkpoint_is_resumed_from_the_start(
+    text, tmp_path, uninterrupted, monkeypatch
 ):
     stop_after(monkeypatch, 1)
     with pytest.raises(StoppedError):
@@ -195,11 +198,11 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
 
     run_training(out=tmp_path / "run", resume=True, is_quiet=True)
 
-    assert weights(tmp_path / "run") == weights(straight)
-    assert lines(tmp_path / "run") == lines(straight)
+    assert weights(tmp_path / "run") == weights(uninterrupted)
+    assert lines(tmp_path / "run") == lines(uninterrupted)
 
 
-def test_what_a_killed_start_left_is_in_nobodys_way(text, tmp_path):
+def test_a_new_run_replaces_what_a_killed_start_left_behind(text, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").write_text("")
     (tmp_path / "run" / ".aside-1-1-config.toml").write_text("half")
@@ -209,36 +212,38 @@ def test_what_a_killed_start_left_is_in_nobodys_way(text, tmp_path):
     assert not [entry for entry in (tmp_path / "run").iterdir() if files.is_leftover(entry)]
 
 
-def test_a_validation_that_was_cut_short_is_made_up_for(text, tmp_path, monkeypatch):
+def test_an_interrupted_validation_is_repeated_on_resume(text, tmp_path, monkeypatch):
     chosen = settings(text, optimizer__average="nt-asgd", optimizer__average_patience=1)
-    run_training(chosen, tmp_path / "straight", is_quiet=True)
+    run_training(chosen, tmp_path / "uninterrupted", is_quiet=True)
 
     def stop(self, *_):
         raise StoppedError
 
-    for at in ("log_probs", "hidden"):
-        monkeypatch.setattr(LanguageModel, at, stop)
+    for method in ("log_probs", "hidden"):
+        monkeypatch.setattr(LanguageModel, method, stop)
         with pytest.raises(StoppedError):
-            run_training(chosen, tmp_path / at, is_quiet=True)
+            run_training(chosen, tmp_path / method, is_quiet=True)
         monkeypatch.undo()
-        run_training(out=tmp_path / at, resume=True, is_quiet=True)
+        run_training(out=tmp_path / method, resume=True, is_quiet=True)
 
-        assert weights(tmp_path / at) == weights(tmp_path / "straight")
-        assert lines(tmp_path / at) == lines(tmp_path / "straight")
+        assert weights(tmp_path / method) == weights(tmp_path / "uninterrupted")
+        assert lines(tmp_path / method) == lines(tmp_path / "uninterrupted")
 
 
 def test_a_finished_run_is_not_validated_again(text, tmp_path, monkeypatch):
     first = run_training(settings(text), tmp_path / "run", is_quiet=True)
     monkeypatch.setattr(LanguageModel, "log_probs", None)
 
-    again = run_training(out=tmp_path / "run", resume=True, is_quiet=True)
+    resumed = run_training(out=tmp_path / "run", resume=True, is_quiet=True)
 
-    assert again.progress.best == first.progress.best
-    assert again.progress.best_step == first.progress.best_step
+    assert resumed.progress.best == first.progress.best
+    assert resumed.progress.best_step == first.progress.best_step
     assert len(lines(tmp_path / "run", "valid")) == 3
 
 
-def test_a_log_that_cannot_be_written_ends_nothing(text, tmp_path, straight, monkeypatch, capsys):
+def test_training_continues_if_metrics_cannot_be_written(
+    text, tmp_path, uninterrupted, monkeypatch, capsys
+):
     real, count = files.append_line, iter(range(10**6))
 
     def append_line(path, line):
@@ -249,11 +254,13 @@ def test_a_log_that_cannot_be_written_ends_nothing(text, tmp_path, straight, mon
     monkeypatch.setattr(files, "append_line", append_line)
     run_training(settings(text), tmp_path / "run")
 
-    assert lines(tmp_path / "run") == lines(straight)
-    assert capsys.readouterr().err.count("metrics cannot be written; training goes on") == 1
+    assert lines(tmp_path / "run") == lines(uninterrupted)
+    assert (
+        capsys.readouterr().err.count("warning: could not write metrics, training continues") == 1
+    )
 
 
-def test_events_that_cannot_be_written_come_back(text, tmp_path, monkeypatch, capsys):
+def test_events_that_could_not_be_written_are_written_later(text, tmp_path, monkeypatch, capsys):
     real, count = tensorboard.SummaryWriter.flush, iter(range(10**6))
 
     def flush(self):
@@ -264,15 +271,15 @@ def test_events_that_cannot_be_written_come_back(text, tmp_path, monkeypatch, ca
     monkeypatch.setattr(tensorboard.SummaryWriter, "flush", flush)
     run_training(settings(text), tmp_path / "run")
 
-    assert capsys.readouterr().err.count("events cannot be written; training goes on") == 1
+    assert capsys.readouterr().err.count("warning: could not write events, training continues") == 1
     events = EventAccumulator(str(tmp_path / "run" / "events" / "train"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [4, 8, 12, 16, 20, 24]
 
 
-@pytest.mark.parametrize("trouble", ["gone", "full"])
-def test_a_checkpoint_that_cannot_be_saved_ends_training_and_spoils_nothing(
-    text, tmp_path, straight, monkeypatch, trouble
+@pytest.mark.parametrize("failure", ["deleted", "full"])
+def test_training_ends_if_a_checkpoint_cannot_be_saved_and_earlier_ones_stay_intact(
+    text, tmp_path, uninterrupted, monkeypatch, failure
 ):
     run = tmp_path / "run"
     real_step, real_create = trainer.Trainer._step, disk.create
@@ -283,7 +290,7 @@ def test_a_checkpoint_that_cannot_be_saved_ends_training_and_spoils_nothing(
         return real_create(path)
 
     def step(self):
-        if self.optimizer.step == 12 and trouble == "gone":
+        if self.optimizer.step == 12 and failure == "deleted":
             shutil.rmtree(run)
         elif self.optimizer.step == 12:
             monkeypatch.setattr(disk, "create", create)
@@ -295,36 +302,36 @@ def test_a_checkpoint_that_cannot_be_saved_ends_training_and_spoils_nothing(
     monkeypatch.undo()
 
     message = str(caught.value)
-    assert {"gone": "the run folder is gone", "full": "No space left"}[trouble] in message
+    assert {"deleted": "the run folder was deleted", "full": "No space left"}[failure] in message
     assert len(message.splitlines()) == 1
-    if trouble == "full":
+    if failure == "full":
         assert checkpoint.newest_intact(run)[0].state["step"] == 12
         run_training(out=run, resume=True, is_quiet=True)
-        assert weights(run) == weights(straight)
+        assert weights(run) == weights(uninterrupted)
 
 
-def test_a_disk_too_small_is_refused_before_anything_is_written(text, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_refused_before_anything_is_written(text, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_free_bytes", lambda path: 1234)
 
-    with pytest.raises(MachineError, match=r"too little room at .*run: 0\.0 MB free"):
+    with pytest.raises(MachineError, match=r"not enough disk space for .*run: 0\.0 MB free"):
         run_training(settings(text), tmp_path / "run", is_quiet=True)
 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_clock_set_back_changes_nothing(text, tmp_path, straight, monkeypatch):
+def test_a_clock_that_jumps_changes_nothing(text, tmp_path, uninterrupted, monkeypatch):
     real, count = logger.time.time, iter(range(10**6))
     year = 365 * 86_400
     monkeypatch.setattr(logger.time, "time", lambda: real() + (-year, year)[next(count) % 2])
 
     run_training(settings(text, train__keep_checkpoints=2), tmp_path / "run", is_quiet=True)
 
-    assert lines(tmp_path / "run") == lines(straight)
+    assert lines(tmp_path / "run") == lines(uninterrupted)
     assert checkpoint.steps(tmp_path / "run")[-2:] == [22, 24]
 
 
-def test_ten_thousand_steps_grow_neither_memory_nor_open_files(text, tmp_path, monkeypatch):
-    seen = []
+def test_ten_thousand_steps_leak_neither_memory_nor_files(text, tmp_path, monkeypatch):
+    samples = []
     real = trainer.Trainer._step
 
     def step(self):
@@ -332,7 +339,7 @@ def test_ten_thousand_steps_grow_neither_memory_nor_open_files(text, tmp_path, m
         if self.optimizer.step % 1000 == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             open_files = len(list(Path("/proc/self/fd").iterdir()))
-            seen.append((pages * os.sysconf("SC_PAGE_SIZE"), open_files))
+            samples.append((pages * os.sysconf("SC_PAGE_SIZE"), open_files))
 
     monkeypatch.setattr(trainer.Trainer, "_step", step)
     chosen = settings(
@@ -342,7 +349,7 @@ def test_ten_thousand_steps_grow_neither_memory_nor_open_files(text, tmp_path, m
     )  # fmt: skip
     run_training(chosen, tmp_path / "run", is_quiet=True)
 
-    assert len(seen) == 10
-    assert seen[-1][0] - seen[1][0] < 20e6
-    assert seen[-1][1] <= seen[1][1]
+    assert len(samples) == 10
+    assert samples[-1][0] - samples[1][0] < 20e6
+    assert samples[-1][1] <= samples[1][1]
     assert torch.get_num_threads() == 1

@@ -1,4 +1,4 @@
-"""The loop through the API: learning, exact resume, early stopping, the record of it."""
+"""Training through the API: learning, exact resume, early stopping, logs."""
 
 import errno
 import json
@@ -66,9 +66,7 @@ def weights(run, step=30):
         ("peephole-lstm", {"model.peephole": "diagonal"}),
     ],
 )
-def test_every_cell_learns_more_than_word_frequencies_from_real_text(
-    cell, options, shakespeare, tmp_path
-):
+def test_every_cell_beats_token_frequencies_on_real_text(cell, options, shakespeare, tmp_path):
     chosen = config.load(
         overrides={
             "data.train": [str(shakespeare)], "data.level": "char", "model.cell": cell,
@@ -85,9 +83,9 @@ def test_every_cell_learns_more_than_word_frequencies_from_real_text(
 
 @pytest.mark.skipif(not library.has_bf16(), reason="no bf16 products on this processor")
 @pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
-def test_bf16_learns_as_much_from_real_text_as_fp32(cell, shakespeare, tmp_path):
+def test_bf16_reaches_the_loss_of_fp32_on_real_text(cell, shakespeare, tmp_path):
     losses = {}
-    # At 0.005 the gates of full peepholes saturate, and two seeds in fp32 differ by 2 %, too.
+    # At 0.005 the gates of full peepholes saturate, and even two fp32 runs differ by 2 %.
     rate = 0.002 if cell == "peephole-lstm" else 0.005
     for precision in ("fp32", "bf16"):
         chosen = config.load(
@@ -105,12 +103,13 @@ def test_bf16_learns_as_much_from_real_text_as_fp32(cell, shakespeare, tmp_path)
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
 
 
-def test_a_run_without_native_kernels_says_so(text, tmp_path, monkeypatch, capsys):
+def test_a_run_without_native_kernels_shows_a_warning(text, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LMTRAIN_KERNELS", "torch")
 
     run_training(settings(text, train__max_steps=2), tmp_path / "run")
 
-    assert "recurrent layers run on torch alone: LMTRAIN_KERNELS=torch" in capsys.readouterr().err
+    warning = "warning: recurrent layers run without native kernels: LMTRAIN_KERNELS=torch"
+    assert warning in capsys.readouterr().err
 
 
 EVERYTHING = {
@@ -137,10 +136,12 @@ EVERYTHING = {
     ],
     ids=["sgd", "adamw", "ema", "nt-asgd"],
 )  # fmt: skip
-def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(text, tmp_path, monkeypatch, changes):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    text, tmp_path, monkeypatch, changes
+):
     chosen = settings(text, train__save_every=1, **changes)
-    straight = tmp_path / "straight"
-    run_training(chosen, straight, is_quiet=True)
+    uninterrupted = tmp_path / "uninterrupted"
+    run_training(chosen, uninterrupted, is_quiet=True)
 
     for stop in (1, 7, 10, 13, 29):
         stopped = tmp_path / f"stopped-{stop}"
@@ -152,9 +153,11 @@ def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(text, tmp_path, monk
         run_training(out=stopped, resume=True, is_quiet=True)
 
         for name in ("model.safetensors", "state.safetensors"):
-            ours, theirs = (checkpoint.folder(run, 30) / name for run in (stopped, straight))
-            assert ours.read_bytes() == theirs.read_bytes(), stop
-        assert without_times(stopped) == without_times(straight), stop
+            actual, expected = (
+                checkpoint.folder(run, 30) / name for run in (stopped, uninterrupted)
+            )
+            assert actual.read_bytes() == expected.read_bytes(), stop
+        assert without_times(stopped) == without_times(uninterrupted), stop
 
 
 class KilledError(Exception):
@@ -172,9 +175,9 @@ def kill_after(monkeypatch, step):
     monkeypatch.setattr(trainer.Trainer, "_step", step_or_die)
 
 
-def test_lost_steps_are_done_again_without_being_recorded_twice(text, tmp_path, monkeypatch):
+def test_steps_after_the_last_checkpoint_are_repeated_and_logged_once(text, tmp_path, monkeypatch):
     chosen = settings(text)
-    run_training(chosen, tmp_path / "straight", is_quiet=True)
+    run_training(chosen, tmp_path / "uninterrupted", is_quiet=True)
     kill_after(monkeypatch, 18)
     with pytest.raises(KilledError):
         run_training(chosen, tmp_path / "stopped", is_quiet=True)
@@ -182,21 +185,21 @@ def test_lost_steps_are_done_again_without_being_recorded_twice(text, tmp_path, 
 
     run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
 
-    assert weights(tmp_path / "straight") == weights(tmp_path / "stopped")
-    assert without_times(tmp_path / "straight") == without_times(tmp_path / "stopped")
+    assert weights(tmp_path / "uninterrupted") == weights(tmp_path / "stopped")
+    assert without_times(tmp_path / "uninterrupted") == without_times(tmp_path / "stopped")
     events = EventAccumulator(str(tmp_path / "stopped" / "events" / "train"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [
-        line["step"] for line in lines(tmp_path / "straight", "train")
+        line["step"] for line in lines(tmp_path / "uninterrupted", "train")
     ]
 
 
-def test_the_state_is_carried_within_an_epoch_and_fresh_at_its_start(text, tmp_path, monkeypatch):
-    seen = []
+def test_the_state_is_carried_within_an_epoch_and_zero_at_its_start(text, tmp_path, monkeypatch):
+    is_nonzero = []
     real = LanguageModelling.loss
 
     def loss(self, batch, state):
-        seen.append(any(part.any() for parts in state for part in parts))
+        is_nonzero.append(any(part.any() for parts in state for part in parts))
         return real(self, batch, state)
 
     monkeypatch.setattr(LanguageModelling, "loss", loss)
@@ -204,7 +207,7 @@ def test_the_state_is_carried_within_an_epoch_and_fresh_at_its_start(text, tmp_p
     summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
     per_epoch = summary.steps // 2
-    assert seen == ([False] + [True] * (per_epoch - 1)) * 2
+    assert is_nonzero == ([False] + [True] * (per_epoch - 1)) * 2
 
 
 @pytest.mark.parametrize(
@@ -215,9 +218,9 @@ def test_the_state_is_carried_within_an_epoch_and_fresh_at_its_start(text, tmp_p
         ("a\n" * 2000, {"data__level": "char"}),
         ("one two three\n" * 400, {"data__vocab_size": 3}),
     ],
-    ids=["one word", "empty lines", "one character", "no word known"],
+    ids=["one word", "empty lines", "one character", "all unknown"],
 )
-def test_texts_with_next_to_nothing_in_them_are_trained_on(text, tmp_path, content, changes):
+def test_degenerate_texts_can_be_trained_on(text, tmp_path, content, changes):
     text.write_text(content)
 
     summary = run_training(settings(text, **{"data__level": "word", **changes}), tmp_path / "run")
@@ -226,8 +229,8 @@ def test_texts_with_next_to_nothing_in_them_are_trained_on(text, tmp_path, conte
     assert checkpoint.steps(tmp_path / "run")[-1] == 30
 
 
-def test_patience_ends_a_run_that_gets_no_better(text, tmp_path):
-    # At a rate this small no float32 weight moves.
+def test_patience_ends_a_run_that_does_not_improve(text, tmp_path):
+    # With a learning rate this small no float32 weight changes.
     chosen = settings(text, optimizer__learning_rate=1e-30, train__patience=2, train__eval_every=2)
 
     summary = run_training(chosen, tmp_path / "run", is_quiet=True)
@@ -236,7 +239,7 @@ def test_patience_ends_a_run_that_gets_no_better(text, tmp_path):
     assert [line["step"] for line in lines(tmp_path / "run", "valid")] == [2, 4, 6]
 
 
-def test_training_ends_when_its_time_is_up(text, tmp_path, capsys):
+def test_training_ends_at_max_seconds(text, tmp_path, capsys):
     chosen = settings(text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=2)
 
     summary = run_training(chosen, tmp_path / "run")
@@ -248,20 +251,21 @@ def test_training_ends_when_its_time_is_up(text, tmp_path, capsys):
     assert summary.best is not None
 
 
-def test_a_run_without_time_left_says_so(text, tmp_path, capsys):
+def test_resuming_without_time_left_shows_a_message(text, tmp_path, capsys):
     run, longer = tmp_path / "run", {"train.max_steps": 99, "train.max_seconds": 0.001}
     run_training(settings(text, train__max_steps=3), run, is_quiet=True)
 
     summary = run_training(out=run, resume=True, overrides=longer)
 
     assert summary.steps == 3
-    told = capsys.readouterr().err
-    assert "no time is left for a step: train.max_seconds = 0.001, of which " in told
-    assert "--set train.max_seconds=none" in told
+    stderr = capsys.readouterr().err
+    assert "no time left to train: " in stderr
+    assert "train.max_seconds = 0.001 are used" in stderr
+    assert "--set train.max_seconds=none" in stderr
 
 
 @pytest.mark.parametrize("eval_every", [10**6, 1])
-def test_the_last_steps_of_a_run_whose_time_is_up_are_recorded(text, tmp_path, eval_every):
+def test_the_last_steps_before_max_seconds_are_logged(text, tmp_path, eval_every):
     chosen = settings(
         text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=1,
         train__log_every=10**5, train__eval_every=eval_every,
@@ -277,7 +281,7 @@ def test_the_last_steps_of_a_run_whose_time_is_up_are_recorded(text, tmp_path, e
     assert saved.state["parts"]["log"]["steps"] == 0
 
 
-def test_the_learning_rate_falls_to_its_end_with_the_time(text, tmp_path):
+def test_the_learning_rate_schedule_ends_at_max_seconds(text, tmp_path):
     chosen = settings(
         text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=3,
         train__eval_every=10**6, train__log_every=1,
@@ -285,37 +289,37 @@ def test_the_learning_rate_falls_to_its_end_with_the_time(text, tmp_path):
 
     run_training(chosen, tmp_path / "run", is_quiet=True)
 
-    rates = [line["learning_rate"] for line in lines(tmp_path / "run", "train")]
-    assert rates[0] == chosen.optimizer.learning_rate
-    assert rates[-1] < 0.1 * rates[0]
+    learning_rates = [line["learning_rate"] for line in lines(tmp_path / "run", "train")]
+    assert learning_rates[0] == chosen.optimizer.learning_rate
+    assert learning_rates[-1] < 0.1 * learning_rates[0]
 
 
-def test_time_enough_for_all_steps_changes_nothing(text, tmp_path):
-    run_training(settings(text), tmp_path / "free", is_quiet=True)
-    run_training(settings(text, train__max_seconds=1000), tmp_path / "timed", is_quiet=True)
+def test_max_seconds_changes_nothing_if_all_steps_fit(text, tmp_path):
+    run_training(settings(text), tmp_path / "unlimited", is_quiet=True)
+    run_training(settings(text, train__max_seconds=1000), tmp_path / "limited", is_quiet=True)
 
-    assert weights(tmp_path / "free") == weights(tmp_path / "timed")
+    assert weights(tmp_path / "unlimited") == weights(tmp_path / "limited")
 
 
 @pytest.fixture
-def torch_as_it_was():
+def restore_determinism():
     yield
     torch.use_deterministic_algorithms(mode=False)
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-@pytest.mark.usefixtures("torch_as_it_was")
+@pytest.mark.usefixtures("restore_determinism")
 @pytest.mark.parametrize("changes", [
     {"optimizer__name": "sgd"}, {"optimizer__name": "adam"},
     {"model__softmax": "sampled", "model__samples": 5},
 ])  # fmt: skip
 def test_deterministic_operations_train_the_same_model(changes, text, tmp_path):
-    run_training(settings(text, **changes), tmp_path / "any", is_quiet=True)
+    run_training(settings(text, **changes), tmp_path / "default", is_quiet=True)
     chosen = settings(text, train__deterministic=True, **changes)
     run_training(chosen, tmp_path / "deterministic", is_quiet=True)
 
     assert torch.are_deterministic_algorithms_enabled()
-    assert weights(tmp_path / "deterministic") == weights(tmp_path / "any")
+    assert weights(tmp_path / "deterministic") == weights(tmp_path / "default")
 
 
 def test_a_run_that_diverges_keeps_only_finite_checkpoints(text, tmp_path):
@@ -336,20 +340,20 @@ def test_a_run_that_diverges_keeps_only_finite_checkpoints(text, tmp_path):
         assert all(t.isfinite().all() for t in tensors.tensors("model.safetensors").values())
 
 
-def test_a_used_folder_is_refused(text, tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(text, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("mine")
 
-    with pytest.raises(RunBusyError, match="is used already"):
+    with pytest.raises(RunBusyError, match="already exists and is not empty"):
         run_training(settings(text), tmp_path / "run", is_quiet=True)
 
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["precious"]
 
 
-def test_a_run_folder_whose_name_is_no_text_is_refused(text, tmp_path):
+def test_a_run_folder_whose_name_is_not_unicode_is_refused(text, tmp_path):
     run = tmp_path / os.fsdecode(b"run\xff")
 
-    with pytest.raises(ConfigError, match=r"run\\udcff': not valid Unicode$"):
+    with pytest.raises(ConfigError, match=r"run\\udcff' is not valid Unicode$"):
         run_training(settings(text), run, is_quiet=True)
 
     assert not run.exists()
@@ -364,16 +368,16 @@ def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
         {"model.hidden_size": 13}, {"train.seq_len": 16}, {"train.random_seq_len": True},
         {"data.task": "classify"},
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match="keeps its task, text, model"):
+        with pytest.raises(ConfigError, match="cannot change its task, data, model"):
             run_training(out=run, resume=True, overrides=changes, is_quiet=True)
 
     assert longer.steps == 34
 
 
-def test_starts_that_cannot_be_read_are_not_written_anew(text, tmp_path, monkeypatch):
+def test_a_run_json_that_cannot_be_read_is_not_replaced(text, tmp_path, monkeypatch):
     run = tmp_path / "run"
     run_training(settings(text), run, is_quiet=True)
-    before, real = (run / "run.json").read_bytes(), Path.read_bytes
+    original, real = (run / "run.json").read_bytes(), Path.read_bytes
 
     def stale(path):
         if path.name == "run.json":
@@ -384,10 +388,10 @@ def test_starts_that_cannot_be_read_are_not_written_anew(text, tmp_path, monkeyp
     with pytest.raises(UnreadableError, match=r"run\.json: Stale file handle"):
         run_training(out=run, resume=True, overrides={"train.max_steps": 31}, is_quiet=True)
 
-    assert real(run / "run.json") == before
+    assert real(run / "run.json") == original
 
 
-def test_the_text_is_found_in_the_cache_when_its_file_is_gone(text, tmp_path):
+def test_a_run_is_resumed_from_the_token_cache_if_its_text_was_deleted(text, tmp_path):
     run = tmp_path / "run"
     run_training(settings(text), run, is_quiet=True)
     text.unlink()
@@ -397,7 +401,7 @@ def test_the_text_is_found_in_the_cache_when_its_file_is_gone(text, tmp_path):
     assert longer.steps == 31
 
 
-def test_metrics_hold_finite_numbers_and_means_over_their_steps(text, tmp_path):
+def test_metrics_are_finite_means_over_their_steps(text, tmp_path):
     run_training(settings(text), tmp_path / "run", is_quiet=True)
 
     train, valid = lines(tmp_path / "run", "train"), lines(tmp_path / "run", "valid")
@@ -411,38 +415,38 @@ def test_metrics_hold_finite_numbers_and_means_over_their_steps(text, tmp_path):
     assert all(line["preview"] for line in valid)
 
 
-def test_the_dashboard_holds_what_metrics_hold(text, tmp_path):
+def test_tensorboard_events_match_the_metrics(text, tmp_path):
     run = tmp_path / "run"
     run_training(settings(text), run, is_quiet=True)
 
-    for part in ("train", "valid"):
-        events = EventAccumulator(str(run / "events" / part))
+    for kind in ("train", "valid"):
+        events = EventAccumulator(str(run / "events" / kind))
         events.Reload()
-        recorded = [(line["step"], line["loss"]) for line in lines(run, part)]
-        shown = [(event.step, event.value) for event in events.Scalars("loss")]
-        assert [step for step, _ in shown] == [step for step, _ in recorded]
-        assert [v for _, v in shown] == pytest.approx([v for _, v in recorded], rel=1e-6)
+        expected = [(line["step"], line["loss"]) for line in lines(run, kind)]
+        actual = [(event.step, event.value) for event in events.Scalars("loss")]
+        assert [step for step, _ in actual] == [step for step, _ in expected]
+        assert [v for _, v in actual] == pytest.approx([v for _, v in expected], rel=1e-6)
     assert "preview/text_summary" in events.Tags()["tensors"]
     assert "settings/text_summary" in events.Tags()["tensors"]
 
 
-def test_gradients_over_time_are_recorded_and_change_nothing_else(text, tmp_path):
+def test_gradient_norms_are_logged_and_change_nothing_else(text, tmp_path):
     run, without = tmp_path / "run", tmp_path / "without"
     run_training(settings(text, train__log_gradients=15), run, is_quiet=True)
     run_training(settings(text), without, is_quiet=True)
 
-    recorded = lines(run, "gradients")
-    assert [line["step"] for line in recorded] == [15, 30]
+    logged = lines(run, "gradients")
+    assert [line["step"] for line in logged] == [15, 30]
     model = lmtrain.load(checkpoint.folder(run, 30))
     norms = gradient_norms(model.model, model.own(("valid",))["valid"].ids, 50, positions=32)
-    wanted = {
-        f"gradient/layer_{each.layer}_{each.part}_lag_{lag}": each.relative.median[lag]
-        for each in norms
+    expected = {
+        f"gradient/layer_{part.layer}_{part.part}_lag_{lag}": part.relative.median[lag]
+        for part in norms
         for lag in (1, 10, 50)
     }
-    assert len(wanted) == 12
-    for name, value in wanted.items():
-        assert recorded[-1][name] == pytest.approx(value, rel=1e-5)
+    assert len(expected) == 12
+    for name, value in expected.items():
+        assert logged[-1][name] == pytest.approx(value, rel=1e-5)
         events = EventAccumulator(str(run / "events" / "train"))
         events.Reload()
         assert [event.step for event in events.Scalars(name)] == [15, 30]
@@ -451,7 +455,7 @@ def test_gradients_over_time_are_recorded_and_change_nothing_else(text, tmp_path
     assert others == without_times(without)
 
 
-def test_lags_that_a_text_is_too_short_for_are_not_recorded(text, tmp_path):
+def test_lags_longer_than_the_text_are_not_logged(text, tmp_path):
     valid = tmp_path / "valid.txt"
     valid.write_text("the cat sat on the mat\n")
     chosen = settings(text, data__valid=[str(valid)], train__log_gradients=30)
@@ -463,7 +467,7 @@ def test_lags_that_a_text_is_too_short_for_are_not_recorded(text, tmp_path):
     assert names == ["1", "10"] * 4
 
 
-def test_training_neither_uses_nor_moves_the_global_chance(text, tmp_path):
+def test_training_neither_reads_nor_changes_the_global_generator(text, tmp_path):
     run_training(settings(text), tmp_path / "one", is_quiet=True)
     torch.rand(5)
     before = torch.get_rng_state()
@@ -473,33 +477,35 @@ def test_training_neither_uses_nor_moves_the_global_chance(text, tmp_path):
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
 
 
-def test_the_average_is_what_is_validated_and_kept(text, tmp_path):
+def test_averaged_weights_are_validated_and_saved(text, tmp_path):
     run = tmp_path / "run"
     summary = run_training(settings(text, optimizer__average="ema"), run, is_quiet=True)
 
     model = lmtrain.load(run)
     last = checkpoint.read(checkpoint.folder(run, 30)).tensors("state.safetensors")
 
-    measured = model.measure(model.own()["valid"], batch_size=4)
-    assert measured.loss == pytest.approx(summary.best["loss"])
+    metrics = model.measure(model.own()["valid"], batch_size=4)
+    assert metrics.loss == pytest.approx(summary.best["loss"])
     name = "encoder.embedding.weight"
     assert not torch.equal(last[f"average/last/{name}"], model.model.get_parameter(name))
 
 
-@pytest.mark.parametrize(("chance", "is_zero"), [(0.0, False), (0.999999, True)])
-def test_streams_that_are_reset_begin_every_window_with_zeros(
-    text, tmp_path, monkeypatch, chance, is_zero
+@pytest.mark.parametrize(("state_reset", "is_zero"), [(0.0, False), (0.999999, True)])
+def test_streams_that_are_reset_start_with_a_zero_state(
+    text, tmp_path, monkeypatch, state_reset, is_zero
 ):
-    befores = []
+    states = []
     real = LanguageModel.hidden
 
     def hidden(self, inputs, state=None):
         if self.training:
-            befores.append(state)
+            states.append(state)
         return real(self, inputs, state)
 
     monkeypatch.setattr(LanguageModel, "hidden", hidden)
-    run_training(settings(text, train__state_reset=chance, train__max_steps=3), tmp_path / "run")
+    run_training(
+        settings(text, train__state_reset=state_reset, train__max_steps=3), tmp_path / "run"
+    )
 
-    assert len(befores) == 3
-    assert is_zero == all(not part.any() for state in befores for parts in state for part in parts)
+    assert len(states) == 3
+    assert is_zero == all(not part.any() for state in states for parts in state for part in parts)

@@ -1,4 +1,4 @@
-"""Steps that are recorded and repeated, as CUDA does it, by a recorder of torch's operators."""
+"""Training steps as CUDA graphs, which a recorder of torch operators simulates on the CPU."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lmtrain import checkpoint, config, device
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import State
 from lmtrain.tasks.base import Batch
-from lmtrain.training.recording import Recorder
+from lmtrain.training.cuda_graphs import GraphedStep
 from lmtrain.training.run import run_training
 
 COMMON = {
@@ -21,11 +21,11 @@ COMMON = {
 
 
 def tensors_of(tree):
-    return [each for each in tree_leaves(tree) if isinstance(each, torch.Tensor)]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-class Tape(TorchDispatchMode):
-    """Repeats operators with the very tensors and numbers they had when they were recorded."""
+class SimulatedGraph(TorchDispatchMode):
+    """Records operators and replays them with the same tensors and scalars."""
 
     def __init__(self):
         super().__init__()
@@ -48,31 +48,31 @@ class Tape(TorchDispatchMode):
     def replay(self):
         for operator, args, kwargs, results in self.calls:
             again = tensors_of(operator(*args, **kwargs))
-            for place, result in zip(tensors_of(results), again, strict=True):
-                if place.data_ptr() != result.data_ptr():
-                    place.copy_(result)
+            for static, result in zip(tensors_of(results), again, strict=True):
+                if static.data_ptr() != result.data_ptr():
+                    static.copy_(result)
 
 
 @pytest.fixture
-def recordings(monkeypatch):
-    """A GPU that repeats recorded work, and what was recorded."""
-    tapes = []
+def graphs(monkeypatch):
+    """Simulates a GPU with CUDA graphs; the captured graphs."""
+    captured = []
 
-    def record(work, generator, beside=None):
-        # On a GPU, what is recorded is not done.
+    def capture_graph(function, generator, pool_of=None):
+        # On a GPU, a capture does not run the work.
         state = generator.get_state()
-        tapes.append(Tape())
-        with tapes[-1]:
-            results = work()
-        tapes[-1].undo()
+        captured.append(SimulatedGraph())
+        with captured[-1]:
+            results = function()
+        captured[-1].undo()
         generator.set_state(state)
-        return tapes[-1], results
+        return captured[-1], results
 
     monkeypatch.setenv("LMTRAIN_KERNELS", "torch")
-    monkeypatch.setattr(device, "runs_ahead", lambda place: True)
-    monkeypatch.setattr(device, "can_record", lambda place: True)
-    monkeypatch.setattr(device, "record", record)
-    return tapes
+    monkeypatch.setattr(device, "is_asynchronous", lambda device: True)
+    monkeypatch.setattr(device, "supports_graphs", lambda device: True)
+    monkeypatch.setattr(device, "capture_graph", capture_graph)
+    return captured
 
 
 def settings(tmp_path, **changes):
@@ -82,17 +82,17 @@ def settings(tmp_path, **changes):
     return config.load(overrides={**COMMON, "data.train": [str(path)], **changed})
 
 
-def trained(run):
-    """The weights at the end, and what the update rule and chance would go on from."""
+def saved_tensors(run):
+    """The tensors of the last checkpoint."""
     saved = checkpoint.read(checkpoint.folder(run, 24))
     return [saved.tensors(f"{name}.safetensors") for name in ("model", "state")]
 
 
-def assert_same_tensors(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, tensor in ours.items():
-            assert torch.equal(tensor, theirs[name]), name
+def assert_same_tensors(actual, expected):
+    for actual_file, expected_file in zip(actual, expected, strict=True):
+        assert actual_file.keys() == expected_file.keys()
+        for name, tensor in actual_file.items():
+            assert torch.equal(tensor, expected_file[name]), name
 
 
 @pytest.mark.parametrize(
@@ -107,58 +107,58 @@ def assert_same_tensors(found, expected):
         {"model__cell": "gru", "model__tied_embeddings": True, "optimizer__clip": "l1"},
     ],
 )
-def test_recorded_steps_train_the_same_model(tmp_path, monkeypatch, recordings, changes):
+def test_graphed_steps_train_the_same_model(tmp_path, monkeypatch, graphs, changes):
     chosen = settings(tmp_path, **changes)
-    run_training(chosen, tmp_path / "recorded", is_quiet=True)
-    monkeypatch.setattr(device, "can_record", lambda place: False)
+    run_training(chosen, tmp_path / "graphed", is_quiet=True)
+    monkeypatch.setattr(device, "supports_graphs", lambda device: False)
 
-    run_training(chosen, tmp_path / "computed", is_quiet=True)
+    run_training(chosen, tmp_path / "eager", is_quiet=True)
 
-    assert recordings
-    assert_same_tensors(trained(tmp_path / "recorded"), trained(tmp_path / "computed"))
+    assert graphs
+    assert_same_tensors(saved_tensors(tmp_path / "graphed"), saved_tensors(tmp_path / "eager"))
 
 
-@pytest.mark.usefixtures("recordings")
-def test_the_second_window_of_each_length_is_recorded():
-    worked = []
+@pytest.mark.usefixtures("graphs")
+def test_the_second_batch_of_each_shape_is_captured():
+    calls = []
 
-    def work(batch, before):
-        worked.append(len(batch.tensors[0]))
-        return before.map(lambda part: part + 1), sum(batch.tensors).sum()
+    def run_step(batch, state):
+        calls.append(len(batch.tensors[0]))
+        return state.map(lambda part: part + 1), sum(batch.tensors).sum()
 
-    recorder, generator = Recorder(work, ModelGenerator(1), print), device.generator(1)
+    step, generator = GraphedStep(run_step, ModelGenerator(1), print), device.generator(1)
     state = State([(torch.zeros(2, 4),)])
     for count, steps in enumerate((3, 5, 3, 3, 5, 5, 3), start=1):
         inputs, targets = torch.randint(9, (2, steps, 2), generator=generator)
-        state, found = recorder(Batch((inputs, targets), rows=2), state)
+        state, total = step(Batch((inputs, targets), rows=2), state)
 
-        assert found == (inputs + targets).sum()
+        assert total == (inputs + targets).sum()
         assert torch.equal(state[0][0], torch.full((2, 4), float(count)))
-    assert worked == [3, 5, 3, 5]
+    assert calls == [3, 5, 3, 5]
 
 
-def test_a_recorded_run_is_resumed_bit_for_bit(tmp_path, recordings):
+def test_a_graphed_run_is_resumed_bit_for_bit(tmp_path, graphs):
     chosen = settings(tmp_path, optimizer__schedule="constant")
-    run_training(chosen, tmp_path / "straight", is_quiet=True)
+    run_training(chosen, tmp_path / "whole", is_quiet=True)
     halfway = settings(tmp_path, optimizer__schedule="constant", train__max_steps=13)
     run_training(halfway, tmp_path / "stopped", is_quiet=True)
 
     changed = {"train.max_steps": 24}
     run_training(out=tmp_path / "stopped", resume=True, overrides=changed, is_quiet=True)
 
-    assert len(recordings) >= 3
-    assert_same_tensors(trained(tmp_path / "stopped"), trained(tmp_path / "straight"))
+    assert len(graphs) >= 3
+    assert_same_tensors(saved_tensors(tmp_path / "stopped"), saved_tensors(tmp_path / "whole"))
 
 
-def test_what_cannot_be_recorded_is_computed_as_ever(tmp_path, monkeypatch, recordings, capsys):
-    def refuse(work, chance, beside=None):
+def test_a_step_that_cannot_be_captured_runs_eagerly(tmp_path, monkeypatch, graphs, capsys):
+    def fail(function, generator, pool_of=None):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    run_training(settings(tmp_path), tmp_path / "recorded", is_quiet=True)
-    monkeypatch.setattr(device, "record", refuse)
+    run_training(settings(tmp_path), tmp_path / "graphed", is_quiet=True)
+    monkeypatch.setattr(device, "capture_graph", fail)
 
-    run_training(settings(tmp_path), tmp_path / "refused")
+    run_training(settings(tmp_path), tmp_path / "failed")
 
-    told = capsys.readouterr().err
-    assert told.count("no CUDA graph of this model's steps: operation not permitted") == 1
-    assert_same_tensors(trained(tmp_path / "refused"), trained(tmp_path / "recorded"))
+    stderr = capsys.readouterr().err
+    assert stderr.count("training steps run without CUDA graphs: operation not permitted") == 1
+    assert_same_tensors(saved_tensors(tmp_path / "failed"), saved_tensors(tmp_path / "graphed"))
