@@ -82,7 +82,7 @@ class Recorder:
     def _refuse(self, reason: BaseException) -> None:
         self._is_refused = True
         self._recordings.clear()
-        self._generator.restart()
+        self._generator.rewind()
         self._tell(f"no CUDA graph of this model's steps: {str(reason).splitlines()[0]}")
 
     def _recorded(self, batch: Batch, state: State | None) -> _Recording:
