@@ -352,7 +352,7 @@ def _introduce(run: Path, task: Task, surroundings: Mapping[str, Any], log: Null
         f"{task.model.num_parameters:,} parameters, {surroundings['device']}, {together}"
         f"{surroundings['threads']} threads, {surroundings['precision']}; run {run}"
     )
-    if surroundings["device"] == "cpu" and (reason := library.absence()):
+    if surroundings["device"] == "cpu" and (reason := library.unavailable_reason()):
         log.say(f"recurrent layers run on torch alone: {reason}")
 
 
