@@ -125,8 +125,8 @@ class Packed(Layout):
     """Rows of different lengths without padding.
 
     Args:
-        lengths: steps of each row, (B,), on the processor.
-        steps: T, of the padded rows.
+        lengths: steps of each row, (B,), on the CPU.
+        steps: T of the padded rows.
         reverse: whether time runs from T to 1.
 
     Raises:
@@ -216,5 +216,5 @@ class Packed(Layout):
         return rows[self._ranks]
 
 
-def _tensor(numbers: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(numbers, np.int64))
+def _tensor(array: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.int64))

@@ -62,8 +62,8 @@ class AdaptiveSoftmax(Head):
                 scale = default if init_scale is None else init_scale
                 parameter.uniform_(-scale, scale, generator=generator)
 
-    def nats(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Scale · Σ −log P of targets (T, B), a scalar; see `Head.nats`."""
+    def loss(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """Scale · Σ −log P of targets (T, B), a scalar; see `Head.loss`."""
         return -scale * self.log_probs(hidden, targets).sum()
 
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Head(nn.Module, abc.ABC):
         """Logits (T, B, V) from hidden states (T, B, H)."""
 
     @abc.abstractmethod
-    def nats(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def loss(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
         """Scale · Σ −log P of the targets, a scalar; a head may estimate it in training.
 
         Args:
@@ -75,8 +75,8 @@ class Softmax(Head):
         """Logits (T, B, V) from hidden states (T, B, H)."""
         return F.linear(hidden, self.weight, self.bias)
 
-    def nats(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """See `Head.nats`; a target below 0 adds 0. Logits are never all in memory at once."""
+    def loss(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """See `Head.loss`; a target below 0 adds 0. Logits are never all in memory at once."""
         return cross_entropy(hidden, self.weight, self.bias, targets, scale)
 
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:

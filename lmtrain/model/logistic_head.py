@@ -34,7 +34,7 @@ class Logistic(Head):
         """Logits (T, B, F), whose σ are the probabilities, from hidden states (T, B, H)."""
         return F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
 
-    def nats(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def loss(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
         """Scale · Σ (−y log ŷ − (1 − y) log(1 − ŷ)) over all targets (T, B, F), a scalar."""
         return -scale * self.log_probs(hidden, targets).sum()
 

@@ -60,10 +60,10 @@ class SampledSoftmax(Softmax):
         # By rounding, the cumulative sum may end slightly below K.
         return drawn.clamp_(max=len(self.expected) - 1)
 
-    def nats(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def loss(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
         """Scale · Σ L, a scalar; exact in evaluation mode or if K ≥ V, otherwise estimated."""
         if not self.training or self._num_samples == len(self.expected):
-            return super().nats(hidden, targets, scale)
+            return super().loss(hidden, targets, scale)
         drawn = self.draw(self.generator.on(hidden.device))
         return scale * self.estimated(hidden, targets, drawn).sum()
 

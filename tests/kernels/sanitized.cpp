@@ -31,38 +31,44 @@ static void free_workspace() {
   workspace.size = 0;
 }
 
-static void scan(int cell, int64_t steps, int64_t rows, int64_t units, int instruction_set, bool is_bf16,
-                 int threads, bool reverse, bool has_lengths) {
+static void scan(int cell, int64_t steps, int64_t rows, int64_t units, int instruction_set,
+                 bool is_bf16, int threads, bool reverse, bool has_lengths) {
   const portable::Entry& entry = portable::entries<float>[cell];
   int gates = entry.gates;
   int64_t state = rows * units;
   int64_t peephole_size = !std::strcmp(entry.peephole, "full") ? 3 * units * units
-                : !std::strcmp(entry.peephole, "diagonal") ? 3 * units : 0;
+                          : !std::strcmp(entry.peephole, "diagonal") ? 3 * units : 0;
   // With lengths, a third of the rows ends after each step, and the packed buffers are shorter.
   std::vector<int64_t> offsets{0};
   for (int64_t t = 0; t < steps; ++t)
-    offsets.push_back(offsets.back() + (has_lengths ? std::max<int64_t>(1, rows - t * rows / 3) : rows));
+    offsets.push_back(offsets.back() +
+                      (has_lengths ? std::max<int64_t>(1, rows - t * rows / 3) : rows));
   int64_t lines = offsets.back() * units;
   auto z = random_buffer(lines * gates, is_bf16), dz = z;
-  auto recurrent = random_buffer(gates * units * units, false), peephole = random_buffer(peephole_size, false);
-  std::vector<char> history[2] = {random_buffer(state + lines, false), random_buffer(state + lines, false)};
+  auto recurrent = random_buffer(gates * units * units, false);
+  auto peephole = random_buffer(peephole_size, false);
+  std::vector<char> history[2] = {random_buffer(state + lines, false),
+                                  random_buffer(state + lines, false)};
   std::vector<char> grad_state[2] = {random_buffer(state, false), random_buffer(state, false)};
   auto bias = random_buffer(gates * units, false), grad_bias = bias;
   auto hidden = random_buffer(lines, is_bf16);
-  ScanArguments arguments{steps, rows, units, reverse && !has_lengths, steps % 2,
-              has_lengths ? offsets.data() : nullptr, z.data(), (float*)recurrent.data(),
-              (float*)peephole.data(), (float*)bias.data(),
-              {(float*)history[0].data(), (float*)history[1].data()},
-              hidden.data(), hidden.data(), dz.data(), (float*)grad_bias.data(),
-              {(float*)grad_state[0].data(), (float*)grad_state[1].data()}};
+  ScanArguments arguments{
+      steps, rows, units, reverse && !has_lengths, steps % 2,
+      has_lengths ? offsets.data() : nullptr, z.data(), (float*)recurrent.data(),
+      (float*)peephole.data(), (float*)bias.data(),
+      {(float*)history[0].data(), (float*)history[1].data()},
+      hidden.data(), hidden.data(), dz.data(), (float*)grad_bias.data(),
+      {(float*)grad_state[0].data(), (float*)grad_state[1].data()}};
   for (int is_backward : {0, 1}) {
     free_workspace();
-    lmtrain_scan(&arguments, cell, is_bf16, is_backward, instruction_set, {threads, nullptr, nullptr});
+    lmtrain_scan(&arguments, cell, is_bf16, is_backward, instruction_set,
+                 {threads, nullptr, nullptr});
     ++calls;
   }
 }
 
-static void cross_entropy(int64_t rows, int64_t vocab_size, int instruction_set, bool is_bf16, int threads) {
+static void cross_entropy(int64_t rows, int64_t vocab_size, int instruction_set, bool is_bf16,
+                          int threads) {
   auto logits = random_buffer(rows * vocab_size, is_bf16), bias = random_buffer(vocab_size, false);
   auto grad_bias = random_buffer(vocab_size, false), losses = random_buffer(rows, false);
   std::vector<int64_t> targets(rows);
@@ -71,8 +77,9 @@ static void cross_entropy(int64_t rows, int64_t vocab_size, int instruction_set,
   for (float* gradient : {(float*)nullptr, (float*)grad_bias.data()})
     for (float* sums : {(float*)nullptr, (float*)log_sums.data()}) {
       free_workspace();
-      CrossEntropyArguments arguments{rows, vocab_size, logits.data(), (float*)bias.data(), targets.data(),
-                (float*)losses.data(), sums, gradient, 0.5f};
+      CrossEntropyArguments arguments{
+          rows, vocab_size, logits.data(), (float*)bias.data(), targets.data(),
+          (float*)losses.data(), sums, gradient, 0.5f};
       lmtrain_cross_entropy(&arguments, is_bf16, instruction_set, {threads, nullptr, nullptr});
       ++calls;
     }
@@ -90,7 +97,8 @@ int main() {
                 scan(cell, 1 + rows % 3, rows, units, instruction_set, is_bf16, threads, units % 2,
                      has_lengths);
         for (int64_t vocab_size : {1, 7, 16, 33})
-          for (int64_t rows : {1, 5}) cross_entropy(rows, vocab_size, instruction_set, is_bf16, threads);
+          for (int64_t rows : {1, 5})
+            cross_entropy(rows, vocab_size, instruction_set, is_bf16, threads);
       }
     }
   std::printf("%d calls\n", calls);

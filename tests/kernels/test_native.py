@@ -78,7 +78,10 @@ def by_native(cell, inputs, state, reverse, lengths):
 
 @functools.lru_cache(maxsize=1)
 def float64_results(name, options, size, reverse, has_state, lengths) -> list[Tensor]:
-    """The results of the reference, cached for the next dtype of the same case."""
+    """The results of the reference, cached for the next dtype of the same case.
+
+    The dtype is the topmost parameter of a test, which varies fastest.
+    """
     cell, inputs, state, lengths = case(name, options, size, has_state, lengths)
     state = [part.double() for part in state]
     return results(by_reference, cell.double(), inputs.double(), state, reverse, lengths)
@@ -114,18 +117,18 @@ def check(
         assert error <= limit * scale, f"result {index}: {error / scale}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_cell
 @pytest.mark.parametrize(("size", "threads"), SIZES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_size_equals_the_reference(name, options, size, threads, dtype):
     torch.set_num_threads(threads)
     check(name, options, size, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_cell
 @pytest.mark.parametrize(("size", "threads"), SIZES_WITH_LENGTHS, ids=str)
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_with_lengths_equal_the_reference(name, options, size, threads, reverse, dtype):
     torch.set_num_threads(threads)
     hidden_size, rows, steps = size

@@ -39,7 +39,7 @@ def test_the_loss_is_the_binary_cross_entropy_without_padding():
     expected = expected_losses(layer, hidden, targets)
 
     assert_same(layer.log_probs(hidden, targets), -expected)
-    assert_same(layer.nats(hidden, targets, 0.25), 0.25 * expected.sum())
+    assert_same(layer.loss(hidden, targets, 0.25), 0.25 * expected.sum())
 
 
 def test_gradients_pass_gradcheck_and_equal_torch():
@@ -52,7 +52,7 @@ def test_gradients_pass_gradcheck_and_equal_torch():
         return -log_probs(logits, targets).sum()
 
     assert torch.autograd.gradcheck(total_nats, inputs)
-    actual = torch.autograd.grad(layer.nats(hidden, targets, 1.0), inputs)
+    actual = torch.autograd.grad(layer.loss(hidden, targets, 1.0), inputs)
     expected = torch.autograd.grad(expected_losses(layer, hidden, targets).sum(), inputs)
     for gradient, reference in zip(actual, expected, strict=True):
         assert_same(gradient, reference)

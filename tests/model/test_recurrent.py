@@ -30,21 +30,21 @@ def inputs() -> torch.Tensor:
 
 
 def test_deep_layers_agree_with_torch():
-    ours = stack()
-    theirs = torch.nn.LSTM(3, 5, 2, dtype=torch.float64)
+    layers = stack()
+    reference = torch.nn.LSTM(3, 5, 2, dtype=torch.float64)
     with torch.no_grad():
-        for layer, cell in enumerate(ours.cells):
+        for layer, cell in enumerate(layers.cells):
             for name, parameter in (
                 ("weight_ih", cell.weight_input),
                 ("weight_hh", cell.weight_recurrent),
                 ("bias_ih", cell.bias),
             ):
                 g, i, f, o = parameter.chunk(4)
-                getattr(theirs, f"{name}_l{layer}").copy_(torch.cat([i, f, g, o]))
-            getattr(theirs, f"bias_hh_l{layer}").zero_()
+                getattr(reference, f"{name}_l{layer}").copy_(torch.cat([i, f, g, o]))
+            getattr(reference, f"bias_hh_l{layer}").zero_()
 
-    hidden, state = ours(inputs())
-    expected, (a, c) = theirs(inputs())
+    hidden, state = layers(inputs())
+    expected, (a, c) = reference(inputs())
 
     assert_same(hidden, expected)
     for layer in range(2):
@@ -53,10 +53,10 @@ def test_deep_layers_agree_with_torch():
 
 
 def test_both_directions_agree_with_torch():
-    ours = stack(is_bidirectional=True)
-    theirs = torch.nn.LSTM(3, 5, 2, bidirectional=True, dtype=torch.float64)
+    layers = stack(is_bidirectional=True)
+    reference = torch.nn.LSTM(3, 5, 2, bidirectional=True, dtype=torch.float64)
     with torch.no_grad():
-        for index, cell in enumerate(ours.cells):
+        for index, cell in enumerate(layers.cells):
             suffix = f"l{index // 2}{'_reverse' if index % 2 else ''}"
             for name, parameter in (
                 ("weight_ih", cell.weight_input),
@@ -64,13 +64,13 @@ def test_both_directions_agree_with_torch():
                 ("bias_ih", cell.bias),
             ):
                 g, i, f, o = parameter.chunk(4)
-                getattr(theirs, f"{name}_{suffix}").copy_(torch.cat([i, f, g, o]))
-            getattr(theirs, f"bias_hh_{suffix}").zero_()
+                getattr(reference, f"{name}_{suffix}").copy_(torch.cat([i, f, g, o]))
+            getattr(reference, f"bias_hh_{suffix}").zero_()
 
-    hidden, _ = ours(inputs())
+    hidden, _ = layers(inputs())
 
     assert hidden.shape == (6, 2, 10)
-    assert_same(hidden, theirs(inputs())[0])
+    assert_same(hidden, reference(inputs())[0])
 
 
 def test_the_state_carries_from_one_call_to_the_next():

@@ -40,7 +40,7 @@ def test_a_sample_of_all_words_gives_the_loss_of_the_full_softmax(is_tied):
         [objective, *torch.autograd.grad(objective, weights, retain_graph=True)]
         for objective in (
             other.estimated(hidden, tokens(2), torch.arange(V)).sum(),
-            full.nats(hidden, tokens(2), 1.0),
+            full.loss(hidden, tokens(2), 1.0),
         )
     )
 

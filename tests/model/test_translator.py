@@ -102,7 +102,7 @@ def test_every_weight_has_a_gradient(changes):
     )
 
     hidden = model.hidden(sources, torch.full((3,), 4), targets, END)
-    model.head.nats(hidden, targets, 1.0).backward()
+    model.head.loss(hidden, targets, 1.0).backward()
 
     for name, weight in model.named_parameters():
         assert weight.grad is not None, name

@@ -44,7 +44,8 @@ static float exponentiate(const Num* logits, const float* bias, int64_t V, float
 // One row of a slice of the vocabulary: without grad_bias, log Σ e^score over the slice; with it,
 // the gradient from log Σ e^score over the whole vocabulary.
 template <class Num>
-static void slice_row(const CrossEntropyArguments& a, int64_t row, float* powers, float* grad_bias) {
+static void slice_row(const CrossEntropyArguments& a, int64_t row, float* powers,
+                      float* grad_bias) {
   const int64_t V = a.vocab_size, target = a.targets[row];
   Num* logits = (Num*)a.logits + row * V;
   if (!grad_bias) {
@@ -72,7 +73,8 @@ static void slice_row(const CrossEntropyArguments& a, int64_t row, float* powers
 
 // One row of the whole vocabulary. `powers` is scratch memory of V floats; `grad_bias` is added to.
 template <class Num>
-static void whole_row(const CrossEntropyArguments& a, int64_t row, float* powers, float* grad_bias) {
+static void whole_row(const CrossEntropyArguments& a, int64_t row, float* powers,
+                      float* grad_bias) {
   const int64_t V = a.vocab_size, target = a.targets[row];
   Num* logits = (Num*)a.logits + row * V;
   if (target < 0) {
@@ -94,8 +96,8 @@ static void whole_row(const CrossEntropyArguments& a, int64_t row, float* powers
   }
 }
 
-// Computes the rows of thread `id`. `workspace` has 2·V floats per thread: powers, and a gradient of
-// the bias, which are then added in the order of the threads.
+// Computes the rows of thread `id`. `workspace` has 2·V floats per thread: powers, and a gradient
+// of the bias; these gradients are then added in the order of the threads.
 template <class Num> static void cross_entropy(const CrossEntropyArguments& a, Barrier& barrier,
                                                int id, int threads, float* workspace) {
   float* powers = workspace + 2 * id * a.vocab_size;

@@ -1,4 +1,4 @@
-// The loop over time for all cells: packed weights, register tiles, one barrier per phase of a step.
+// The loop over time of all cells: packed weights, register tiles, one barrier per phase of a step.
 // Included once for each instruction set, inside its namespace; see native.cpp.
 //
 // T steps, B rows, H hidden units, G gates. VL floats per vector; a block is VL hidden units with
@@ -13,8 +13,9 @@
 // the threads that have the short rows would be idle.
 //
 // Cost: T·B·H·H multiply-adds per gate of each recurrent product, forward and again backward.
-// Workspace: the packed weights, operands of two steps (2·B·H forward, 2·B·G·H backward) and, in
-// the backward, G·H bias sums per group. Input products and weight gradients are left to torch.
+// Workspace: the packed weights, operands of two steps (2·B·H per product, in the backward also
+// 2·B·G·H of dz) and, in the backward, G·H bias sums per group. torch computes the input products
+// and the weight gradients.
 
 #if defined(AMX)
 constexpr int MAX_TILE_ROWS = 2;  // the sums come from memory
@@ -39,7 +40,7 @@ constexpr int MAX_TILE_VECTORS = 4;
 #endif
 
 // Most bytes of weights that a thread reads in each step, and the same per row where that is more;
-// a group has at least MIN_GROUP_ROWS rows. All by measurement (scripts/bench_training.py).
+// a group has at least MIN_GROUP_ROWS rows. Chosen by measurement.
 constexpr int64_t CACHED_WEIGHT_BYTES = 5 << 18, CACHED_WEIGHT_BYTES_PER_ROW = 1 << 16,
                   MIN_GROUP_ROWS = 4;
 
@@ -160,7 +161,8 @@ struct TileRows {
 
 // sums (row, vector, lane) = operand · weights for all rows and `vectors` vectors of weights.
 static inline void multiply_all(float* sums, const TileRows& rows, const bf16* operand,
-                                int64_t stride, const bf16* weights, int64_t vectors, int64_t depth) {
+                                int64_t stride, const bf16* weights, int64_t vectors,
+                                int64_t depth) {
   for (int64_t tile = 0; tile < rows.tiles; tile += 2) {
     bool is_pair = tile + 1 < rows.tiles;
     int64_t first = rows.begin(tile), second = is_pair ? rows.begin(tile + 1) : first;
@@ -238,7 +240,9 @@ template <class Cell, class Num> struct Worker {
   int64_t T() const { return a.steps; }
   int64_t B() const { return a.rows; }
   int64_t H() const { return a.units; }
-  static int64_t padded(int64_t n) { return (n + DEPTH_MULTIPLE - 1) / DEPTH_MULTIPLE * DEPTH_MULTIPLE; }
+  static int64_t padded(int64_t n) {
+    return (n + DEPTH_MULTIPLE - 1) / DEPTH_MULTIPLE * DEPTH_MULTIPLE;
+  }
   static int64_t blocks(int64_t units) { return (units + VL - 1) / VL; }
   int lanes(int64_t block) const { return (int)std::min<int64_t>(VL, H() - block * VL); }
   int64_t time(int64_t s) const { return a.reverse ? T() - 1 - s : s; }
@@ -485,7 +489,9 @@ template <class Cell, class Num, int R> struct Tile {
   vec grad_hidden(int r) const {
     return load((const Num*)w.a.grad_hidden + (w.line(t) + row + r) * w.H() + unit(), n);
   }
-  float* delta_at(int part, int r) const { return w.a.grad_state[part] + (row + r) * w.H() + unit(); }
+  float* delta_at(int part, int r) const {
+    return w.a.grad_state[part] + (row + r) * w.H() + unit();
+  }
   vec delta(int part, int r) const { return load(delta_at(part, r), n); }
   void save_delta(int part, int r, vec v) const { store(delta_at(part, r), v, n); }
   void save_dz(int r, int g, vec v) const {

@@ -58,7 +58,8 @@ template <Peephole PEEPHOLE> struct Lstm {
       tile.save_dz(r, 3, dz_o);
       delta_c *= forget;
       if constexpr (PEEPHOLE == DIAGONAL)
-        delta_c += dz_u * peephole_weights(tile, 1) + dz_f * peephole_weights(tile, 2) + dz_o * peephole_weights(tile, 3);
+        delta_c += dz_u * peephole_weights(tile, 1) + dz_f * peephole_weights(tile, 2) +
+                   dz_o * peephole_weights(tile, 3);
       tile.save_delta(1, r, delta_c);
     }
   }

@@ -46,8 +46,8 @@ extern "C" struct ScanArguments {
   float* grad_state[2];     // (B, H): gradient of the final state, then of the initial state
 };
 
-// Losses of rows of logits and, with grad_bias, their gradients. With log_sums the logits are a slice
-// of the vocabulary: a call without grad_bias writes log_sums of the slice, a call with grad_bias
+// Losses of rows of logits and, with grad_bias, their gradients. With log_sums the logits are a
+// slice of the vocabulary: a call without grad_bias writes log_sums of the slice, a call with grad_bias
 // reads log_sums of the whole vocabulary and computes the gradients of the slice.
 extern "C" struct CrossEntropyArguments {
   int64_t rows, vocab_size;
@@ -251,8 +251,8 @@ extern "C" int lmtrain_instruction_set() {
   return PORTABLE;
 }
 
-// For comparison with library.py: the size of each structure, the offset of each field, and the cells
-// of table.h with their number of gates, as words NAME=NUMBER.
+// For comparison with library.py: the size of each structure, the offset of each field, and the
+// cells of table.h with their number of gates, as words NAME=NUMBER.
 extern "C" const char* lmtrain_abi() {
   static const std::string text = [] {
     std::string words;

@@ -20,7 +20,7 @@ _BLOCK = 1024
 
 @triton.jit
 def _cross_entropy(
-    logits, bias, targets, losses, log_sums, columns, scale,
+    logits, bias, targets, losses, log_sums, vocab_size, scale,
     HAS_LOG_SUMS: tl.constexpr, STORE_LOSSES: tl.constexpr, STORE_GRADIENTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -33,7 +33,7 @@ def _cross_entropy(
         losses: output, (N), if STORE_LOSSES.
         log_sums: log Σ e^z, (N): an input if HAS_LOG_SUMS, an output if neither that nor
             STORE_LOSSES.
-        columns: V.
+        vocab_size: V.
         scale: factor of the gradients.
         HAS_LOG_SUMS: whether `log_sums` is an input.
         STORE_LOSSES: whether to write the losses.
@@ -42,7 +42,7 @@ def _cross_entropy(
     """
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK)
-    row_logits = logits + row * columns
+    row_logits = logits + row * vocab_size
     target = tl.load(targets + row)
     # Read before the reduction, which is a barrier: after it, gradients overwrite the logit.
     score = tl.load(row_logits + target, mask=target >= 0, other=0.0).to(tl.float32)
@@ -52,10 +52,10 @@ def _cross_entropy(
     else:
         largest = tl.full((BLOCK,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, columns, BLOCK):
+        for start in range(0, vocab_size, BLOCK):
             v = start + block
-            z = tl.load(row_logits + v, mask=v < columns, other=-float("inf")).to(tl.float32)
-            z += tl.load(bias + v, mask=v < columns, other=0.0)
+            z = tl.load(row_logits + v, mask=v < vocab_size, other=-float("inf")).to(tl.float32)
+            z += tl.load(bias + v, mask=v < vocab_size, other=0.0)
             above = tl.maximum(largest, z)
             # Where all logits so far are −∞, subtract 0 to avoid −∞ − −∞.
             base = tl.where(above == -float("inf"), 0.0, above)
@@ -71,12 +71,14 @@ def _cross_entropy(
             tl.store(log_sums + row, log_sum)
     if STORE_GRADIENTS:
         one = tl.where(log_sum < float("inf"), 1.0, 0.0)
-        for start in range(0, columns, BLOCK):
+        for start in range(0, vocab_size, BLOCK):
             v = start + block
-            z = tl.load(row_logits + v, mask=v < columns, other=-float("inf")).to(tl.float32)
-            z += tl.load(bias + v, mask=v < columns, other=0.0)
+            z = tl.load(row_logits + v, mask=v < vocab_size, other=-float("inf")).to(tl.float32)
+            z += tl.load(bias + v, mask=v < vocab_size, other=0.0)
             dz = tl.exp(z - log_sum) - tl.where(v == target, one, 0.0)
-            tl.store(row_logits + v, (scale * dz).to(row_logits.dtype.element_ty), mask=v < columns)
+            tl.store(
+                row_logits + v, (scale * dz).to(row_logits.dtype.element_ty), mask=v < vocab_size
+            )
 
 
 def cross_entropy(
@@ -90,10 +92,10 @@ def cross_entropy(
     scale: float = 1.0,
 ) -> None:
     """See `kernels.native.library.cross_entropy`; for CUDA tensors."""
-    rows, columns = logits.shape
+    rows, vocab_size = logits.shape
     _cross_entropy[(rows,)](
         logits, bias, targets, bias if losses is None else losses,
-        bias if log_sums is None else log_sums, columns, scale,
+        bias if log_sums is None else log_sums, vocab_size, scale,
         HAS_LOG_SUMS=log_sums is not None and grad_bias is not None,
         STORE_LOSSES=losses is not None, STORE_GRADIENTS=grad_bias is not None,
         BLOCK=_BLOCK, **engine.COMPILE_OPTIONS,

@@ -228,7 +228,7 @@ class _Alternating(_Scan):
         product = self._empty(1).zero_()
         product_second = self._empty(1).zero_() if variant.peephole == "full" else product
         constants = self._constants(2 if has_two_products else variant.num_gates)
-        # In the GRU the candidate has a product of its own, ds.
+        # In the GRU the candidate has a separate product, ds.
         start = H if has_two_products else 0
         first, second = self.history[0], self.history[-1]
         for t, before, after in reversed(self._step_indices()):
