@@ -1,10 +1,10 @@
-"""Memory and time of the softmax cross-entropy over a large vocabulary.
+"""Measures memory and time of the softmax cross-entropy with a large vocabulary.
 
     python scripts/bench_cross_entropy.py bf16
     python scripts/bench_cross_entropy.py fp32
 
-Loss and gradients of 8,192 predictions (batch 64, 128 steps) of 100,000 words from 512 hidden
-units. The memory is what the process takes at its peak beyond weights, hidden states and gradients.
+Loss and gradients of 8,192 predictions (batch 64, 128 steps), 512 hidden units, 100,000 words. The
+memory is the peak of the process without weights, hidden states and gradients.
 """
 
 import argparse
@@ -16,34 +16,34 @@ import torch
 
 from lmtrain.kernels.cross_entropy import cross_entropy
 
-STEPS, ROWS, UNITS, VOCABULARY = 128, 64, 512, 100_000
+STEPS, ROWS, UNITS, VOCAB_SIZE = 128, 64, 512, 100_000
 
 
 def resident_mb() -> float:
-    """Memory of this process, in MB."""
+    """Resident memory of this process, in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-def measure(kind: torch.dtype) -> tuple[float, float]:
-    """Seconds, and MB beyond what goes in and comes out."""
-    hidden = torch.randn(STEPS, ROWS, UNITS).to(kind).requires_grad_()
-    weight = (torch.randn(VOCABULARY, UNITS) / UNITS**0.5).requires_grad_()
-    bias = torch.zeros(VOCABULARY, requires_grad=True)
-    targets = torch.randint(0, VOCABULARY, (STEPS, ROWS))
+def measure(dtype: torch.dtype) -> tuple[float, float]:
+    """Seconds, and peak MB without inputs and gradients."""
+    hidden = torch.randn(STEPS, ROWS, UNITS).to(dtype).requires_grad_()
+    weight = (torch.randn(VOCAB_SIZE, UNITS) / UNITS**0.5).requires_grad_()
+    bias = torch.zeros(VOCAB_SIZE, requires_grad=True)
+    targets = torch.randint(0, VOCAB_SIZE, (STEPS, ROWS))
     cross_entropy(hidden[:2], weight[:100], bias[:100], targets[:2] % 100, 1.0)
     before, peak, is_done = resident_mb(), [0.0], threading.Event()
 
-    def watch() -> None:
+    def monitor() -> None:
         while not is_done.wait(0.002):
             peak[0] = max(peak[0], resident_mb())
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    thread = threading.Thread(target=monitor)
+    thread.start()
     begin = time.perf_counter()
     cross_entropy(hidden, weight, bias, targets, 1.0)
     seconds = time.perf_counter() - begin
     is_done.set()
-    watcher.join()
+    thread.join()
     gradients = sum(t.numel() * t.element_size() for t in (hidden, weight, bias)) / 1e6
     return seconds, peak[0] - before - gradients
 

@@ -1,16 +1,16 @@
-"""lmtrain on a GPU beside torch: layers, the loss, and whole training steps, in one run.
+"""Times lmtrain and torch on a GPU: recurrent layers, the loss, and training steps.
 
     python scripts/bench_cuda.py                    # the whole table
     python scripts/bench_cuda.py --json > out.json
 
-Layers run forward and backward on random inputs, as CUDA graphs, which is how lmtrain trains;
-"launched" is without. Beside lmtrain's LSTM: the same by the alternating schedule, whatever the
-sizes are, nn.LSTM on cuDNN, lmtrain's other cells, and, both launched, a Python loop over
-nn.LSTMCell and the loop over a step under torch.compile. Two limits no scan can beat: the recurrent
-products alone at the rate of a large product measured here, and T barriers of the whole grid with
-nothing between them. The loss stands beside a product and torch's cross-entropy, a training step,
-recorded, beside the same model of torch.nn under autocast, launched. Competitors take turns; times
-are medians of CUDA events, in microseconds.
+Layers run forward and backward on random inputs as CUDA graphs, which is how lmtrain trains;
+"launched" is without graphs. Compared: lmtrain's LSTM, the same with the alternating schedule,
+nn.LSTM and nn.GRU on cuDNN, lmtrain's other cells, and, without graphs, a Python loop over
+nn.LSTMCell, eager and with torch.compile. Two lower bounds of a scan: the recurrent products at the
+rate of a large product, and T grid barriers with nothing between them. The loss is compared with
+torch's linear layer and cross-entropy, a training step (as a CUDA graph) with the same model of
+torch.nn under autocast (without). Competitors alternate; times are medians of CUDA events, in
+microseconds.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from collections.abc import Callable
 import torch
 import triton
 import triton.language as tl
-from bench_training import SHAPES, own_step, torch_step
+from bench_training import SHAPES, lmtrain_step, torch_step
 from torch import Tensor, nn
 
 from lmtrain import device
@@ -41,27 +41,29 @@ HIDDEN = (256, 512, 1024, 2048)
 ROWS = (16, 64, 256)
 STEPS = (64, 512)
 LAYERS = (1, 2)
-KINDS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 OTHERS = {
     "simple-gru": ("simple-gru", {}), "gru": ("gru", {}),
     "diagonal": ("peephole-lstm", {"peephole": "diagonal"}),
     "full": ("peephole-lstm", {"peephole": "full"}),
 }  # fmt: skip
-ROUNDS, WARM = 7, 3
-# A loop of Python is timed where it does not take longer than all the rest.
-LONGEST_LOOP = 64
-TRAINED = ("ptb-medium", "char-3x512")
+ROUNDS, WARMUP_ROUNDS = 7, 3
+# Most steps of the Python loops, which are slow.
+MAX_LOOP_STEPS = 64
+TRAINING_SHAPES = ("ptb-medium", "char-3x512")
 VOCABULARIES = (10_000, 250_000)
 
 Step = Callable[[], None]
 
 
 def backward(hidden: Tensor, upstream: Tensor) -> None:
-    """Differentiates hidden states, as a loss would."""
+    """Runs the backward of the hidden states."""
     hidden.backward(upstream)
 
 
-def own(cell: str, options: dict[str, str], units: int, layers: int, inputs: Tensor) -> Step:
+def lmtrain_layers(
+    cell: str, options: dict[str, str], units: int, layers: int, inputs: Tensor
+) -> Step:
     """Forward and backward of lmtrain's layers."""
     stack = Recurrent(
         lambda size, hidden: create(cell, size, hidden, options),
@@ -79,7 +81,7 @@ def own(cell: str, options: dict[str, str], units: int, layers: int, inputs: Ten
 
 
 def alternating(step: Step) -> Step:
-    """The same by the schedule that large sizes have."""
+    """The step with the alternating schedule."""
 
     def run() -> None:
         os.environ["LMTRAIN_SCHEDULE"] = "alternating"
@@ -89,9 +91,9 @@ def alternating(step: Step) -> Step:
     return run
 
 
-def cudnn(kind: type[nn.LSTM | nn.GRU], units: int, layers: int, inputs: Tensor) -> Step:
+def cudnn(layer: type[nn.LSTM | nn.GRU], units: int, layers: int, inputs: Tensor) -> Step:
     """Forward and backward of torch's layers, on cuDNN."""
-    stack = kind(units, units, layers).cuda().to(inputs.dtype)
+    stack = layer(units, units, layers).cuda().to(inputs.dtype)
     upstream = torch.randn_like(inputs)
 
     def step() -> None:
@@ -118,104 +120,104 @@ def loop(units: int, inputs: Tensor, *, is_compiled: bool) -> Step:
     return step
 
 
-def recorded(steps: dict[str, Step]) -> dict[str, Step]:
-    """The same as CUDA graphs, which share their memory."""
-    chance = torch.Generator("cuda")
+def as_graphs(steps: dict[str, Step]) -> dict[str, Step]:
+    """The steps as CUDA graphs in one memory pool."""
+    generator = torch.Generator("cuda")
     graphs: list[torch.cuda.CUDAGraph] = []
     for step in steps.values():
-        for _ in range(WARM):
+        for _ in range(WARMUP_ROUNDS):
             step()
-        graphs.append(device.capture_graph(step, chance, graphs[0] if graphs else None)[0])
+        graphs.append(device.capture_graph(step, generator, graphs[0] if graphs else None)[0])
     return {
         name: functools.partial(replay, graph, step)
         for (name, step), graph in zip(steps.items(), graphs, strict=True)
     }
 
 
-def replay(graph: torch.cuda.CUDAGraph, kept: Step) -> None:
-    """Repeats what a graph recorded of a step, whose tensors must be kept for it."""
-    del kept
+def replay(graph: torch.cuda.CUDAGraph, step: Step) -> None:
+    """Replays the graph of a step; the reference to the step keeps its tensors alive."""
+    del step
     graph.replay()
 
 
 def microseconds(steps: dict[str, Step]) -> dict[str, float]:
-    """The median time of each; they take turns."""
+    """The median time of each step, timed in alternation."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(WARM + ROUNDS):
+    for number in range(WARMUP_ROUNDS + ROUNDS):
         for name, step in steps.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             step()
             end.record()
             torch.cuda.synchronize()
-            if number >= WARM:
+            if number >= WARMUP_ROUNDS:
                 times[name].append(1000 * start.elapsed_time(end))
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def rate(kind: torch.dtype) -> float:
-    """FLOP in a microsecond of a large product."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=kind) for _ in range(2))
+def rate(dtype: torch.dtype) -> float:
+    """FLOP per microsecond of a large product."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
     return 2 * 8192**3 / microseconds({"product": lambda: torch.mm(a, b)})["product"]
 
 
 @triton.jit
-def _meetings(counter, many):
-    """So many barriers of the whole grid."""
-    for number in range(many):
+def _barriers(counter, count):
+    """Runs `count` grid barriers."""
+    for number in range(count):
         arrive(counter)
         wait(counter, (number + 1) * tl.num_programs(0))
 
 
 def barrier() -> float:
-    """Microseconds of a barrier of as many programs as the chip has cores."""
-    many, place = 1000, torch.device("cuda", torch.cuda.current_device())
-    cores = torch.cuda.get_device_properties(place).multi_processor_count
+    """Microseconds of a grid barrier with one program per multiprocessor."""
+    count, gpu = 1000, torch.device("cuda", torch.cuda.current_device())
+    programs = torch.cuda.get_device_properties(gpu).multi_processor_count
 
-    def meetings() -> None:
-        counter = torch.zeros(1, dtype=torch.int32, device=place)
-        _meetings[(cores,)](counter, many, num_warps=8, launch_cooperative_grid=True)
+    def barriers() -> None:
+        counter = torch.zeros(1, dtype=torch.int32, device=gpu)
+        _barriers[(programs,)](counter, count, num_warps=8, launch_cooperative_grid=True)
 
-    return microseconds({"barriers": meetings})["barriers"] / many
+    return microseconds({"barriers": barriers})["barriers"] / count
 
 
-def row(units: int, rows: int, steps: int, layers: int, kind: str) -> dict[str, float]:
-    """One row of the table."""
-    inputs = torch.randn(steps, rows, units, device="cuda", dtype=KINDS[kind])
+def row(units: int, rows: int, steps: int, layers: int, precision: str) -> dict[str, float]:
+    """Microseconds of each competitor for one size."""
+    inputs = torch.randn(steps, rows, units, device="cuda", dtype=DTYPES[precision])
     competitors = {
-        "lstm": own("lstm", {}, units, layers, inputs),
-        "alternating": alternating(own("lstm", {}, units, layers, inputs)),
+        "lstm": lmtrain_layers("lstm", {}, units, layers, inputs),
+        "alternating": alternating(lmtrain_layers("lstm", {}, units, layers, inputs)),
         "cudnn lstm": cudnn(nn.LSTM, units, layers, inputs),
         "cudnn gru": cudnn(nn.GRU, units, layers, inputs),
     }
     for name, (cell, options) in OTHERS.items():
-        competitors[name] = own(cell, options, units, layers, inputs)
+        competitors[name] = lmtrain_layers(cell, options, units, layers, inputs)
     launched = {f"{name} launched": competitors[name] for name in ("lstm", "cudnn lstm")}
-    competitors = recorded(competitors) | launched
-    if steps <= LONGEST_LOOP and layers == 1:
+    competitors = as_graphs(competitors) | launched
+    if steps <= MAX_LOOP_STEPS and layers == 1:
         torch.compiler.reset()
         competitors["loop"] = loop(units, inputs, is_compiled=False)
         competitors["compiled"] = loop(units, inputs, is_compiled=True)
     return microseconds(competitors)
 
 
-def losses(vocab: int) -> dict[str, dict[str, float]]:
-    """Time and memory of the loss of 4,096 predictions and its gradients, in bf16."""
+def losses(vocab_size: int) -> dict[str, dict[str, float]]:
+    """Microseconds and megabytes of the loss of 4,096 predictions and its gradients, in bf16."""
     hidden = torch.randn(64, 64, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    weight = (torch.randn(vocab, 512, device="cuda") / 512**0.5).requires_grad_()
-    bias = torch.zeros(vocab, device="cuda", requires_grad=True)
-    targets = torch.randint(vocab, (64, 64), device="cuda")
+    weight = (torch.randn(vocab_size, 512, device="cuda") / 512**0.5).requires_grad_()
+    bias = torch.zeros(vocab_size, device="cuda", requires_grad=True)
+    targets = torch.randint(vocab_size, (64, 64), device="cuda")
     leaves = [hidden, weight, bias]
 
-    def ours() -> None:
+    def lmtrain_loss() -> None:
         torch.autograd.grad(cross_entropy(hidden, weight, bias, targets, 1.0), leaves)
 
-    def theirs() -> None:
+    def torch_loss() -> None:
         logits = nn.functional.linear(hidden, weight.bfloat16(), bias.bfloat16()).flatten(0, 1)
         loss = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
         torch.autograd.grad(loss, leaves)
 
-    steps = {"lmtrain": ours, "torch": theirs}
+    steps = {"lmtrain": lmtrain_loss, "torch": torch_loss}
     peaks = {}
     for name, step in steps.items():
         step()
@@ -228,12 +230,12 @@ def losses(vocab: int) -> dict[str, dict[str, float]]:
 
 
 def training(name: str) -> dict[str, float]:
-    """Whole training steps of a shape."""
+    """Microseconds of a training step of a shape."""
     return microseconds(
         {
-            "lmtrain": own_step(SHAPES[name], "lstm", is_mixed=True, place="cuda"),
-            "torch bf16": torch_step(SHAPES[name], "lstm", is_mixed=True, place="cuda"),
-            "torch fp32": torch_step(SHAPES[name], "lstm", is_mixed=False, place="cuda"),
+            "lmtrain": lmtrain_step(SHAPES[name], "lstm", is_bf16=True, device_type="cuda"),
+            "torch bf16": torch_step(SHAPES[name], "lstm", is_bf16=True, device_type="cuda"),
+            "torch fp32": torch_step(SHAPES[name], "lstm", is_bf16=False, device_type="cuda"),
         }
     )
 
@@ -242,26 +244,28 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    wants_json = parser.parse_args().json
+    is_json = parser.parse_args().json
     if not torch.cuda.is_available():
         sys.exit("no CUDA device on this machine")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    rates = {name: rate(kind) for name, kind in KINDS.items()}
-    of_barrier = barrier()
-    steps_of = {name: training(name) for name in TRAINED}
-    losses_of = {vocab: losses(vocab) for vocab in VOCABULARIES}
-    print(f"training steps: {steps_of}\nlosses: {losses_of}", file=sys.stderr, flush=True)
+    rates = {name: rate(dtype) for name, dtype in DTYPES.items()}
+    barrier_time = barrier()
+    training_times = {name: training(name) for name in TRAINING_SHAPES}
+    loss_costs = {vocab_size: losses(vocab_size) for vocab_size in VOCABULARIES}
+    print(f"training steps: {training_times}\nlosses: {loss_costs}", file=sys.stderr, flush=True)
     table = []
-    for kind, layers, units, rows, steps in itertools.product(KINDS, LAYERS, HIDDEN, ROWS, STEPS):
-        times = row(units, rows, steps, layers, kind)
-        # Forward and both products of the backward, of 4 H rows and H columns.
-        times["products"] = layers * 3 * 8 * units**2 * rows * steps / rates[kind]
-        times["barriers"] = layers * 2 * steps * of_barrier
-        table.append({"H": units, "B": rows, "T": steps, "layers": layers, "kind": kind, **times})
+    sizes = itertools.product(DTYPES, LAYERS, HIDDEN, ROWS, STEPS)
+    for precision, layers, units, rows, steps in sizes:
+        times = row(units, rows, steps, layers, precision)
+        # Three products with (4H, H) weights: one in the forward, two in the backward.
+        times["products"] = layers * 3 * 8 * units**2 * rows * steps / rates[precision]
+        times["barriers"] = layers * 2 * steps * barrier_time
+        size = {"H": units, "B": rows, "T": steps, "layers": layers, "precision": precision}
+        table.append(size | times)
         ratio = times["cudnn lstm"] / times["lstm"]
         print(
-            f"H {units:4} B {rows:3} T {steps:3} x{layers} {kind}: {ratio:5.2f} times cuDNN;",
+            f"H {units:4} B {rows:3} T {steps:3} x{layers} {precision}: {ratio:5.2f} x cuDNN;",
             ", ".join(f"{name} {value:,.0f}" for name, value in times.items()),
             file=sys.stderr, flush=True,
         )  # fmt: skip
@@ -271,14 +275,14 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
         "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
         "tflops": {name: value / 1e6 for name, value in rates.items()},
-        "training": steps_of, "losses": losses_of,
+        "training": training_times, "losses": loss_costs,
         "least": min(ratios), "geometric_mean": mean, "rows": table,
     }  # fmt: skip
-    if wants_json:
+    if is_json:
         print(json.dumps(summary, indent=1))
     else:
         print(f"{summary['gpu']}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-        print(f"nn.LSTM on cuDNN over lmtrain: at least {min(ratios):.2f}, in the mean {mean:.2f}")
+        print(f"time of cuDNN / lmtrain: minimum {min(ratios):.2f}, geometric mean {mean:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Times the softmaxes of a language model with a large vocabulary: a training step, a prediction.
+"""Times a training step and a prediction of a language model with each softmax.
 
     python scripts/bench_softmax.py --vocab-size 100000
 
-LSTM 1 x 512 on 20 x 35 tokens whose frequencies fall as 1 / rank; SGD; the softmaxes take turns,
-times are medians.
+LSTM 1 x 512, 20 streams of 35 tokens, word frequencies proportional to 1 / rank, SGD. The softmaxes
+are timed in alternation; times are medians.
 """
 
 import argparse
@@ -24,8 +24,8 @@ STREAMS, STEPS = 20, 35
 
 
 def task(softmax: str, vocab_size: int) -> LanguageModelling:
-    """A language model with that softmax, on random tokens."""
-    chosen = config.load(
+    """The task of a language model with `softmax`, on random tokens."""
+    resolved = config.load(
         overrides={
             "model.softmax": softmax, "model.hidden_size": 512, "model.num_layers": 1,
             "optimizer.name": "sgd", "train.batch_size": STREAMS, "train.seq_len": STEPS,
@@ -36,7 +36,7 @@ def task(softmax: str, vocab_size: int) -> LanguageModelling:
     ids = ranks.astype(np.uint32).clip(max=vocab_size - 1)
     tokenizer = Tokenizer([UNK, EOS, *(f"w{index}" for index in range(2, vocab_size))])
     data = TextData(tokenizer, {"train": Tokens(ids, length, "0" * 64, "random tokens")})
-    return LanguageModelling(chosen, data, LanguageModelling.build(chosen, data), Shard())
+    return LanguageModelling(resolved, data, LanguageModelling.build(resolved, data), Shard())
 
 
 def main() -> None:
@@ -50,19 +50,19 @@ def main() -> None:
     tasks = {name: task(name, options.vocab_size) for name in ("full", "sampled", "adaptive")}
     training: dict[str, list[float]] = {name: [] for name in tasks}
     predicting: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(ROUNDS):
+    for step in range(ROUNDS):
         for name, each in tasks.items():
-            batch, model = each.batch(number), each.model.train()
-            rule = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
-            began = time.perf_counter()
+            batch, model = each.batch(step), each.model.train()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+            start = time.perf_counter()
             each.loss(batch, None).objective.backward()
-            rule.step()
-            training[name].append(time.perf_counter() - began)
-            rule.zero_grad()
+            optimizer.step()
+            training[name].append(time.perf_counter() - start)
+            optimizer.zero_grad()
             model.eval()
-            began = time.perf_counter()
+            start = time.perf_counter()
             model.log_probs(*batch.tensors)
-            predicting[name].append(time.perf_counter() - began)
+            predicting[name].append(time.perf_counter() - start)
     print(
         f"vocabulary {options.vocab_size:,}, {options.threads} threads, torch {torch.__version__}"
     )

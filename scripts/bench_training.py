@@ -1,20 +1,19 @@
-"""Whole training steps of lmtrain beside the same models of torch.nn, taking turns.
+"""Times training steps of lmtrain and of the same models of torch.nn.
 
     python scripts/bench_training.py                       # every configuration, LSTM
     python scripts/bench_training.py ptb-small --cells     # one configuration, every cell
     python scripts/bench_training.py snips multi30k digits --cells    # padded batches
     python scripts/bench_training.py --json > result.json
 
-A step is forward, backward, clipping and SGD on random tokens. Each competitor has a process of its
-own, in the state a user finds it in, and waits while another takes its turn; with --keep-memory,
-torch.nn gets what `device.keep_memory` does, too. Times are medians; `rate` is model FLOP/s, 2 FLOP
-for each weight a token meets in a product and thrice that with the backward; `share` is that rate
-over the rate of a large product measured in the same run; memory is what a process grew by at most,
-model and optimizer included. bf16 is left out where the processor does not multiply it.
+A step is forward, backward, clipping and SGD on random tokens. Each competitor runs in a separate
+process, and only one is active at a time; with --keep-memory, `device.keep_memory` applies to
+torch.nn too. Times are medians. FLOP/s count 2 FLOP per weight and token in products, times 3 with
+the backward; `utilization` is that rate over the rate of a large product in the same run. Memory is
+the peak growth of a process, model and optimizer included. bf16 is skipped on CPUs without it.
 
-snips, multi30k and digits are bidirectional layers alone, forward and backward, over rows whose
-lengths are drawn like those of these data sets; torch.nn packs them. `whole` is the time that
-lmtrain takes a valid step here over that of rows of one length, as many steps in all.
+snips, multi30k and digits are bidirectional layers alone, forward and backward, over rows with
+random lengths like those of these data sets; torch.nn packs them. `whole` is lmtrain's time per
+valid step over that of rows of equal length with as many steps in total.
 """
 
 import argparse
@@ -50,17 +49,17 @@ from lmtrain.training.optimizer import Optimizer
 from lmtrain.training.ranks import Ranks
 from lmtrain.training.step import Stepper
 
-LIMIT = 5.0
-# Seconds in which the threads of the one whose turn is over cease to look for work.
-PAUSE = 0.02
-STEPS_A_TURN = 20
-# So small that the weights stay what they are when training begins: one batch serves all steps.
-RATE = 1e-5
+MAX_GRAD_NORM = 5.0
+# Seconds after which the idle OpenMP threads of a process stop spinning.
+PAUSE_SECONDS = 0.02
+STEPS_PER_TURN = 20
+# Small enough that the weights hardly change, since one batch is used for all steps.
+LEARNING_RATE = 1e-5
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and a batch: V tokens, E numbers an embedding, layers of H units, B x T tokens."""
+    """A model and a batch: vocabulary, embedding size, hidden size of each layer, B x T tokens."""
 
     vocab_size: int
     embedding_size: int
@@ -70,7 +69,7 @@ class Shape:
 
     @property
     def is_tied(self) -> bool:
-        """Whether the output weights are the embeddings: where the last layer is narrower."""
+        """Whether embeddings are tied: if the last layer is narrower than the first."""
         return self.layers[-1] == self.embedding_size != self.layers[0]
 
     def flops(self, gates: int, peephole: int = 0) -> float:
@@ -94,9 +93,9 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class PaddedShape:
-    """Bidirectional layers and a batch: I numbers an input, layers of H units, rows of lengths.
+    """Bidirectional layers and a batch of rows with log-normal lengths.
 
-    Lengths are e to the power of normal numbers, of that mean and deviation.
+    `log_mean` and `log_deviation` are the mean and the standard deviation of log lengths.
     """
 
     input_size: int
@@ -107,7 +106,7 @@ class PaddedShape:
     is_whole: bool = False
 
     def flops(self, gates: int, peephole: int = 0) -> float:
-        """FLOP of forward and backward in matrix products, of valid steps."""
+        """FLOP of forward and backward in matrix products, without padding."""
         width, weights = self.input_size, 0
         for units in self.layers:
             weights += 2 * (units * gates * (width + units) + peephole * units**2)
@@ -115,7 +114,7 @@ class PaddedShape:
         return 6.0 * weights * int(self.lengths().sum())
 
     def lengths(self) -> Tensor:
-        """Steps of each row, (B,); where the shape is whole, of one length, nearly as many."""
+        """Steps of each row, (B,); their mean for all rows if `is_whole`."""
         drawn = np.random.default_rng(1).normal(self.log_mean, self.log_deviation, self.batch_size)
         lengths = np.exp(drawn).round().astype(int).clip(1)
         if self.is_whole:
@@ -123,7 +122,7 @@ class PaddedShape:
         return torch.from_numpy(lengths)
 
 
-# Means and deviations of the logarithms of lengths in the training data.
+# Means and standard deviations of log lengths in the training data.
 PADDED = {
     "snips": PaddedShape(200, (200,), 32, 2.13, 0.37),
     "multi30k": PaddedShape(256, (256,), 64, 2.47, 0.32),
@@ -134,7 +133,7 @@ TORCH = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class TorchModel(nn.Module):
-    """The same model of torch.nn's own layers."""
+    """The model of a shape with layers of torch.nn."""
 
     def __init__(self, shape: Shape, cell: str) -> None:
         super().__init__()
@@ -150,40 +149,42 @@ class TorchModel(nn.Module):
             self.decoder.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
-        """Logits (T, B, V) and the state after the tokens (T, B)."""
+        """Logits (T, B, V) of tokens (T, B), and the detached final state."""
         hidden, after = self.embedding(tokens), []
         for layers, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             hidden, last = layers(hidden, before)
-            cut = last.detach() if isinstance(last, Tensor) else tuple(s.detach() for s in last)
-            after.append(cut)
+            parts = last.detach() if isinstance(last, Tensor) else tuple(s.detach() for s in last)
+            after.append(parts)
         return self.decoder(hidden), after
 
 
 def torch_step(
-    shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu"
+    shape: Shape, cell: str, *, is_bf16: bool, device_type: str = "cpu"
 ) -> Callable[[], None]:
     """A training step of torch.nn, in fp32 or under bf16 autocast."""
-    model = TorchModel(shape, cell).to(place)
-    rule = torch.optim.SGD(model.parameters(), lr=RATE, foreach=True)
-    inputs, targets = tokens(shape).to(place)
+    model = TorchModel(shape, cell).to(device_type)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, foreach=True)
+    inputs, targets = tokens(shape).to(device_type)
     state: list[Any] = []
 
     def step() -> None:
         nonlocal state
-        rule.zero_grad(set_to_none=True)
-        with torch.autocast(place, torch.bfloat16, enabled=is_mixed):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device_type, torch.bfloat16, enabled=is_bf16):
             logits, state = model(inputs, state)
             loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         (loss * shape.seq_len).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), LIMIT, foreach=True)
-        rule.step()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM, foreach=True)
+        optimizer.step()
 
     return step
 
 
-def own_step(shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu") -> Callable[[], None]:
+def lmtrain_step(
+    shape: Shape, cell: str, *, is_bf16: bool, device_type: str = "cpu"
+) -> Callable[[], None]:
     """A training step of lmtrain."""
-    chosen = config.load(
+    resolved = config.load(
         overrides={
             "model.cell": cell,
             "model.embedding_size": shape.embedding_size,
@@ -193,24 +194,24 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu") -> 
             "optimizer.name": "sgd",
             "train.batch_size": shape.batch_size,
             "train.seq_len": shape.seq_len,
-            "train.precision": "bf16" if is_mixed else "fp32",
+            "train.precision": "bf16" if is_bf16 else "fp32",
         }
     )
     words = [UNK, EOS, *(f"w{index}" for index in range(2, shape.vocab_size))]
     data = TextData(Tokenizer(words), {"train": text(shape)})
-    model = LanguageModelling.build(chosen, data).to(place)
-    task = LanguageModelling(chosen, data, model, Shard())
-    rule = Optimizer(
+    model = LanguageModelling.build(resolved, data).to(device_type)
+    task = LanguageModelling(resolved, data, model, Shard())
+    optimizer = Optimizer(
         model,
         name="sgd",
         weight_decay=0.0,
         clip="l2",
-        max_grad_norm=LIMIT,
-        schedule=lambda steps: lambda step: RATE,
+        max_grad_norm=MAX_GRAD_NORM,
+        schedule=lambda steps: lambda step: LEARNING_RATE,
         total_steps=1,
     )
-    stepper = Stepper(task, rule, Ranks(), report=lambda text: print(text, file=sys.stderr))
-    # One window serves all steps; the state is carried.
+    stepper = Stepper(task, optimizer, Ranks(), report=lambda text: print(text, file=sys.stderr))
+    # All steps use one batch; the state is carried over.
     batch = replace(task.batch(0), is_continued=True)
 
     def step() -> None:
@@ -219,7 +220,7 @@ def own_step(shape: Shape, cell: str, *, is_mixed: bool, place: str = "cpu") -> 
     return step
 
 
-def torch_padded_step(shape: PaddedShape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
+def torch_padded_step(shape: PaddedShape, cell: str, *, is_bf16: bool) -> Callable[[], None]:
     """Forward and backward of torch.nn's bidirectional layers over packed rows."""
     lengths = shape.lengths()
     layers = TORCH[cell](shape.input_size, shape.layers[0], len(shape.layers), bidirectional=True)
@@ -227,7 +228,7 @@ def torch_padded_step(shape: PaddedShape, cell: str, *, is_mixed: bool) -> Calla
 
     def step() -> None:
         layers.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
             packed = nn.utils.rnn.pack_padded_sequence(inputs, lengths, enforce_sorted=False)
             hidden, _ = nn.utils.rnn.pad_packed_sequence(layers(packed)[0])
         hidden.float().square().sum().backward()
@@ -235,32 +236,32 @@ def torch_padded_step(shape: PaddedShape, cell: str, *, is_mixed: bool) -> Calla
     return step
 
 
-def own_padded_step(shape: PaddedShape, cell: str, *, is_mixed: bool) -> Callable[[], None]:
-    """The same of lmtrain's layers."""
+def lmtrain_padded_step(shape: PaddedShape, cell: str, *, is_bf16: bool) -> Callable[[], None]:
+    """Forward and backward of lmtrain's bidirectional layers over padded rows."""
     lengths = shape.lengths()
-    none = Dropout(0.0, ModelGenerator(1))
+    no_dropout = Dropout(0.0, ModelGenerator(1))
     layers = Recurrent(
         partial(cells.create, cell, options={}),
         shape.input_size,
         shape.layers,
-        none,
+        no_dropout,
         is_bidirectional=True,
     )
     for each in layers.cells:
         each.initialize(device.generator(1), None, 1.0)
     inputs = torch.randn(int(lengths.max()), len(lengths), shape.input_size, requires_grad=True)
-    given = None if shape.is_whole else lengths
+    row_lengths = None if shape.is_whole else lengths
 
     def step() -> None:
         layers.zero_grad(set_to_none=True)
-        hidden, _ = layers(inputs.bfloat16() if is_mixed else inputs, None, given)
+        hidden, _ = layers(inputs.bfloat16() if is_bf16 else inputs, None, row_lengths)
         hidden.float().square().sum().backward()
 
     return step
 
 
 def text(shape: Shape) -> Tokens:
-    """A text whose first window has the inputs of `tokens`."""
+    """A text whose first batch has the inputs and targets of `tokens`."""
     inputs, targets = tokens(shape)
     streams = torch.cat([inputs, targets[-1:]]).T.numpy().astype(np.uint32)
     return Tokens(streams.reshape(-1), streams.size, "0" * 64, "random tokens")
@@ -268,15 +269,15 @@ def text(shape: Shape) -> Tokens:
 
 def tokens(shape: Shape) -> Tensor:
     """Inputs and targets, (2, T, B)."""
-    chance = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     size = (2, shape.seq_len, shape.batch_size)
-    return torch.randint(0, shape.vocab_size, size, generator=chance)
+    return torch.randint(0, shape.vocab_size, size, generator=generator)
 
 
-def product_rate(kind: torch.dtype) -> float:
-    """FLOP/s of a large product, the best of some."""
+def product_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a large product, the best of six."""
     size = 2048
-    a, b = torch.randn(size, size).to(kind), torch.randn(size, size).to(kind)
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     times = []
     for _ in range(6):
         begin = time.perf_counter()
@@ -286,7 +287,7 @@ def product_rate(kind: torch.dtype) -> float:
 
 
 def peak_mb() -> int:
-    """The most memory this process has held, in MiB."""
+    """Peak resident memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
@@ -298,15 +299,15 @@ def compete(
     threads: int,
     keeps_memory: bool,
 ) -> None:
-    """One competitor: a step, and its seconds, for each message; in the end the memory."""
-    who, kind = name.split()
+    """Runs one competitor: sends the seconds of a step for each message, and finally the memory."""
+    library_name, precision = name.split()
     device.set_threads(threads)
-    if who == "own" or keeps_memory:
+    if library_name != "torch" or keeps_memory:
         device.keep_memory()
     before = peak_mb()
-    step = STEPS[type(shape), who == "torch"](shape, cell, is_mixed=kind == "bf16")
-    # Steps of milliseconds would be measured with the caches that the others leave.
-    count = STEPS_A_TURN if isinstance(shape, PaddedShape) else 1
+    step = STEPS[type(shape), library_name == "torch"](shape, cell, is_bf16=precision == "bf16")
+    # A single step of milliseconds would start with the CPU caches of another process.
+    count = STEPS_PER_TURN if isinstance(shape, PaddedShape) else 1
     while turns.recv():
         begin = time.perf_counter()
         for _ in range(count):
@@ -316,15 +317,15 @@ def compete(
 
 
 STEPS: dict[tuple[type, bool], Callable[..., Callable[[], None]]] = {
-    (Shape, False): own_step,
+    (Shape, False): lmtrain_step,
     (Shape, True): torch_step,
-    (PaddedShape, False): own_padded_step,
+    (PaddedShape, False): lmtrain_padded_step,
     (PaddedShape, True): torch_padded_step,
 }
 
 
 class Competitor:
-    """A process that makes steps when asked to."""
+    """A process that runs steps on request."""
 
     def __init__(self, *arguments: Any) -> None:
         self._turns, other = multiprocessing.Pipe()
@@ -333,13 +334,13 @@ class Competitor:
         self.times: list[float] = []
 
     def step(self) -> None:
-        """Takes a turn."""
+        """Runs one turn and appends its time."""
         self._turns.send(True)
         self.times.append(self._turns.recv())
-        time.sleep(PAUSE)
+        time.sleep(PAUSE_SECONDS)
 
     def end(self) -> int:
-        """Ends the process; the MiB it grew by."""
+        """Ends the process; its peak memory growth in MiB."""
         self._turns.send(False)
         memory: int = self._turns.recv()
         self._process.join()
@@ -347,7 +348,7 @@ class Competitor:
 
 
 def medians(competitors: dict[str, Competitor], seconds: float) -> dict[str, float]:
-    """Median seconds of a step of each, all taking turns for about that long."""
+    """Median seconds of a step of each competitor, timed in alternation for `seconds`."""
     for _ in range(3):
         for competitor in competitors.values():
             competitor.step()
@@ -364,35 +365,35 @@ def medians(competitors: dict[str, Competitor], seconds: float) -> dict[str, flo
 def measure(
     name: str, cell: str, options: argparse.Namespace, rates: dict[str, float]
 ) -> dict[str, Any]:
-    """One row: times, ratios and rates of one shape and cell; `rates` has the kinds to time."""
+    """Times, ratios and rates of one shape and cell; `rates` has the precisions to time."""
     shape: Shape | PaddedShape = {**SHAPES, **PADDED}[name]
-    names = [f"own {kind}" for kind in rates]
+    names = [f"lmtrain {precision}" for precision in rates]
     if cell in TORCH:
-        names += [f"torch {kind}" for kind in rates]
+        names += [f"torch {precision}" for precision in rates]
     shapes = dict.fromkeys(names, shape)
     if isinstance(shape, PaddedShape):
-        shapes |= {f"whole {kind}": replace(shape, is_whole=True) for kind in rates}
+        shapes |= {f"whole {each}": replace(shape, is_whole=True) for each in rates}
     setting = options.threads, options.keep_memory
     competitors = {each: Competitor(each, of, cell, *setting) for each, of in shapes.items()}
-    found = medians(competitors, options.seconds)
+    times = medians(competitors, options.seconds)
     flops = shape.flops(GATES[cell], 3 if cell == "peephole-lstm" else 0)
-    best = min(time for each, time in found.items() if each.startswith("own"))
+    best = min(time for each, time in times.items() if each.startswith("lmtrain"))
     row: dict[str, Any] = {
         "shape": name,
         "cell": cell,
-        "seconds": found,
-        "gflops": {each: flops / time / 1e9 for each, time in found.items()},
-        "share": flops / best / max(rates.values()),
+        "seconds": times,
+        "gflops": {each: flops / time / 1e9 for each, time in times.items()},
+        "utilization": flops / best / max(rates.values()),
         "memory_mb": {each: competitor.end() for each, competitor in competitors.items()},
     }
     if cell in TORCH:
-        row["ratio"] = min(found[f"torch {kind}"] for kind in rates) / best
-        row["ratio_fp32"] = found["torch fp32"] / found["own fp32"]
+        row["ratio"] = min(times[f"torch {precision}"] for precision in rates) / best
+        row["ratio_fp32"] = times["torch fp32"] / times["lmtrain fp32"]
     if isinstance(shape, PaddedShape):
         steps = [int(each.lengths().sum()) for each in (shape, replace(shape, is_whole=True))]
         row["whole"] = {
-            kind: found[f"own {kind}"] / steps[0] / (found[f"whole {kind}"] / steps[1])
-            for kind in rates
+            each: times[f"lmtrain {each}"] / steps[0] / (times[f"whole {each}"] / steps[1])
+            for each in rates
         }
     return row
 
@@ -401,10 +402,12 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("shapes", nargs="*", default=[*SHAPES, *PADDED], metavar="shape")
-    parser.add_argument("--cells", action="store_true", help="every cell, not the LSTM alone")
+    parser.add_argument("--cells", action="store_true", help="every cell, not only the LSTM")
     parser.add_argument("--seconds", type=float, default=12.0, help="for each row")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep-memory", action="store_true", help="torch.nn's processes too")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="keep freed memory in torch.nn's processes too"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if unknown := set(options.shapes) - {*SHAPES, *PADDED}:
@@ -412,14 +415,14 @@ def main() -> None:
     device.set_threads(options.threads)
     rates = {"fp32": product_rate(torch.float32)}
     if library.has_bf16():
-        # Elsewhere torch's bf16 products take minutes.
+        # Without bf16 instructions torch's products take minutes.
         rates["bf16"] = product_rate(torch.bfloat16)
     machine = {
         "processor": platform.processor() or platform.machine(),
-        "level": library.LEVELS[library.level()],
+        "instruction_set": library.INSTRUCTION_SETS[library.instruction_set()],
         "torch": torch.__version__,
         "threads": options.threads,
-        "product_gflops": {kind: rate / 1e9 for kind, rate in rates.items()},
+        "product_gflops": {precision: rate / 1e9 for precision, rate in rates.items()},
     }
     rows = []
     if not options.json:
@@ -441,10 +444,11 @@ def show(row: dict[str, Any]) -> None:
         f"{each} {time * 1e3:.1f} ms {rates[each]:.0f} G {memory[each]} MiB"
         for each, time in row["seconds"].items()
     ]
-    whole = "".join(f"whole {kind} {each:.2f}; " for kind, each in row.get("whole", {}).items())
+    whole = "".join(f"whole {each} {cost:.2f}; " for each, cost in row.get("whole", {}).items())
     ratio = f"ratio {row['ratio']:.2f}, in fp32 {row['ratio_fp32']:.2f}; " if "ratio" in row else ""
     print(
-        f"{row['shape']:>10} {row['cell']:>13}: {ratio}{whole}share {row['share']:.0%}; "
+        f"{row['shape']:>10} {row['cell']:>13}: {ratio}{whole}"
+        f"utilization {row['utilization']:.0%}; "
         f"{'; '.join(parts)}"
     )
 

@@ -1,15 +1,15 @@
-"""Which cell should I use? All five, with equal parameters and equal training time, on one text.
+"""Compares all five cells on one text, with equal numbers of parameters and equal training time.
 
     python scripts/compare_cells.py novel.txt --out cells
     python scripts/compare_cells.py novel.txt --set data.level=char --seconds 120 --parameters 1e6
 
-For each cell the hidden size is the one that comes nearest to the number of parameters. It is
-trained once with each of a few learning rates, falling to 0 over so many seconds of wall time, and
-the training that ends with the lowest validation loss stands for the cell. Draws OUT.svg,
-validation loss over time and over tokens, and prints a table. Nothing else may run meanwhile.
+The hidden size of each cell is the largest with at most the given number of parameters. Each cell
+is trained once with each of a few learning rates, which fall to 0 over the given seconds of wall
+time; the run with the lowest final validation loss is reported. Draws OUT.svg, validation loss over
+time and over tokens, and prints a table. Run it on an idle machine.
 
-The seconds should be enough for some epochs: validation begins from a state of zeros, which
-training sees once an epoch, and before the second one the losses tell which cell copes with that.
+Allow enough seconds for several epochs: validation starts from a state of zeros, which training
+sees once per epoch.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Curve = list[tuple[float, int, float]]
 
 
 def fitted(base: dict[str, Any], cell: str, parameters: float) -> dict[str, Any]:
-    """The settings of a cell as large as its parameters allow."""
+    """Settings with the largest hidden size that has at most `parameters` parameters."""
     data = LanguageModelling.read(config.load(overrides=base))
 
     def count(hidden_size: int) -> int:
@@ -52,19 +52,19 @@ def fitted(base: dict[str, Any], cell: str, parameters: float) -> dict[str, Any]
     return {**base, "model.cell": cell, "model.hidden_size": low}
 
 
-def curve(run: Path, tokens_a_step: int) -> Curve:
+def curve(run: Path, tokens_per_step: int) -> Curve:
     """Seconds since the start, tokens and loss at each validation of a run."""
     start = json.loads((run / "run.json").read_text())["starts"][0]["time"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        (line["time"] - start, line["step"] * tokens_a_step, line["loss"])
+        (line["time"] - start, line["step"] * tokens_per_step, line["loss"])
         for line in lines
         if line["kind"] == "valid"
     ]
 
 
 def best_training(settings: dict[str, Any]) -> tuple[Curve, Summary, float]:
-    """The curve of a cell's best training, what it came to, and its learning rate."""
+    """The validation curve, the summary and the learning rate of the best training of a cell."""
     train = config.load(overrides=settings).train
     trainings = []
     with tempfile.TemporaryDirectory() as folder:
@@ -79,18 +79,18 @@ def best_training(settings: dict[str, Any]) -> tuple[Curve, Summary, float]:
     return min(trainings, key=lambda training: training[0][-1][2])
 
 
-def drawn(curves: dict[str, Curve], title: str, out: Path) -> None:
-    """One picture of all curves, over time and over tokens."""
+def draw(curves: dict[str, Curve], title: str, out: Path) -> None:
+    """Writes a figure of all curves, over time and over tokens."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_time, by_tokens = figure.subplots(1, 2, sharey=True)
     for cell, points in curves.items():
         seconds, tokens, losses = zip(*points, strict=True)
         by_time.plot(seconds, losses, label=cell)
         by_tokens.plot([count / 1e6 for count in tokens], losses, label=cell)
-    by_time.set(xlabel="seconds of wall time", ylabel="validation loss, nats a token")
+    by_time.set(xlabel="seconds of wall time", ylabel="validation loss, nats per token")
     by_tokens.set(xlabel="million tokens")
     last = [points[-1][2] for points in curves.values()]
-    # Where the curves end is in the picture, and the middle of the best.
+    # Show the ends of all curves, and the middle of the best.
     by_time.set_ylim(min(last) - 0.05, max(min(last) + 0.6, max(last) + 0.1))
     for axes in (by_time, by_tokens):
         axes.grid(visible=True, alpha=0.3)
@@ -100,7 +100,7 @@ def drawn(curves: dict[str, Curve], title: str, out: Path) -> None:
 
 
 def main() -> None:
-    """Trains, prints and draws."""
+    """Trains, prints a table and draws a figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="+", help="training text, as for lmtrain train")
     parser.add_argument("--parameters", type=float, default=1e6, help="of each model")
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, default=100, help="updates between validations")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path("cells"), help="picture, no suffix")
+    parser.add_argument("--out", type=Path, default=Path("cells"), help="figure, without suffix")
     options = parser.parse_args()
     base = {
         "data.train": options.text,
@@ -134,11 +134,11 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     head = (
-        f"{options.seconds:g} s each, everything included, about {options.parameters:,.0f} "
+        f"{options.seconds:g} s each, validation included, about {options.parameters:,.0f} "
         f"parameters, {options.threads} threads, torch {torch.__version__}"
     )
     print("\n".join([head, "", *rows]))
-    drawn(curves, head, options.out.with_suffix(".svg"))
+    draw(curves, head, options.out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""The same network with torch.nn's own layers, trained for the same time on the same batches.
+"""Trains the network of a recipe with torch.nn's recurrent layers, on the same batches.
 
     python scripts/compare_torch.py snips-slots --seconds 300
     python scripts/compare_torch.py multi30k --seconds 1500 --set data.train=train.de
 
-Of a recipe everything is the same but: the recurrent layers are torch.nn's (LSTM or GRU, packed
-where rows have lengths), and so are the optimizer (Adam at the recipe's learning rate, which stays
-what it is) and the clipping; weights are not averaged, no weights or words are dropped. The best
-validation is kept, and the test data measured once with its weights. Nothing else may run
-meanwhile.
+Differences from the recipe: recurrent layers of torch.nn (packed where rows have lengths), Adam at
+a constant learning rate, gradient clipping of torch, no weight averaging, no weight dropout, no
+word dropout. The test data are evaluated once, with the weights of the best validation. Run it on
+an idle machine.
 """
 
 import argparse
@@ -35,10 +34,10 @@ PLAIN = {
 
 
 class TorchLayers(nn.Module):
-    """Layers of torch.nn that stand for lmtrain's.
+    """Layers of torch.nn with the interface of `Recurrent`.
 
     Args:
-        recurrent: the layers that they stand for.
+        recurrent: the layers to replace.
         cell: lstm, gru or rnn.
     """
 
@@ -59,7 +58,7 @@ class TorchLayers(nn.Module):
     def forward(
         self, inputs: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """Hidden states of the last layer and the state of all, as `Recurrent` gives them."""
+        """Hidden states of the last layer and the final state of all layers; see `Recurrent`."""
         parts = None
         if state is not None:
             parts = tuple(torch.stack(part) for part in zip(*state, strict=True))
@@ -74,8 +73,8 @@ class TorchLayers(nn.Module):
         return hidden, State(list(zip(*(part.unbind(0) for part in last), strict=True)))
 
 
-def replaced(model: Any, cell: str) -> None:
-    """Puts torch.nn's layers in the place of lmtrain's."""
+def replace_layers(model: Any, cell: str) -> None:
+    """Replaces every `Recurrent` of a model by layers of torch.nn."""
     for module in list(model.modules()):
         for name, part in module.named_children():
             if isinstance(part, Recurrent):
@@ -83,47 +82,49 @@ def replaced(model: Any, cell: str) -> None:
 
 
 def main() -> None:
-    """Trains and prints the figures as JSON."""
+    """Trains and prints the metrics as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("recipe", help="a recipe, or a TOML file")
-    parser.add_argument("--seconds", type=float, required=True, help="of training, as max_seconds")
+    parser.add_argument("recipe", help="name of a recipe, or a TOML file")
+    parser.add_argument("--seconds", type=float, required=True, help="training time")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     device.set_threads(options.threads)
-    chosen = config.load(options.recipe, PLAIN | config.assignments(options.set))
-    kind = task_of(chosen)
-    data = kind.read(chosen)
-    model = kind.build(chosen, data)
-    torch.manual_seed(chosen.train.seed)  # noqa: TID251  (torch.nn's layers draw from it)
-    replaced(model, chosen.model.cell)
-    task = kind(chosen, data, model, Shard())
-    rule = torch.optim.Adam(model.parameters(), lr=chosen.optimizer.learning_rate)
-    limit = chosen.optimizer.max_grad_norm or float("inf")
-    every = chosen.train.eval_every or task.steps_per_epoch
+    resolved = config.load(options.recipe, PLAIN | config.assignments(options.set))
+    task_class = task_of(resolved)
+    data = task_class.read(resolved)
+    model = task_class.build(resolved, data)
+    torch.manual_seed(resolved.train.seed)  # noqa: TID251  (torch.nn's layers draw from it)
+    replace_layers(model, resolved.model.cell)
+    task = task_class(resolved, data, model, Shard())
+    optimizer = torch.optim.Adam(model.parameters(), lr=resolved.optimizer.learning_rate)
+    max_grad_norm = resolved.optimizer.max_grad_norm or float("inf")
+    eval_every = resolved.train.eval_every or task.steps_per_epoch
     best, weights, step = float("inf"), model.state_dict(), 0
-    began = time.monotonic()
-    while time.monotonic() - began < options.seconds:
+    start = time.monotonic()
+    while time.monotonic() - start < options.seconds:
         model.train()
         loss = task.loss(task.batch(step), None)
-        rule.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.objective.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), limit)
-        rule.step()
+        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.step()
         step += 1
-        if step % every == 0 or time.monotonic() - began >= options.seconds:
-            figures = task.evaluate("valid").values()
-            print(f"step {step}: {figures}", file=sys.stderr, flush=True)
-            if (cost := kind.metrics.cost(figures)) < best:
+        if step % eval_every == 0 or time.monotonic() - start >= options.seconds:
+            metrics = task.evaluate("valid").values()
+            print(f"step {step}: {metrics}", file=sys.stderr, flush=True)
+            if (cost := task_class.metrics.cost(metrics)) < best:
                 best, weights = cost, copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
     model.eval()
-    trained = kind.trained(Path(), chosen, data, model, {"step": step})
+    trained = task_class.trained(Path(), resolved, data, model, {"step": step})
     splits = ("valid", "test")
-    found = {split: trained.measure(data.splits[split], batch_size=64) for split in splits}
-    entries = {split: {**each.figures, "value": each.value} for split, each in found.items()}
+    results = {split: trained.measure(data.splits[split], batch_size=64) for split in splits}
+    metrics_by_split = {
+        split: {**each.figures, "value": each.value} for split, each in results.items()
+    }
     parameters = sum(weight.numel() for weight in model.parameters())
-    json.dump({"steps": step, "parameters": parameters, **entries}, sys.stdout)
+    json.dump({"steps": step, "parameters": parameters, **metrics_by_split}, sys.stdout)
     print()
 
 

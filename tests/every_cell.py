@@ -1,12 +1,12 @@
-"""Every registered cell with each of its options, for tests that hold all of them to the same."""
+"""Every registered cell with each value of its options, for tests of all cells."""
 
 import pytest
 
 from lmtrain.cells import cell_names
 
 OPTIONS = {
-    "rnn": [{"activation": each} for each in ("tanh", "relu")],
-    "lstm": [{"cell_output": each} for each in ("tanh", "linear")],
+    "rnn": [{"activation": value} for value in ("tanh", "relu")],
+    "lstm": [{"cell_output": value} for value in ("tanh", "linear")],
     "peephole-lstm": [
         {"cell_output": output, "peephole": form}
         for output in ("tanh", "linear")

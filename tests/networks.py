@@ -1,4 +1,4 @@
-"""Small networks and tasks that tests share, built from settings as training builds them."""
+"""Small networks and tasks for tests, built from settings as training builds them."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def _tokenizer(vocab_size: int) -> Tokenizer:
 
 
 def _settings(changes: dict[str, Any]) -> Config:
-    """Settings by names of model., or by whole paths with two underscores for the point."""
+    """Settings named as in section model, or by a whole path with `__` for the dot."""
     changes = {"train__precision": "fp32", **changes}
     return config.load(
         overrides={
@@ -31,26 +31,26 @@ def _settings(changes: dict[str, Any]) -> Config:
 
 
 def language_model(vocab_size: int, **settings: Any) -> LanguageModel:
-    """A language model over so many tokens."""
+    """A language model with a vocabulary of `vocab_size` tokens."""
     return LanguageModelling.build(_settings(settings), TextData(_tokenizer(vocab_size)))
 
 
 def language_modelling(vocab_size: int, **settings: Any) -> LanguageModelling:
-    """The task of training a language model over so many tokens, on a text of no matter what."""
-    chosen = _settings(settings)
-    length = chosen.train.batch_size * (chosen.train.seq_len + 1)
+    """The task of training a language model of `vocab_size` tokens on an arbitrary text."""
+    resolved = _settings(settings)
+    length = resolved.train.batch_size * (resolved.train.seq_len + 1)
     text = tokens(np.arange(length, dtype=np.uint16) % vocab_size, length)
     data = TextData(_tokenizer(vocab_size), {"train": text})
-    return LanguageModelling(chosen, data, LanguageModelling.build(chosen, data), Shard())
+    return LanguageModelling(resolved, data, LanguageModelling.build(resolved, data), Shard())
 
 
 def random_ids(length: int) -> np.ndarray:
-    """Ids below 9."""
+    """`length` random ids from 0 to 8."""
     return torch.randint(0, 9, (length,), generator=device.generator(3)).numpy().astype(np.uint16)
 
 
 def tokens(ids: np.ndarray, characters: int = 1) -> Tokens:
-    """A text of these ids."""
+    """A text with the given ids."""
     return Tokens(np.asarray(ids), characters, "0" * 64, "text")
 
 
@@ -60,5 +60,5 @@ def loss(
     targets: torch.Tensor,
     state: State | None = None,
 ) -> Loss:
-    """The loss of a window, inputs and targets (T, B)."""
+    """The loss of inputs and targets, (T, B) each."""
     return task.loss(Batch((inputs, targets), rows=inputs.shape[1]), state)

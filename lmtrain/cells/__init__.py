@@ -1,4 +1,4 @@
-"""The recurrent cells, one equation a file, and the registry that knows them by name."""
+"""The recurrent cells, one equation per file, and the registry of their names."""
 
 from lmtrain.cells.base import (
     Cell,

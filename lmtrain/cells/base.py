@@ -1,8 +1,8 @@
-"""What a cell is: parameter shapes, one step in time, and the registry of names.
+"""The interface of a recurrent cell (parameter shapes, one time step) and the registry of cells.
 
-T steps, B rows, I input_size, H hidden_size, G gates. Every gate g has a row block in each
+T steps, B rows, I input_size, H hidden_size, G gates. Every gate g has a block of H rows in each
 parameter: W_gx in `weight_input` (G·H, I), W_ga in `weight_recurrent` (G·H, H) and b_g in `bias`
-(G·H), in the order of `gates`. Knows one step, nothing about time.
+(G·H), in the order of `gates`. The loop over time is in `lmtrain.kernels`.
 """
 
 import abc
@@ -24,16 +24,16 @@ _CELLS: dict[str, type["Cell"]] = {}
 
 
 class Cell(nn.Module, abc.ABC):
-    """A recurrent cell given by its equation alone; autograd differentiates it.
+    """A recurrent cell that autograd differentiates.
 
-    A cell of one's own names its gates and its state and writes `step`:
+    A subclass declares `gates` and `state_names` and implements `step`, the cell's equation.
 
     Args:
-        input_size: I, numbers in one input, at least 1.
-        hidden_size: H, numbers in each part of the state, at least 1.
+        input_size: I, features of one input, at least 1.
+        hidden_size: H, features of each part of the state, at least 1.
 
     Raises:
-        ConfigError: a size that is no integer of at least 1.
+        ConfigError: a size that is not an integer of at least 1.
 
     Example:
         >>> class Leaky(Cell):
@@ -49,13 +49,13 @@ class Cell(nn.Module, abc.ABC):
     """
 
     gates: ClassVar[tuple[str, ...]]
-    """The gates, in the order of their row blocks."""
+    """Names of the gates, in the order of their row blocks."""
     state_names: ClassVar[tuple[str, ...]]
-    """The parts of the state; the first is the output."""
+    """Names of the parts of the state; the first part is the output."""
     options: ClassVar[tuple[str, ...]] = ()
-    """The names of further constructor arguments."""
+    """Names of the constructor arguments after the two sizes, each also an attribute."""
     is_differentiated: ClassVar[bool] = False
-    """Whether the backward is given by hand for what `step` computes."""
+    """Whether the class has a hand-derived backward of its `step`."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -69,42 +69,49 @@ class Cell(nn.Module, abc.ABC):
         self.bias = nn.Parameter(torch.empty(rows))
 
     def forward(self, x: Tensor, state: CellState) -> CellState:
-        """As `step`."""
+        """Same as `step`."""
         return self.step(x, state)
 
     @abc.abstractmethod
     def step(self, x: Tensor, state: CellState) -> CellState:
-        """The state at t from the input x (B, I) and the state at t−1, each part (B, H)."""
+        """State at t, from the input x (B, I) and the state at t−1; each part is (B, H)."""
 
     def affine(self, gate: str, x: Tensor, recurrent: Tensor) -> Tensor:
-        """A gate's pre-activation, W_gx x + W_ga a + b_g, (B, H)."""
+        """Pre-activation of a gate, W_gx x + W_ga a + b_g, (B, H).
+
+        Args:
+            gate: one of `gates`.
+            x: the input, (B, I).
+            recurrent: a, the operand of W_ga, (B, H).
+        """
         rows = self.rows(gate)
         from_input = x @ self.weight_input[rows].T
         from_state = recurrent @ self.weight_recurrent[rows].T
         return from_input + from_state + self.bias[rows]
 
     def rows(self, gate: str) -> slice:
-        """The row block of a gate in each parameter."""
+        """The rows of a gate in each parameter."""
         index = self.gates.index(gate)
         return slice(index * self.hidden_size, (index + 1) * self.hidden_size)
 
-    def meets_state(self, name: str) -> bool:
-        """Whether the parameter of that name is a matrix that the state is multiplied with."""
+    def is_recurrent(self, name: str) -> bool:
+        """Whether the parameter `name` is a matrix that multiplies the state."""
         return name != "weight_input" and self.get_parameter(name).dim() == 2
 
     def zero_state(self, batch_size: int) -> CellState:
-        """The state before the first step, zeros, each part (B, H)."""
+        """A state of zeros, each part (B, H)."""
         return tuple(self.bias.new_zeros(batch_size, self.hidden_size) for _ in self.state_names)
 
     def initialize(
         self, generator: torch.Generator, init_scale: float | None, forget_bias: float
     ) -> None:
-        """Draws the first weights.
+        """Initializes all parameters in place.
 
         Args:
-            generator: the source of chance.
-            init_scale: every weight and bias uniform in ± this; None for orthogonal recurrent
-                matrices, Glorot-uniform input matrices and zero biases.
+            generator: random generator on the device of the parameters.
+            init_scale: every weight and bias is uniform in ± init_scale; None for orthogonal
+                recurrent matrices, Glorot-uniform input matrices, and zero biases and diagonal
+                peepholes.
             forget_bias: added to the forget gate's bias.
 
         Source: orthogonal: Saxe et al. 2014; Glorot & Bengio 2010; forget bias: Gers et al. 2000.
@@ -132,13 +139,14 @@ def _initialize_blocks(
 
 
 class DifferentiatedCell(Cell):
-    """A cell that also gives its backward by hand, for the engines that run it fast.
+    """A cell with a hand-derived backward.
 
-    The pre-activations `z` (B, G·H) hold W_gx x + b_g already when a step begins. With the whole
-    sequence done, `local_gradients` gives all factors of the chain rule that need no gradient from
-    later steps, for all time steps at once; `backward_step` then has the recurrent products left.
+    `forward_step` receives the pre-activations `z` (B, G·H) with W_gx x + b_g already in them.
+    After the forward loop, `local_gradients` computes every factor of the chain rule that does not
+    depend on later steps, for all steps at once. `backward_step` computes the rest of one step:
+    the products with the recurrent weights.
 
-    A subclass that changes `step` and not `forward_step` is differentiated by autograd.
+    A subclass that overrides `step` but not `forward_step` is differentiated by autograd.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -153,16 +161,22 @@ class DifferentiatedCell(Cell):
 
     @abc.abstractmethod
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
-        """The state at t; `z` (B, G·H) is turned into the gates' activations in place."""
+        """State at t; overwrites `z` (B, G·H), the input's part, with the gates' activations.
+
+        Args:
+            z: W_gx x + b_g, (B, G·H).
+            state: the state at t−1, each part (B, H).
+            weights: the recurrent parameters by name.
+        """
 
     @abc.abstractmethod
     def local_gradients(
         self, activations: Tensor, previous: CellState, current: CellState
     ) -> tuple[Tensor, ...]:
-        """Factors for `backward_step`, each (T, B, ·); the first is new memory, (T, B, G·H).
+        """Factors for `backward_step`, each (T, B, ·); the first is a new tensor (T, B, G·H).
 
         Args:
-            activations: the gates, (T, B, G·H).
+            activations: activations of the gates, (T, B, G·H).
             previous: the state before each step, each part (T, B, H).
             current: the state after each step, each part (T, B, H).
         """
@@ -171,53 +185,59 @@ class DifferentiatedCell(Cell):
     def backward_step(
         self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
     ) -> CellState:
-        """The gradient of the state at t−1 from that at t; `local[0]` becomes dz in place."""
+        """Gradient of the state at t−1; overwrites `local[0]` (B, G·H) with dz.
+
+        Args:
+            grad_state: gradient of the state at t, each part (B, H).
+            local: what `local_gradients` returned, at t, each (B, ·).
+            weights: the recurrent parameters by name.
+        """
 
     @staticmethod
     def recurrent_gradients(
         dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
     ) -> dict[str, Tensor]:
-        """Gradients of all parameters that meet the state, each one product over all steps.
+        """Gradients of the recurrent parameters by name, each one product over all steps.
 
         Args:
             dz: gradients at the pre-activations, (T, B, G·H).
-            activations: the gates, (T, B, G·H).
+            activations: activations of the gates, (T, B, G·H).
             previous: the state before each step, each part (T, B, H).
-            weights: the parameters that meet the state, by name.
+            weights: the recurrent parameters by name.
         """
         return {"weight_recurrent": product_over_time(dz, previous[0])}
 
 
 def product_over_time(dz: Tensor, recurrent: Tensor) -> Tensor:
-    """Σ_t dzᵀ a over all steps and rows, in dz's precision: (T, B, R) and (T, B, H) give (R, H)."""
+    """Σ_t dz⟨t⟩ᵀ a⟨t−1⟩, (R, H), in the dtype of `dz`, from (T, B, R) and (T, B, H)."""
     return dz.flatten(0, 1).T @ recurrent.flatten(0, 1).to(dz.dtype)
 
 
-def check_argument(name: str, value: Any, kind: Any) -> None:
-    """Refuses an argument that is not of its annotated type.
+def check_argument(name: str, value: Any, annotation: Any) -> None:
+    """Raises an error if the value of an argument does not match its annotation.
 
     Args:
-        name: of the argument.
-        value: what was given.
-        kind: the annotation: a type, Literal or Annotated.
+        name: name of the argument.
+        value: value of the argument.
+        annotation: a type, Literal or Annotated.
 
     Raises:
-        ConfigError: the value is of another type, or outside the Literal or the range.
+        ConfigError: the value has another type, or is outside the Literal or the range.
     """
     try:
-        TypeAdapter(kind).validate_python(value, strict=True)
+        TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise ConfigError(f"{name} {value!r}: {reason[0].lower()}{reason[1:]}") from None
 
 
 def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
-    """Makes a cell class known by a name, so that `model.cell` can choose it.
+    """Class decorator that registers a cell under a name, for `model.cell`.
 
-    A class that is defined again, as when its file is run again, takes the place of the old one.
+    A class that is defined again, for example in a file that is run again, replaces the old one.
 
     Raises:
-        ConfigError: another class has this name.
+        ConfigError: another class is registered under this name.
     """
 
     def add(cell: type[Cell]) -> type[Cell]:
@@ -233,12 +253,12 @@ def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
 
 
 def cell_names() -> list[str]:
-    """The names of all registered cells."""
+    """Names of all registered cells."""
     return list(_CELLS)
 
 
 def split_name(name: str) -> tuple[Path | None, str]:
-    """The file and the registered name in FILE:NAME; None for a name without a file.
+    """The file and the registered name in FILE:NAME; the file is None in a plain NAME.
 
     Example:
         >>> split_name("lstm")
@@ -249,10 +269,10 @@ def split_name(name: str) -> tuple[Path | None, str]:
 
 
 def cell_class(name: str) -> type[Cell]:
-    """The class registered as `name`, or as the name in FILE:NAME; no file is run.
+    """The class registered as NAME, for `name` NAME or FILE:NAME; the file is not run.
 
     Raises:
-        ConfigError: no such cell.
+        ConfigError: no cell is registered under this name.
     """
     file, registered = split_name(name)
     if registered in _CELLS:
@@ -266,30 +286,30 @@ def cell_class(name: str) -> type[Cell]:
 
 
 def create(name: str, input_size: int, hidden_size: int, options: Mapping[str, Any]) -> Cell:
-    """A new cell of the class registered as `name`, its weights not yet drawn.
+    """A new cell of the class registered as `name`, with uninitialized parameters.
 
     Args:
         name: a registered name, or FILE:NAME.
-        input_size: I.
-        hidden_size: H.
-        options: further arguments by name.
+        input_size: I, features of one input.
+        hidden_size: H, features of each part of the state.
+        options: further constructor arguments by name.
 
     Raises:
-        ConfigError: no such cell, a size below 1, or an option that the class does not have, that
-            it needs, or that is not of its annotated type.
+        ConfigError: an unknown cell, a size below 1, an unknown or a missing option, or an option
+            that does not match its annotation.
     """
-    kind = cell_class(name)
-    if unknown := [option for option in options if option not in kind.options]:
+    cls = cell_class(name)
+    if unknown := [option for option in options if option not in cls.options]:
         raise ConfigError(
             f"the cell {name} has no option {', '.join(unknown)}",
-            f"its options: {', '.join(kind.options) or 'none'}",
+            f"its options: {', '.join(cls.options) or 'none'}",
         )
     try:
-        inspect.signature(kind).bind(input_size, hidden_size, **options)
+        inspect.signature(cls).bind(input_size, hidden_size, **options)
     except TypeError as error:
         raise ConfigError(f"the cell {name}: {error}") from None
-    hints = get_type_hints(kind.__init__)
+    hints = get_type_hints(cls.__init__)
     for option, value in options.items():
         if option in hints:
             check_argument(option, value, hints[option])
-    return kind(input_size, hidden_size, **options)
+    return cls(input_size, hidden_size, **options)

@@ -1,4 +1,4 @@
-"""The gated recurrent unit whose relevance gate acts before the matrix product."""
+"""The gated recurrent unit with its relevance gate before the product (arXiv 1406.1078v3)."""
 
 import torch
 from torch import Tensor
@@ -14,14 +14,23 @@ from lmtrain.cells.base import (
 
 @register("gru")
 class GRU(DifferentiatedCell):
-    """A memory cell that is the output too, with gates for renewal and for relevance.
+    """Gated recurrent unit whose relevance gate acts before the matrix product.
 
         relevance Γr = σ(W_rc c′ + W_rx x + b_r)          torch calls it r
         update    Γu = σ(W_uc c′ + W_ux x + b_u)          1 − z of torch
         candidate  c̃ = tanh(W_cc (Γr ∘ c′) + W_cx x + b_c)
         hidden     c = Γu ∘ c̃ + (1 − Γu) ∘ c′
 
-    torch.nn.GRU multiplies by Γr after the product W_cc c′ and is another cell.
+    torch.nn.GRU multiplies by Γr after the product W_cc c′ (arXiv 1406.1078v1): a different cell.
+
+    Shapes: x (B, I), c (B, H); parameters as in `Cell`, in the order c̃, Γu, Γr.
+
+    Args:
+        input_size: I, features of one input, at least 1.
+        hidden_size: H, features of the state, at least 1.
+
+    Raises:
+        ConfigError: a size that is not an integer of at least 1.
 
     Source: Cho et al. 2014 (arXiv 1406.1078v3).
     """
@@ -38,7 +47,7 @@ class GRU(DifferentiatedCell):
         return (update * candidate + (1 - update) * c,)
 
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
-        """As `step`; see DifferentiatedCell."""
+        """Same as `step`; see DifferentiatedCell."""
         (c,) = state
         recurrent = weights["weight_recurrent"]
         candidate, gates = z.split([self.hidden_size, 2 * self.hidden_size], dim=1)
@@ -50,14 +59,14 @@ class GRU(DifferentiatedCell):
     def local_gradients(
         self, activations: Tensor, previous: CellState, current: CellState
     ) -> tuple[Tensor, ...]:
-        """∂c/∂z_c, ∂c/∂z_u and ∂s/∂z_r = c′ ∘ Γr ∘ (1 − Γr) with s = Γr ∘ c′; 1 − Γu; Γr."""
+        """[∂c/∂z_c, ∂c/∂z_u, ∂s/∂z_r] with s = Γr ∘ c′; ∂c/∂c′ = 1 − Γu; ∂s/∂c′ = Γr."""
         (c,) = previous
         candidate, update, relevance = activations.chunk(3, dim=-1)
         keep = 1 - update
-        into_candidate = update * (1 - candidate * candidate)
-        into_update = (candidate - c) * update * keep
-        into_relevance = c * relevance * (1 - relevance)
-        gates = torch.cat([into_candidate, into_update, into_relevance], dim=-1)
+        dc_dz_candidate = update * (1 - candidate * candidate)
+        dc_dz_update = (candidate - c) * update * keep
+        ds_dz_relevance = c * relevance * (1 - relevance)
+        gates = torch.cat([dc_dz_candidate, dc_dz_update, ds_dz_relevance], dim=-1)
         return gates, keep, relevance
 
     def backward_step(
@@ -71,14 +80,14 @@ class GRU(DifferentiatedCell):
         gates[:, : 2 * H].unflatten(1, (2, H)).mul_(delta.unsqueeze(1))
         ds = gates[:, :H] @ recurrent[:H]
         gates[:, 2 * H :].mul_(ds)
-        through = torch.addcmul(delta * keep, ds, relevance)
-        return (torch.addmm(through, gates[:, H:], recurrent[H:]),)
+        delta_previous = torch.addcmul(delta * keep, ds, relevance)
+        return (torch.addmm(delta_previous, gates[:, H:], recurrent[H:]),)
 
     @staticmethod
     def recurrent_gradients(
         dz: Tensor, activations: Tensor, previous: CellState, weights: Weights
     ) -> dict[str, Tensor]:
-        """dW_cc = Σ_t dz_cᵀ s; the two gates as in every cell."""
+        """dW_cc = Σ_t dz_cᵀ s; dW_uc and dW_rc as in every cell."""
         (c,) = previous
         H = c.shape[-1]
         s = activations[..., 2 * H :] * c

@@ -1,4 +1,4 @@
-"""Cells of a user's own, in a Python file that runs only when the user names it."""
+"""User-defined cells in a Python file, which runs only if the user passes its path."""
 
 import hashlib
 import runpy
@@ -12,9 +12,9 @@ from lmtrain.errors import ConfigError
 
 
 def load_file(path: Path) -> list[str]:
-    """Runs a Python file and returns the names of the cells that it registers.
+    """Runs a Python file; the names of the cells that it registers.
 
-    A file that is run again registers its cells anew.
+    A file that is run again registers its cells again.
 
     Raises:
         ConfigError: the file is missing, raises, or registers no cell.
@@ -22,12 +22,12 @@ def load_file(path: Path) -> list[str]:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", "--cells needs a Python file")
     before = {name: cell_class(name) for name in cell_names()}
-    # Objects are pickled by the module of their class: it has a name of its own, and is kept.
+    # pickle finds a class by its module: each file gets its own module, kept in sys.modules.
     name = f"lmtrain_cells_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     try:
         contents = runpy.run_path(str(path), run_name=name)
     except (Exception, SystemExit) as error:
-        raise ConfigError(_explained(error, path)) from error
+        raise ConfigError(_message(error, path)) from error
     module = ModuleType(name)
     vars(module).update(contents)
     sys.modules[name] = module
@@ -39,12 +39,12 @@ def load_file(path: Path) -> list[str]:
     return registered
 
 
-def _explained(error: BaseException, path: Path) -> str:
-    """The file, the line and the first line of what went wrong."""
+def _message(error: BaseException, path: Path) -> str:
+    """File, line and first line of an error."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines.append(error.lineno)
-    place = f"{path}, line {lines[-1]}" if lines else str(path)
+    location = f"{path}, line {lines[-1]}" if lines else str(path)
     reason = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{place}: {': '.join([type(error).__name__, *reason.splitlines()[:1]])}"
+    return f"{location}: {': '.join([type(error).__name__, *reason.splitlines()[:1]])}"

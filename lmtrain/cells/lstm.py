@@ -21,13 +21,15 @@ class LSTM(DifferentiatedCell):
         cell_state  c = Γu ∘ c̃ + Γf ∘ c′
         hidden      a = Γo ∘ h(c)                         h = tanh, or the identity
 
+    Shapes: x (B, I), a and c (B, H); parameters as in `Cell`, in the order c̃, Γu, Γf, Γo.
+
     Args:
-        input_size: I, numbers in one input, at least 1.
-        hidden_size: H, numbers in each part of the state, at least 1.
-        cell_output: h: tanh or linear.
+        input_size: I, features of one input, at least 1.
+        hidden_size: H, features of each part of the state, at least 1.
+        cell_output: h: tanh, or linear for the identity.
 
     Raises:
-        ConfigError: an argument that is none of these.
+        ConfigError: an argument outside these values.
 
     Source: Hochreiter & Schmidhuber 1997; forget gate: Gers, Schmidhuber & Cummins 2000.
     """
@@ -49,13 +51,13 @@ class LSTM(DifferentiatedCell):
         forget = torch.sigmoid(self.affine("forget", x, a))
         output = torch.sigmoid(self.affine("output", x, a))
         c = update * candidate + forget * c
-        return output * self._squash(c), c
+        return output * self._output_activation(c), c
 
-    def _squash(self, c: Tensor) -> Tensor:
+    def _output_activation(self, c: Tensor) -> Tensor:
         return torch.tanh(c) if self.cell_output == "tanh" else c
 
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
-        """As `step`; see DifferentiatedCell."""
+        """Same as `step`; see DifferentiatedCell."""
         a, c = state
         z.addmm_(a, weights["weight_recurrent"].T)
         return self._activate(z, c)
@@ -65,30 +67,30 @@ class LSTM(DifferentiatedCell):
         candidate.tanh_()
         z[:, self.hidden_size :].sigmoid_()
         c = torch.addcmul(forget * c, update, candidate)
-        return output * self._squash(c), c
+        return output * self._output_activation(c), c
 
     def local_gradients(
         self, activations: Tensor, previous: CellState, current: CellState
     ) -> tuple[Tensor, ...]:
-        """∂c/∂z for candidate, update and forget; ∂a/∂z_o; ∂a/∂c = Γo ∘ h′(c); ∂c/∂c′ = Γf."""
+        """[∂c/∂z_c, ∂c/∂z_u, ∂c/∂z_f, ∂a/∂z_o]; ∂a/∂c = Γo ∘ h′(c); ∂c/∂c′ = Γf."""
         candidate, update, forget, output = activations.chunk(4, dim=-1)
-        squashed = self._squash(current[1])
-        into_candidate = update * (1 - candidate * candidate)
-        into_update = candidate * update * (1 - update)
-        into_forget = previous[1] * forget * (1 - forget)
-        into_output = squashed * output * (1 - output)
-        into_cell = output * (1 - squashed * squashed) if self.cell_output == "tanh" else output
-        gates = torch.cat([into_candidate, into_update, into_forget, into_output], dim=-1)
-        return gates, into_cell, forget
+        h = self._output_activation(current[1])
+        dc_dz_candidate = update * (1 - candidate * candidate)
+        dc_dz_update = candidate * update * (1 - update)
+        dc_dz_forget = previous[1] * forget * (1 - forget)
+        da_dz_output = h * output * (1 - output)
+        da_dc = output * (1 - h * h) if self.cell_output == "tanh" else output
+        gates = torch.cat([dc_dz_candidate, dc_dz_update, dc_dz_forget, da_dz_output], dim=-1)
+        return gates, da_dc, forget
 
     def backward_step(
         self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
     ) -> CellState:
         """δc ← δc + δa ∘ Γo ∘ h′(c); δa′ = Σ_g dz_g W_ga; δc′ = δc ∘ Γf."""
         delta_a, delta_c = grad_state
-        gates, into_cell, forget = local
-        delta_c = torch.addcmul(delta_c, delta_a, into_cell)
-        into_memory, into_output = gates.split([3 * self.hidden_size, self.hidden_size], dim=1)
-        into_memory.unflatten(1, (3, -1)).mul_(delta_c.unsqueeze(1))
-        into_output.mul_(delta_a)
+        gates, da_dc, forget = local
+        delta_c = torch.addcmul(delta_c, delta_a, da_dc)
+        into_c, into_a = gates.split([3 * self.hidden_size, self.hidden_size], dim=1)
+        into_c.unflatten(1, (3, -1)).mul_(delta_c.unsqueeze(1))
+        into_a.mul_(delta_a)
         return gates @ weights["weight_recurrent"], delta_c * forget

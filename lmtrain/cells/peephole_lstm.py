@@ -1,4 +1,4 @@
-"""Long short-term memory whose gates see the cell."""
+"""Long short-term memory with peephole connections."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ Peephole = Literal["full", "diagonal"]
 
 @register("peephole-lstm")
 class PeepholeLSTM(LSTM):
-    """An LSTM whose three gates look at the cell of the step before, c′ = c⟨t−1⟩.
+    """LSTM whose three gates also depend on the previous cell state, c′ = c⟨t−1⟩.
 
         candidate   c̃ = tanh(W_ca a′ + W_cx x + b_c)
         update     Γu = σ(W_ua a′ + W_ux x + P_u c′ + b_u)
@@ -22,19 +22,19 @@ class PeepholeLSTM(LSTM):
         cell_state  c = Γu ∘ c̃ + Γf ∘ c′
         hidden      a = Γo ∘ h(c)
 
-    Shapes: `weight_peephole` holds P_u, P_f, P_o: (3H, H) in the full form; (3H) in the diagonal
-    form, where P_g c′ is p_g ∘ c′.
+    Shapes: as LSTM; `weight_peephole` holds P_u, P_f, P_o: (3H, H) in the full form, or (3H) in
+    the diagonal form, in which P_g c′ is p_g ∘ c′.
 
     Args:
-        input_size: I, numbers in one input, at least 1.
-        hidden_size: H, numbers in each part of the state, at least 1.
-        cell_output: h: tanh or linear.
+        input_size: I, features of one input, at least 1.
+        hidden_size: H, features of each part of the state, at least 1.
+        cell_output: h: tanh, or linear for the identity.
         peephole: full or diagonal.
 
     Raises:
-        ConfigError: an argument that is none of these.
+        ConfigError: an argument outside these values.
 
-    Source: Gers & Schmidhuber 2000 (diagonal); the full form is that of Ng's notes.
+    Source: Gers & Schmidhuber 2000 (diagonal); full: Ng's notes on sequence models.
     """
 
     options = ("cell_output", "peephole")
@@ -55,30 +55,33 @@ class PeepholeLSTM(LSTM):
     def step(self, x: Tensor, state: CellState) -> CellState:
         """One step of the equations above."""
         a, c = state
-        see_update, see_forget, see_output = self._see(c, self.weight_peephole).chunk(3, dim=1)
+        peephole_update, peephole_forget, peephole_output = self._peephole_terms(
+            c, self.weight_peephole
+        ).chunk(3, dim=1)
         candidate = torch.tanh(self.affine("candidate", x, a))
-        update = torch.sigmoid(self.affine("update", x, a) + see_update)
-        forget = torch.sigmoid(self.affine("forget", x, a) + see_forget)
-        output = torch.sigmoid(self.affine("output", x, a) + see_output)
+        update = torch.sigmoid(self.affine("update", x, a) + peephole_update)
+        forget = torch.sigmoid(self.affine("forget", x, a) + peephole_forget)
+        output = torch.sigmoid(self.affine("output", x, a) + peephole_output)
         c = update * candidate + forget * c
-        return output * self._squash(c), c
+        return output * self._output_activation(c), c
 
-    def _see(self, c: Tensor, weight_peephole: Tensor) -> Tensor:
+    def _peephole_terms(self, c: Tensor, weight_peephole: Tensor) -> Tensor:
+        """P_u c′, P_f c′ and P_o c′, (B, 3H)."""
         if self.peephole == "full":
             return c @ weight_peephole.T
         return c.repeat(1, 3) * weight_peephole
 
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
-        """As `step`; see DifferentiatedCell."""
+        """Same as `step`; see DifferentiatedCell."""
         a, c = state
         z.addmm_(a, weights["weight_recurrent"].T)
-        z[:, self.hidden_size :].add_(self._see(c, weights["weight_peephole"]))
+        z[:, self.hidden_size :].add_(self._peephole_terms(c, weights["weight_peephole"]))
         return self._activate(z, c)
 
     def backward_step(
         self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
     ) -> CellState:
-        """As in the LSTM, and δc′ ← δc′ + Σ_g dz_g P_g, or + Σ_g dz_g ∘ p_g."""
+        """As LSTM, with δc′ ← δc′ + Σ_g dz_g P_g, or + Σ_g dz_g ∘ p_g."""
         delta_a, delta_c = super().backward_step(grad_state, local, weights)
         dz_gates = local[0][:, self.hidden_size :]
         peephole = weights["weight_peephole"]

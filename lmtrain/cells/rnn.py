@@ -1,4 +1,4 @@
-"""The simple recurrent cell."""
+"""The simple (Elman) recurrent cell."""
 
 from typing import Literal
 
@@ -12,17 +12,19 @@ Activation = Literal["tanh", "relu"]
 
 @register("rnn")
 class RNN(DifferentiatedCell):
-    """A single tanh (or relu) layer that sees its own output of the step before.
+    """Simple recurrent cell with a tanh or ReLU activation.
 
         hidden  a = g(W_aa a′ + W_ax x + b_a)
 
+    Shapes: x (B, I), a (B, H); parameters as in `Cell`.
+
     Args:
-        input_size: I, numbers in one input, at least 1.
-        hidden_size: H, numbers in the state, at least 1.
-        activation: g, tanh or relu.
+        input_size: I, features of one input, at least 1.
+        hidden_size: H, features of the state, at least 1.
+        activation: g: tanh or relu.
 
     Raises:
-        ConfigError: an argument that is none of these.
+        ConfigError: an argument outside these values.
 
     Source: Elman 1990.
     """
@@ -43,7 +45,7 @@ class RNN(DifferentiatedCell):
         return (torch.relu(z) if self.activation == "relu" else torch.tanh(z),)
 
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
-        """As `step`; see DifferentiatedCell."""
+        """Same as `step`; see DifferentiatedCell."""
         (a,) = state
         z.addmm_(a, weights["weight_recurrent"].T)
         return (z.relu_() if self.activation == "relu" else z.tanh_(),)
@@ -51,7 +53,7 @@ class RNN(DifferentiatedCell):
     def local_gradients(
         self, activations: Tensor, previous: CellState, current: CellState
     ) -> tuple[Tensor, ...]:
-        """∂a/∂z = 1 − a², or 1 where a > 0."""
+        """∂a/∂z: 1 − a² for tanh; for ReLU 1 where a > 0, else 0."""
         if self.activation == "relu":
             return ((activations > 0).to(activations.dtype),)
         return (1 - activations * activations,)
@@ -59,7 +61,7 @@ class RNN(DifferentiatedCell):
     def backward_step(
         self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights
     ) -> CellState:
-        """Dz = δa ∘ ∂a/∂z, δa′ = dz W_aa."""
+        """δa′ = dz W_aa, with dz = δa ∘ ∂a/∂z."""
         (delta,) = grad_state
         dz = local[0].mul_(delta)
         return (dz @ weights["weight_recurrent"],)

@@ -1,4 +1,4 @@
-"""The gated recurrent unit with its update gate alone."""
+"""The gated recurrent unit with an update gate and no relevance gate."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,22 @@ from lmtrain.cells.base import CellState, DifferentiatedCell, Weights, register
 
 @register("simple-gru")
 class SimpleGRU(DifferentiatedCell):
-    """A memory cell that is the output too, renewed as far as one gate opens.
+    """Gated recurrent unit with an update gate and no relevance gate.
 
         candidate  c̃ = tanh(W_cc c′ + W_cx x + b_c)
         update    Γu = σ(W_uc c′ + W_ux x + b_u)
         hidden     c = Γu ∘ c̃ + (1 − Γu) ∘ c′
 
-    Source: the simplified unit of Ng's notes on sequence models, after Cho et al. 2014.
+    Shapes: x (B, I), c (B, H); parameters as in `Cell`, in the order c̃, Γu.
+
+    Args:
+        input_size: I, features of one input, at least 1.
+        hidden_size: H, features of the state, at least 1.
+
+    Raises:
+        ConfigError: a size that is not an integer of at least 1.
+
+    Source: the simplified GRU of Ng's notes on sequence models, after Cho et al. 2014.
     """
 
     gates = ("candidate", "update")
@@ -28,7 +37,7 @@ class SimpleGRU(DifferentiatedCell):
         return (update * candidate + (1 - update) * c,)
 
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
-        """As `step`; see DifferentiatedCell."""
+        """Same as `step`; see DifferentiatedCell."""
         (c,) = state
         z.addmm_(c, weights["weight_recurrent"].T)
         candidate, update = z.chunk(2, dim=1)
@@ -37,13 +46,13 @@ class SimpleGRU(DifferentiatedCell):
     def local_gradients(
         self, activations: Tensor, previous: CellState, current: CellState
     ) -> tuple[Tensor, ...]:
-        """∂c/∂z_c = Γu ∘ (1 − c̃²), ∂c/∂z_u = (c̃ − c′) ∘ Γu ∘ (1 − Γu), ∂c/∂c′ = 1 − Γu."""
+        """[∂c/∂z_c, ∂c/∂z_u] = [Γu ∘ (1 − c̃²), (c̃ − c′) ∘ Γu ∘ (1 − Γu)]; ∂c/∂c′ = 1 − Γu."""
         (c,) = previous
         candidate, update = activations.chunk(2, dim=-1)
         keep = 1 - update
-        into_candidate = update * (1 - candidate * candidate)
-        into_update = (candidate - c) * update * keep
-        return torch.cat([into_candidate, into_update], dim=-1), keep
+        dc_dz_candidate = update * (1 - candidate * candidate)
+        dc_dz_update = (candidate - c) * update * keep
+        return torch.cat([dc_dz_candidate, dc_dz_update], dim=-1), keep
 
     def backward_step(
         self, grad_state: CellState, local: tuple[Tensor, ...], weights: Weights

@@ -1,1 +1,1 @@
-"""How a cell runs over time, and how a hidden state becomes a loss."""
+"""Kernels and their dispatch: the scan of a cell over time, and softmax cross-entropy."""

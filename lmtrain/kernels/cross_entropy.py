@@ -1,10 +1,16 @@
-"""Softmax cross-entropy of hidden states against the words that came, in nats.
+"""Linear layer and softmax cross-entropy, fused: the loss and its gradients in one pass.
 
-ŷ⟨t⟩ = softmax(W_y a⟨t⟩ + b_y),  L⟨t⟩ = −log ŷ⟨t⟩[y⟨t⟩]
+    ŷ⟨t⟩ = softmax(W_y a⟨t⟩ + b_y),  L⟨t⟩ = −log ŷ⟨t⟩[y⟨t⟩],  dz = ŷ − [y]
 
-Loss and gradients come together, piece by piece, and a piece's logits become its gradients
-dz = ŷ − [y] in place, so that the logits are never whole in memory. Pieces are rows; with a large
-vocabulary they are slices of it, met twice: for log Σ e^z first, then for the gradients.
+The forward computes the gradients too, chunk by chunk: the logits of a chunk become dz in place, so
+that the logits (N, V) are never all in memory. A chunk is a number of rows or, with a large
+vocabulary, a slice of it.
+
+N = T·B rows, H hidden_size, V vocab_size.
+
+Kept for backward: the gradients, N·H + V·H + V scalars. Cost: 3·N·H·V multiply-adds for chunks of
+rows, 4·N·H·V for slices, whose logits are computed twice (first for log Σ e^z, then for dz).
+Not supported: second derivatives, label smoothing.
 """
 
 from collections.abc import Callable
@@ -19,29 +25,29 @@ from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 from lmtrain.kernels.triton import engine as triton
 
-# Bytes of logits held at once.
-_MOST_BYTES = 24 << 20
-# The same for slices of the vocabulary, beside which the gradients of all rows are held.
-_SLICE_BYTES = 4 << 20
-# Pieces of rows beyond which adding up gradients of all weights costs more than computing the
-# logits of all rows twice.
-_MOST_PIECES = 8
+# Most bytes of logits in a chunk of rows.
+_MAX_CHUNK_BYTES = 24 << 20
+# Most bytes of logits in a slice of the vocabulary.
+_MAX_SLICE_BYTES = 4 << 20
+# With more chunks, accumulating the gradient of all weights costs more than computing the logits
+# twice.
+_MAX_CHUNKS = 8
 
 
 def cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
 ) -> Tensor:
-    """Scale · Σ L over all predictions: the mean with scale 1 / (T·B).
+    """Scale · Σ L over all predictions, a scalar in nats; the mean with scale 1 / (T·B).
 
     Args:
-        hidden: (T, B, H); in bf16, the operands of all products are bf16.
-        weight: output weights W_y, (V, H).
+        hidden: a, (T, B, H); if bf16, the operands of all products are bf16.
+        weight: W_y, (V, H).
         bias: b_y, (V).
-        targets: the words that came, (T, B); below 0 where there is nothing to predict.
-        scale: factor of the sum, and so of all gradients.
+        targets: y, (T, B); a target below 0 is ignored.
+        scale: factor of the sum and of all gradients.
 
     Raises:
-        ConfigError: a target that is no token.
+        ConfigError: a target of V or above, if it is on the CPU.
     """
     needs_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
     run = _loss if needs_operator else _loss_and_gradients
@@ -50,13 +56,16 @@ def cross_entropy(
 
 @torch.no_grad()
 def log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-    """Log ŷ⟨t⟩[y⟨t⟩] of each prediction, (T, B), in nats.
+    """Log ŷ⟨t⟩[y⟨t⟩] of each prediction, (T, B), in nats; no gradient.
 
     Args:
-        hidden: (T, B, H).
-        weight: output weights W_y, (V, H).
+        hidden: a, (T, B, H).
+        weight: W_y, (V, H).
         bias: b_y, (V).
-        targets: the words that came, (T, B).
+        targets: y, (T, B); 0 is returned for a target below 0.
+
+    Raises:
+        ConfigError: a target of V or above, if it is on the CPU.
     """
     run = _log_likelihood_operator if torch.compiler.is_compiling() else _log_likelihood
     return run(hidden, weight, bias, targets)
@@ -64,11 +73,11 @@ def log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
 
 def _log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     weight = weight.to(hidden.dtype)
-    nats = [
-        _nats(rows @ weight.T, bias, came, None, 1.0)
-        for rows, came in _pieces(hidden, weight, targets)
+    losses = [
+        _losses(rows @ weight.T, bias, row_targets, None, 1.0)
+        for rows, row_targets in _chunks(hidden, weight, targets)
     ]
-    return -torch.cat(nats).view(targets.shape)
+    return -torch.cat(losses).view(targets.shape)
 
 
 _log_likelihood_operator = torch.library.custom_op(
@@ -84,10 +93,10 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
 def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scale · Σ L, and its gradients: of the hidden states, of W_y and of b_y."""
-    pieces = _pieces(hidden, weight, targets)
-    if len(pieces) <= _MOST_PIECES:
-        total, grad_hidden, *gradients = _by_rows(pieces, weight, bias, scale)
+    """Scale · Σ L, and its gradients with respect to a, W_y and b_y."""
+    chunks = _chunks(hidden, weight, targets)
+    if len(chunks) <= _MAX_CHUNKS:
+        total, grad_hidden, *gradients = _by_rows(chunks, weight, bias, scale)
     else:
         rows = hidden.flatten(0, 1)
         total, grad_hidden, *gradients = _by_slices(rows, weight, bias, targets.flatten(), scale)
@@ -101,8 +110,8 @@ _loss = torch.library.custom_op("lmtrain::cross_entropy", _loss_and_gradients, m
 def _(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
-    return bias.new_empty(()), *given, bias.new_empty(bias.shape)
+    gradients = [tensor.new_empty(tensor.shape) for tensor in (hidden, weight, bias)]
+    return bias.new_empty(()), gradients[0], gradients[1], gradients[2]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -117,8 +126,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_unused: None) -> tuple[Tensor | N
     if grad is None:
         return (None,) * 5
     gradients: tuple[Tensor, ...] = ctx.saved_tensors
-    # The gradient of a loss that is the objective itself is 1. To ask would wait for a GPU, and
-    # a tensor that is traced has no number.
+    # A factor of 1 is skipped. Reading it would synchronize with a GPU, and a traced tensor has no
+    # value.
     if grad.is_cuda or type(grad) is not Tensor or float(grad) != 1:
         gradients = tuple(gradient * grad.to(gradient.dtype) for gradient in gradients)
     return (*gradients, None, None)
@@ -127,55 +136,55 @@ def _backward(ctx: Any, grad: Tensor | None, *_unused: None) -> tuple[Tensor | N
 torch.library.register_autograd("lmtrain::cross_entropy", _backward, setup_context=_setup_context)
 
 
-def _pieces(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Rows of hidden states (N, H) and their targets (N), so many that their logits fit.
+def _chunks(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Chunks of the rows: hidden states (·, H) and targets (·), within _MAX_CHUNK_BYTES of logits.
 
     Raises:
-        ConfigError: a target that is no token.
+        ConfigError: a target of V or above, if it is on the CPU.
     """
     if targets.device.type == "cpu" and int(targets.max()) >= len(weight):
-        raise ConfigError(f"a target of {int(targets.max())}: there are {len(weight)} tokens")
-    rows = max(1, _MOST_BYTES // (len(weight) * hidden.element_size()))
+        raise ConfigError(f"target {int(targets.max())}: the vocabulary has {len(weight)} tokens")
+    rows = max(1, _MAX_CHUNK_BYTES // (len(weight) * hidden.element_size()))
     flat = hidden.flatten(0, 1)
-    pieces = -(-len(flat) // rows)
-    return list(zip(flat.chunk(pieces), targets.flatten().chunk(pieces), strict=True))
+    count = -(-len(flat) // rows)
+    return list(zip(flat.chunk(count), targets.flatten().chunk(count), strict=True))
 
 
 def _by_rows(
-    pieces: list[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor, scale: float
+    chunks: list[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
-    """Σ L, and the scaled gradients of hidden states, weights and bias."""
-    operand = weight.to(pieces[0][0].dtype)
+    """Σ L, and the scaled gradients with respect to a, W_y and b_y."""
+    operand = weight.to(chunks[0][0].dtype)
     total, grad_bias = bias.new_zeros(()), torch.zeros_like(bias)
     grad_weight = torch.empty(0)
     grad_hidden = []
-    for rows, came in pieces:
-        logits = rows @ operand.T  # (N, V)
-        total += _nats(logits, bias, came, grad_bias, scale).sum()
+    for rows, targets in chunks:
+        logits = rows @ operand.T  # (·, V)
+        total += _losses(logits, bias, targets, grad_bias, scale).sum()
         grad_hidden.append(logits @ operand)
-        piece = (library.transposed(logits) @ rows).to(weight.dtype)
-        grad_weight = grad_weight.add_(piece) if len(grad_hidden) > 1 else piece
+        product = (library.transposed(logits) @ rows).to(weight.dtype)
+        grad_weight = grad_weight.add_(product) if len(grad_hidden) > 1 else product
     return total, torch.cat(grad_hidden), grad_weight, grad_bias
 
 
 def _by_slices(
     rows: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
-    """As `_by_rows`, for all rows (N, H) and targets (N) at once."""
-    width = max(1, _SLICE_BYTES // (len(rows) * rows.element_size()))
+    """As `_by_rows`, from all rows (N, H) and targets (N), slice by slice of the vocabulary."""
+    width = max(1, _MAX_SLICE_BYTES // (len(rows) * rows.element_size()))
     log_sums = bias.new_full((len(rows),), -torch.inf)
     score = bias.new_zeros(len(rows))
     for first in range(0, len(weight), width):
         part = slice(first, first + width)
         logits = rows @ weight[part].to(rows.dtype).T  # (N, width)
-        came = (targets - first).clamp(0, logits.shape[1] - 1)
-        inside = came == targets - first
-        z = logits.gather(1, came.unsqueeze(1)).squeeze(1).to(bias.dtype) + bias[part][came]
-        score = torch.where(inside, z, score)
+        index = (targets - first).clamp(0, logits.shape[1] - 1)
+        is_inside = index == targets - first
+        z = logits.gather(1, index.unsqueeze(1)).squeeze(1).to(bias.dtype) + bias[part][index]
+        score = torch.where(is_inside, z, score)
         log_sums = torch.logaddexp(log_sums, _slice_log_sums(logits, bias[part]))
-    known = targets >= 0
-    total = torch.where(known, log_sums - score, 0).sum()
-    log_sums = torch.where(known, log_sums, torch.inf)
+    has_target = targets >= 0
+    total = torch.where(has_target, log_sums - score, 0).sum()
+    log_sums = torch.where(has_target, log_sums, torch.inf)
     grad_hidden = torch.zeros_like(rows, dtype=bias.dtype)
     grad_weight, grad_bias = torch.empty_like(weight), torch.zeros_like(bias)
     for first in range(0, len(weight), width):
@@ -188,51 +197,55 @@ def _by_slices(
     return total, grad_hidden.to(rows.dtype), grad_weight, grad_bias
 
 
-def _nats(
+def _losses(
     logits: Tensor, bias: Tensor, targets: Tensor, grad_bias: Tensor | None, scale: float
 ) -> Tensor:
-    """L of each row of logits (N, V); with `grad_bias`, which is added to, they become dz."""
+    """L of each row of logits (·, V), which become dz if `grad_bias` is given and added to."""
     targets = targets.contiguous()
     if (kernel := _kernel(logits, bias)) is not None:
-        nats = bias.new_empty(len(logits))
-        kernel(logits, bias, targets, nats=nats, grad_bias=grad_bias, scale=scale)
-        return nats
+        losses = bias.new_empty(len(logits))
+        kernel(logits, bias, targets, losses=losses, grad_bias=grad_bias, scale=scale)
+        return losses
     z = logits.to(bias.dtype) + bias
-    known = targets >= 0
-    log_sums = torch.where(known, z.logsumexp(1), torch.inf)
-    came = targets.clamp(min=0).unsqueeze(1)
-    nats = torch.where(known, log_sums - z.gather(1, came).squeeze(1), 0)
+    has_target = targets >= 0
+    log_sums = torch.where(has_target, z.logsumexp(1), torch.inf)
+    index = targets.clamp(min=0).unsqueeze(1)
+    losses = torch.where(has_target, log_sums - z.gather(1, index).squeeze(1), 0)
     if grad_bias is not None:
         _slice_gradient(logits, bias, targets, log_sums, grad_bias, scale)
-    return nats
+    return losses
 
 
 def _slice_log_sums(logits: Tensor, bias: Tensor) -> Tensor:
-    """Log Σ e^z of each row over a slice of the vocabulary."""
+    """Log Σ e^z of each row over a slice of the vocabulary, (N)."""
     if (kernel := _kernel(logits, bias)) is not None:
         log_sums = bias.new_empty(len(logits))
-        nowhere = torch.full((len(logits),), -1, device=bias.device)
-        kernel(logits, bias, nowhere, log_sums=log_sums)
+        no_targets = torch.full((len(logits),), -1, device=bias.device)
+        kernel(logits, bias, no_targets, log_sums=log_sums)
         return log_sums
     return (logits.to(bias.dtype) + bias).logsumexp(1)
 
 
 def _slice_gradient(
-    logits: Tensor, bias: Tensor, came: Tensor, log_sums: Tensor, grad_bias: Tensor, scale: float
+    logits: Tensor, bias: Tensor, targets: Tensor, log_sums: Tensor, grad_bias: Tensor, scale: float
 ) -> None:
-    """Turns a slice's logits into dz = scale · (e^(z − log Σ e^z) − [y]), 0 where log Σ is ∞."""
+    """Overwrites the logits of a slice with dz = scale · (e^(z − log Σ e^z) − [y]).
+
+    Targets count from the first token of the slice. dz is 0 where log Σ e^z is infinite.
+    """
     if (kernel := _kernel(logits, bias)) is not None:
-        kernel(logits, bias, came, log_sums=log_sums, grad_bias=grad_bias, scale=scale)
+        kernel(logits, bias, targets, log_sums=log_sums, grad_bias=grad_bias, scale=scale)
         return
     dz = (logits.to(bias.dtype) + bias).sub_(log_sums.unsqueeze(1)).exp_()
-    inside = ((came >= 0) & (came < len(bias)) & log_sums.isfinite()).nonzero().squeeze(1)
-    dz[inside, came[inside]] -= 1
+    is_inside = (targets >= 0) & (targets < len(bias)) & log_sums.isfinite()
+    rows = is_inside.nonzero().squeeze(1)
+    dz[rows, targets[rows]] -= 1
     grad_bias += dz.mul_(scale).sum(0)
     logits.copy_(dz)
 
 
 def _kernel(logits: Tensor, bias: Tensor) -> Callable[..., None] | None:
-    """What does this where the logits are; None for torch."""
+    """The kernel for logits and bias like these; None for torch."""
     kernels = kernels_for(logits, bias)
     if kernels == "triton":
         kernel: Callable[..., None] = triton.module("cross_entropy").cross_entropy

@@ -1,4 +1,4 @@
-"""Which kernels run on a tensor: C++ on the processor, Triton on CUDA."""
+"""Which kernels run on a tensor: C++ on the CPU, Triton on CUDA."""
 
 from typing import Literal
 
@@ -10,12 +10,17 @@ from lmtrain.kernels.triton import engine as triton
 
 
 def kernels_for(operand: Tensor, bias: Tensor) -> Literal["native", "triton"] | None:
-    """The kernels that take operands of products and a bias like these; None for torch."""
+    """The kernels for operands like this; None for torch.
+
+    Args:
+        operand: an operand of the products; fp32, or bf16 where the kernels support it.
+        bias: the bias; kernels need fp32.
+    """
     if bias.dtype != torch.float32:
         return None
-    if triton.runs(operand):
+    if triton.supports(operand):
         return "triton"
-    if operand.device.type != "cpu" or library.absence():
+    if operand.device.type != "cpu" or library.unavailable_reason():
         return None
     is_bf16 = operand.dtype == torch.bfloat16 and library.has_bf16()
     return "native" if is_bf16 or operand.dtype == torch.float32 else None

@@ -1,11 +1,10 @@
-"""How the rows and steps of a scan lie in memory for its kernels: side by side, or packed.
+"""The memory layout of a batch in a scan: padded to T steps, or packed without padding.
 
-Packed, rows of different lengths have no padding: the longest row comes first, so that the rows
-that have not ended at a step are the first ones, and a row that runs backward in time begins at its
-own end. The lines of a step follow those of the step before.
+As in torch's PackedSequence, packed rows are sorted by decreasing length and stored step by step: a
+step has one line for each row that has not ended. A row that runs backward starts at its own end.
 
-T steps, B rows, H hidden_size, N lines: the sum of the lengths. A history holds the states before
-and after each step: (T + 1, B, H) side by side, B + N lines packed.
+T steps, B rows, G gates, I input_size, H hidden_size, N lines (the sum of the lengths). A history
+is the initial state and the state after each step: (T + 1, B, H) padded, (B + N, H) packed.
 """
 
 from typing import Any, Protocol
@@ -20,56 +19,56 @@ from lmtrain.errors import ConfigError
 
 
 class Layout(Protocol):
-    """The interface of both layouts."""
+    """Interface of the layouts."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments of a kernel that depend on the layout."""
+        """Keyword arguments of a kernel that depend on the layout."""
         ...
 
     def linear(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Products of the inputs (T, B, I) with a weight (G·H, I), in memory for (T, B, G·H)."""
+        """Products of inputs (T, B, I) and a weight (G·H, I), in a tensor of shape (T, B, G·H)."""
         ...
 
     def view(self, buffer: Tensor) -> Tensor:
-        """What a kernel is given of memory for (T, B, ·) or of a history (T + 1, B, ·)."""
+        """The part that a kernel uses of a tensor (T, B, ·) or of a history (T + 1, B, ·)."""
         ...
 
-    def begin(self, history: Tensor, first: Tensor) -> Tensor:
-        """What a kernel is given of a history, with the first states (B, H) in it."""
+    def initialize(self, history: Tensor, initial: Tensor) -> Tensor:
+        """Copies the initial state (B, H) into a history; `view` of it."""
         ...
 
-    def last(self, states: Tensor) -> Tensor:
-        """The last state of each row, (B, H), of a history that a kernel was given."""
+    def final(self, history: Tensor) -> Tensor:
+        """The final state of each row, (B, H), from a `view` of a history."""
         ...
 
-    def before(self, states: Tensor) -> Tensor:
-        """The states before each step, of a history that a kernel was given."""
+    def previous(self, history: Tensor) -> Tensor:
+        """The state before each step, from a `view` of a history."""
         ...
 
     def pack(self, padded: Tensor) -> Tensor:
-        """What is (T, B, ·) as a kernel is given it."""
+        """A padded tensor (T, B, ·) in this layout."""
         ...
 
     def pad(self, lines: Tensor) -> Tensor:
-        """What a kernel gave as (T, B, ·), 0 beyond the lengths."""
+        """The padded tensor (T, B, ·) of a tensor in this layout; padding is 0."""
         ...
 
-    def ordered(self, rows: Tensor) -> Tensor:
-        """Rows (B, H), copied in the order of the layout."""
+    def sort(self, rows: Tensor) -> Tensor:
+        """A copy of rows (B, H) in the order of the layout."""
         ...
 
-    def restored(self, rows: Tensor) -> Tensor:
-        """Rows (B, H) in the order of the layout in their own order."""
+    def unsort(self, rows: Tensor) -> Tensor:
+        """Rows (B, H) from the order of the layout in their original order."""
         ...
 
 
-class SideBySide(Layout):
-    """Rows in columns, padded where they have lengths.
+class Padded(Layout):
+    """All rows have T steps in memory; kernels skip the padding of rows with lengths.
 
     Args:
         steps: T.
-        lengths: steps of each row, (B,), for kernels that skip what is beyond; None for T.
+        lengths: steps of each row, (B,); None for T.
         reverse: whether time runs from T to 1.
     """
 
@@ -78,46 +77,46 @@ class SideBySide(Layout):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The direction, and the lengths where there are any."""
+        """The direction and, where rows have them, the lengths."""
         options: dict[str, Any] = {"reverse": self._reverse}
         if self._lengths is not None:
             options["lengths"] = self._lengths.to(torch.int32)
         return options
 
     def linear(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """One product."""
+        """One matrix product."""
         return F.linear(inputs, weight)
 
     def view(self, buffer: Tensor) -> Tensor:
-        """All of it."""
+        """The whole tensor."""
         return buffer
 
-    def begin(self, history: Tensor, first: Tensor) -> Tensor:
-        """The first states are where time begins."""
-        history[self._steps if self._reverse else 0] = first
+    def initialize(self, history: Tensor, initial: Tensor) -> Tensor:
+        """The initial state is at index 0, or at T if time runs backward."""
+        history[self._steps if self._reverse else 0] = initial
         return history
 
-    def last(self, states: Tensor) -> Tensor:
-        """At the place where time ends; beyond its length a row's state stands still."""
-        return states[0 if self._reverse else self._steps].clone()
+    def final(self, history: Tensor) -> Tensor:
+        """The state at the other end: kernels copy the state of a row that has ended."""
+        return history[0 if self._reverse else self._steps].clone()
 
-    def before(self, states: Tensor) -> Tensor:
-        """A step's neighbours in time, (T, B, H)."""
-        return states[1:] if self._reverse else states[:-1]
+    def previous(self, history: Tensor) -> Tensor:
+        """All states but the final one, (T, B, H)."""
+        return history[1:] if self._reverse else history[:-1]
 
     def pack(self, padded: Tensor) -> Tensor:
-        """The same numbers."""
+        """The same tensor, contiguous."""
         return padded.contiguous()
 
     def pad(self, lines: Tensor) -> Tensor:
-        """The same numbers: kernels leave 0 beyond the lengths."""
+        """The same tensor: kernels write 0 to padding."""
         return lines
 
-    def ordered(self, rows: Tensor) -> Tensor:
-        """The rows as they are."""
+    def sort(self, rows: Tensor) -> Tensor:
+        """The rows are not sorted."""
         return rows.clone(memory_format=torch.contiguous_format)
 
-    def restored(self, rows: Tensor) -> Tensor:
+    def unsort(self, rows: Tensor) -> Tensor:
         """The rows as they are."""
         return rows
 
@@ -126,8 +125,8 @@ class Packed(Layout):
     """Rows of different lengths without padding.
 
     Args:
-        lengths: steps of each row, (B,), on the processor.
-        steps: T, of the padded rows.
+        lengths: steps of each row, (B,), on the CPU.
+        steps: T of the padded rows.
         reverse: whether time runs from T to 1.
 
     Raises:
@@ -140,77 +139,82 @@ class Packed(Layout):
     """
 
     def __init__(self, lengths: Tensor, steps: int, *, reverse: bool) -> None:
-        own = lengths.numpy()
-        if own.min() < 1 or own.max() > steps:
-            raise ConfigError(f"scan: lengths {own.min()} to {own.max()} are not in 1 to {steps}")
-        order = np.argsort(-own, kind="stable")
-        longest_first, times = own[order], np.arange(own.max())
-        step, row = np.nonzero(times[:, None] < longest_first)
-        offsets = np.searchsorted(step, np.append(times, own.max()))
-        time = longest_first[row] - 1 - step if reverse else step
-        self._steps, self._rows = steps, len(own)
-        self._offsets = _tensor(offsets)  # the first line of each step, and N
+        sizes = lengths.numpy()
+        if sizes.min() < 1 or sizes.max() > steps:
+            raise ConfigError(
+                f"scan: lengths {sizes.min()} to {sizes.max()} are not in 1 to {steps}"
+            )
+        order = np.argsort(-sizes, kind="stable")
+        sorted_sizes, scan_steps = sizes[order], np.arange(sizes.max())
+        # Of each line: its step in the order of the scan, and its row in the sorted order.
+        step, row = np.nonzero(scan_steps[:, None] < sorted_sizes)
+        offsets = np.searchsorted(step, np.append(scan_steps, sizes.max()))
+        time = sorted_sizes[row] - 1 - step if reverse else step
+        self._steps, self._rows = steps, len(sizes)
+        # The first line of each step, then N.
+        self._offsets = _tensor(offsets)
         self._order = _tensor(order)
         self._ranks = _tensor(np.argsort(order))
-        self._lines = _tensor(time * len(own) + order[row])
-        # Lines of the history: the first states, then the state after each line.
-        self._before = _tensor(np.where(step > 0, len(own) + offsets[step - 1], 0) + row)
-        self._last = _tensor(len(own) + offsets[own - 1] + np.argsort(order))
+        # The index t·B + b of each line in a padded tensor.
+        self._lines = _tensor(time * len(sizes) + order[row])
+        # In a history: the state before each line, and the final state of each row.
+        self._previous = _tensor(np.where(step > 0, len(sizes) + offsets[step - 1], 0) + row)
+        self._final = _tensor(len(sizes) + offsets[sizes - 1] + np.argsort(order))
 
     @property
     def options(self) -> dict[str, Any]:
-        """Where the steps begin; time runs forward, since the lines are in its order."""
+        """The first line of each step; the lines are in the order of the scan, never reversed."""
         return {"reverse": False, "offsets": self._offsets}
 
     def linear(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """One product of the lines."""
+        """One matrix product of all lines."""
         products = inputs.new_empty(*inputs.shape[:2], len(weight))
-        torch.mm(self.pack(inputs), weight.T, out=self._cleared(products))
+        torch.mm(self.pack(inputs), weight.T, out=self._view_cleared(products))
         return products
 
     def view(self, buffer: Tensor) -> Tensor:
-        """The first lines, N or B + N of them."""
+        """The first N lines, or B + N of a history."""
         extra = (len(buffer) - self._steps) * self._rows
         return buffer.flatten(0, 1)[: extra + len(self._lines)]
 
-    def begin(self, history: Tensor, first: Tensor) -> Tensor:
-        """The first states are the first B lines."""
-        states = self._cleared(history)
-        states[: self._rows] = first[self._order]
-        return states
+    def initialize(self, history: Tensor, initial: Tensor) -> Tensor:
+        """The initial state is in the first B lines."""
+        view = self._view_cleared(history)
+        view[: self._rows] = initial[self._order]
+        return view
 
-    def last(self, states: Tensor) -> Tensor:
-        """The line after each row's last step."""
-        return states[self._last]
+    def final(self, history: Tensor) -> Tensor:
+        """The state after each row's last line."""
+        return history[self._final]
 
-    def before(self, states: Tensor) -> Tensor:
-        """A line for each line, (N, H)."""
-        return states[self._before]
+    def previous(self, history: Tensor) -> Tensor:
+        """The state before each line, (N, H)."""
+        return history[self._previous]
 
-    def _cleared(self, buffer: Tensor) -> Tensor:
-        """The first lines, with 0 in the memory behind them: an operator's results are defined."""
+    def _view_cleared(self, buffer: Tensor) -> Tensor:
+        """`view`, with the unused rest set to 0: operators must not return undefined memory."""
         lines = self.view(buffer)
         buffer.flatten(0, 1)[len(lines) :] = 0
         return lines
 
     def pack(self, padded: Tensor) -> Tensor:
-        """The lines, (N, ·)."""
+        """All lines, (N, ·)."""
         return padded.flatten(0, 1).index_select(0, self._lines)
 
     def pad(self, lines: Tensor) -> Tensor:
-        """Each line at its time and row."""
+        """The lines at their steps and rows."""
         padded = lines.new_zeros(self._steps * self._rows, lines.shape[1])
         padded.index_copy_(0, self._lines, lines)
         return padded.view(self._steps, self._rows, -1)
 
-    def ordered(self, rows: Tensor) -> Tensor:
-        """The longest first."""
+    def sort(self, rows: Tensor) -> Tensor:
+        """The longest row first."""
         return rows[self._order]
 
-    def restored(self, rows: Tensor) -> Tensor:
-        """The inverse of `ordered`."""
+    def unsort(self, rows: Tensor) -> Tensor:
+        """The inverse of `sort`."""
         return rows[self._ranks]
 
 
-def _tensor(numbers: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(numbers, np.int64))
+def _tensor(array: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.int64))

@@ -1,15 +1,19 @@
-"""Cells whose scan has kernels: `lmtrain::scan`, with its backward, as operators of torch.
+"""The scan of cells with kernels, as the PyTorch operators `lmtrain::scan` and its backward.
 
-Input products and weight gradients are single products over all time steps, done by torch; the
-kernels, C++ on the processor and Triton on CUDA, run what depends on time. Where neither runs, the
-plain engine does the same, so that a compiled or exported model needs no kernels. Precision follows
-the inputs: with bf16 inputs the operands of all products and the kept activations are bf16; sums,
-state and gradients of weights are fp32.
+Input products and weight gradients are single products over all time steps, computed by torch; the
+kernels (C++ on the CPU, Triton on CUDA) run the loop over time. Without kernels the operator runs
+the plain engine, so that compiled and exported models work everywhere. With bf16 inputs, the
+operands of all products and the stored activations are bf16; accumulation, states and weight
+gradients are fp32.
 
-Where rows have lengths, the kernels of the processor are given them packed (`layout`), in memory
-of the padded size; those of CUDA skip what is beyond.
+Rows with lengths are packed for the CPU kernels (`layout`), in tensors of the padded size; the CUDA
+kernels take padded rows and skip the padding.
 
 T steps, B rows, I input_size, H hidden_size, G gates.
+
+Kept for backward: activations, T·B·G·H scalars of the inputs' dtype, and states, (T + 1)·B·H fp32
+scalars for each part. Cost: T·B·G·H·(I + H) multiply-adds forward, with full peepholes 3·T·B·H·H
+more, and twice that backward. Not supported: second derivatives.
 """
 
 import functools
@@ -24,13 +28,13 @@ from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights, product_
 from lmtrain.errors import ConfigError
 from lmtrain.kernels import plain
 from lmtrain.kernels.engines import kernels_for
-from lmtrain.kernels.layout import Layout, Packed, SideBySide
+from lmtrain.kernels.layout import Layout, Packed, Padded
 from lmtrain.kernels.native import library
-from lmtrain.kernels.triton import scan as scan_in_triton
+from lmtrain.kernels.triton import scan as triton_scan
 from lmtrain.kernels.variant import VARIANTS, index_of
 
 _KERNELS: dict[str, Callable[..., None]] = {
-    "native": library.scan, "triton": scan_in_triton.scan
+    "native": library.scan, "triton": triton_scan.scan
 }  # fmt: skip
 
 
@@ -43,18 +47,18 @@ def scan(
     reverse: bool,
     weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
-    """As `reference.scan`, of a cell that is one of VARIANTS.
+    """See `reference.scan`; for a cell with a variant in VARIANTS.
 
-    The hidden states have the inputs' precision.
+    The hidden states have the dtype of the inputs.
 
     Raises:
-        ConfigError: another cell, or on the processor a length below 1 or above T.
+        ConfigError: a cell without a kernel; with native kernels also a length outside 1 to T.
     """
     variant = index_of(cell)
     if variant is None:
-        raise ConfigError(f"no kernel for {type(cell).__name__}")
+        raise ConfigError(f"the cell {type(cell).__name__} has no kernel")
     weights = weights or dict(cell.named_parameters())
-    # An operator of torch costs a second when it is first called; without gradients none is needed.
+    # The first call of a PyTorch operator takes a second; without autograd none is needed.
     needs_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
     run = _scan if needs_operator else _forward
     hidden, last, _, _ = run(
@@ -82,40 +86,42 @@ def _forward(
     variant: int,
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
-    """Hidden states, last state, activations (T, B, G·H) and history, each part (T + 1, B, H).
+    """Hidden states (T, B, H), final state, activations and history of the state.
 
-    The layout says how activations and history lie in memory of these shapes.
+    Activations are stored in a tensor (T, B, G·H), the history in tensors (T + 1, B, H), both in
+    the layout that `_layout` selects.
     """
     engine = kernels_for(inputs, bias)
     if engine is None:
-        cell, time = _cell(variant, weight_recurrent), plain.Time(len(inputs), lengths, reverse)
+        cell = _cell(variant, weight_recurrent)
+        order = plain.StepOrder(len(inputs), lengths, reverse)
         gates = F.linear(inputs.to(bias.dtype), weight_input.to(bias.dtype), bias)
         weights = _recurrent(weight_recurrent, weight_peephole)
-        history, last = plain.forward(cell, gates, tuple(state), weights, time)
-        hidden = time.masked(history[0][time.current]).to(inputs.dtype, copy=True)
+        history, last = plain.forward(cell, gates, tuple(state), weights, order)
+        hidden = order.mask_ended(history[0][order.current]).to(inputs.dtype, copy=True)
         return hidden, [part.clone() for part in last], gates.to(inputs.dtype), history
     layout = _layout(engine, lengths, len(inputs), reverse=reverse)
     gates = layout.linear(inputs, weight_input)
     history = [part.new_empty(len(inputs) + 1, *part.shape) for part in state]
-    states = [layout.begin(*pair) for pair in zip(history, state, strict=True)]
+    states = [layout.initialize(*pair) for pair in zip(history, state, strict=True)]
     lines = layout.view(gates)
     hidden = inputs.new_empty(*lines.shape[:-1], weight_recurrent.shape[1])
     kernel = _kernel(engine, variant, weight_recurrent, weight_peephole)
     kernel(gates=lines, bias=bias.contiguous(), history=states, hidden=hidden, **layout.options)
-    return layout.pad(hidden), [layout.last(part) for part in states], gates, history
+    return layout.pad(hidden), [layout.final(part) for part in states], gates, history
 
 
 def _layout(engine: str, lengths: Tensor | None, steps: int, *, reverse: bool) -> Layout:
-    """Packed where rows have lengths, but not on CUDA, where reading them would synchronize."""
+    """Packed for native kernels and rows with lengths; CUDA would have to synchronize for it."""
     if engine == "native" and lengths is not None:
         return Packed(lengths, steps, reverse=reverse)
-    return SideBySide(steps, lengths, reverse=reverse)
+    return Padded(steps, lengths, reverse=reverse)
 
 
 def _kernel(
     engine: str, variant: int, weight_recurrent: Tensor, weight_peephole: Tensor | None
 ) -> Callable[..., None]:
-    """The kernel of a variant with the weights that meet the state."""
+    """The kernel of a variant, with its recurrent weights bound."""
     return functools.partial(
         _KERNELS[engine],
         VARIANTS[variant],
@@ -129,7 +135,7 @@ def _cell(variant: int, weight_recurrent: Tensor) -> DifferentiatedCell:
 
 
 def _recurrent(weight_recurrent: Tensor, weight_peephole: Tensor | None) -> dict[str, Tensor]:
-    """The parameters that meet the state, by name."""
+    """The recurrent parameters by name."""
     weights = {"weight_recurrent": weight_recurrent}
     if weight_peephole is not None:
         weights["weight_peephole"] = weight_peephole
@@ -175,25 +181,30 @@ def _scan_backward(
     reverse: bool,
     needs_inputs: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of the first state; of weight_input, bias, recurrent and peephole; of the inputs.
+    """Gradients of the initial state; of the parameters; of the inputs.
 
-    The last list is empty, and nothing is computed for it, unless `needs_inputs`.
+    The parameters are weight_input, bias, weight_recurrent and, if there is one, weight_peephole.
+    The last list is empty unless `needs_inputs`.
     """
     weights = _recurrent(weight_recurrent, weight_peephole)
     engine = kernels_for(activations, weight_recurrent)
     if engine is None:
-        cell, time = _cell(variant, weight_recurrent), plain.Time(len(inputs), lengths, reverse)
-        kind = weight_recurrent.dtype
-        gates, upstream = activations.to(kind), grad_hidden.to(kind)
-        dz, first = plain.backward(cell, gates, history, weights, time, upstream, tuple(grad_last))
-        grad_bias, grad_state = dz.sum((0, 1)), list(first)
+        cell = _cell(variant, weight_recurrent)
+        order = plain.StepOrder(len(inputs), lengths, reverse)
+        dtype = weight_recurrent.dtype
+        gates, upstream = activations.to(dtype), grad_hidden.to(dtype)
+        dz, initial = plain.backward(
+            cell, gates, history, weights, order, upstream, tuple(grad_last)
+        )
+        grad_bias, grad_state = dz.sum((0, 1)), list(initial)
         dz = dz.to(activations.dtype)
-        layout: Layout = SideBySide(len(inputs), lengths, reverse=reverse)
+        layout: Layout = Padded(len(inputs), lengths, reverse=reverse)
         states = history
     else:
         layout = _layout(engine, lengths, len(inputs), reverse=reverse)
         activations, states = layout.view(activations), [layout.view(part) for part in history]
-        dz, delta = torch.empty_like(activations), [layout.ordered(part) for part in grad_last]
+        dz = torch.empty_like(activations)
+        grad_state = [layout.sort(part) for part in grad_last]
         grad_bias = weight_recurrent.new_zeros(activations.shape[-1])
         _kernel(engine, variant, weight_recurrent, weight_peephole)(
             gates=activations,
@@ -201,16 +212,16 @@ def _scan_backward(
             grad_hidden=layout.pack(grad_hidden),
             dz=dz,
             grad_bias=grad_bias,
-            delta=delta,
+            grad_state=grad_state,
             **layout.options,
         )
-        grad_state = [layout.restored(part) for part in delta]
+        grad_state = [layout.unsort(part) for part in grad_state]
     grad_inputs = [layout.pad(dz @ weight_input)] if needs_inputs else []
-    # From here on dz only stands in products over time, which take its transpose.
+    # The products below take the transpose of dz, which is cheaper to write out once.
     dz = library.transposed(dz.flatten(0, -2)).T.unsqueeze(0)
-    before = tuple(layout.before(part).flatten(0, -2).unsqueeze(0) for part in states)
+    previous = tuple(layout.previous(part).flatten(0, -2).unsqueeze(0) for part in states)
     activations = activations.flatten(0, -2).unsqueeze(0)
-    gradients = VARIANTS[variant].cell.recurrent_gradients(dz, activations, before, weights)
+    gradients = VARIANTS[variant].cell.recurrent_gradients(dz, activations, previous, weights)
     grad_recurrent = [gradients[name].to(weight.dtype) for name, weight in weights.items()]
     inputs = layout.pack(inputs).flatten(0, -2).unsqueeze(0)
     return grad_state, [product_over_time(dz, inputs), grad_bias, *grad_recurrent], grad_inputs
@@ -231,11 +242,11 @@ def _(
     reverse: bool,
     needs_inputs: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    like = [weight_input, weight_recurrent[:, 0], weight_recurrent]
-    like += [] if weight_peephole is None else [weight_peephole]
+    parameters = [weight_input, weight_recurrent[:, 0], weight_recurrent]
+    parameters += [] if weight_peephole is None else [weight_peephole]
     return (
         [part.new_empty(part.shape) for part in grad_last],
-        [weight.new_empty(weight.shape) for weight in like],
+        [weight.new_empty(weight.shape) for weight in parameters],
         [inputs.new_empty(inputs.shape)] if needs_inputs else [],
     )
 
@@ -244,10 +255,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     x, _, weight_input, _, recurrent, peephole, lengths, ctx.variant, ctx.reverse = inputs
     hidden, _, activations, history = output
     ctx.save_for_backward(x, weight_input, recurrent, peephole, lengths, activations, *history)
-    # The activations and the history are not differentiated: no zeros are made for them.
+    # Activations and history are not differentiable; autograd need not materialize zeros for them.
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(activations, *history)
-    ctx.hidden = hidden.shape
+    ctx.hidden_shape = hidden.shape
 
 
 def _backward(
@@ -255,7 +266,7 @@ def _backward(
 ) -> tuple[Any, ...]:
     x, weight_input, recurrent, peephole, lengths, activations, *history = ctx.saved_tensors
     if grad_hidden is None:
-        grad_hidden = activations.new_zeros(ctx.hidden)
+        grad_hidden = activations.new_zeros(ctx.hidden_shape)
     grad_state, (grad_weight, grad_bias, *grad_recurrent), grad_inputs = _scan_backward(
         grad_hidden,
         [

@@ -1,11 +1,13 @@
-"""Cells with a hand-derived backward over time, in plain torch.
+"""The plain engine: cells with a hand-derived backward over time, in PyTorch operations.
 
-One product for the inputs of all steps, a loop with only the recurrent product and the gates, and
-after the backward loop one product for each weight gradient. Kept for backward: the gates'
-activations, T·B·G·H numbers, and the states, (T+1)·B·H for each part; the local gradients take
-about as much again while backward runs. No second derivatives.
+One product for the inputs of all steps, a loop over time with the recurrent product and the gates,
+and after the backward loop one product for each weight gradient. Equations: `lmtrain.cells`.
 
 T steps, B rows, I input_size, H hidden_size, G gates.
+
+Kept for backward: activations, T·B·G·H scalars, and states, (T + 1)·B·H for each part; the local
+gradients take about as much again during backward. Cost: T·B·G·H·(I + H) multiply-adds forward,
+with full peepholes 3·T·B·H·H more, and twice that backward. Not supported: second derivatives.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ def scan(
     reverse: bool,
     weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
-    """As `reference.scan`, with the backward that the cell gives by hand."""
+    """See `reference.scan`; differentiated by the hand-derived backward of the cell."""
     names, tensors = zip(*(weights or dict(cell.named_parameters())).items(), strict=True)
     hidden, *last = _Scan.apply(  # type: ignore[no-untyped-call]
         cell, names, lengths, reverse, inputs, *state, *tensors
@@ -49,25 +51,25 @@ class _Scan(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         parts = len(cell.state_names)
         weights = dict(zip(names, tensors[parts:], strict=True))
-        time = Time(len(inputs), lengths, reverse)
+        order = StepOrder(len(inputs), lengths, reverse)
         activations = F.linear(inputs, weights["weight_input"], weights["bias"])  # (T, B, G·H)
-        history, state = forward(cell, activations, tensors[:parts], weights, time)
+        history, state = forward(cell, activations, tensors[:parts], weights, order)
         ctx.save_for_backward(inputs, activations, *history, *tensors[parts:])
-        ctx.cell, ctx.names, ctx.time = cell, names, time
-        hidden = time.masked(history[0][time.current])
+        ctx.cell, ctx.names, ctx.order = cell, names, order
+        hidden = order.mask_ended(history[0][order.current])
         return (hidden, *(part.clone() for part in state))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_hidden: Tensor, *grad_state: Tensor) -> tuple[Any, ...]:
-        cell, time = ctx.cell, ctx.time
+        cell, order = ctx.cell, ctx.order
         parts = len(cell.state_names)
         inputs, activations, *rest = ctx.saved_tensors
         history, weights = rest[:parts], dict(zip(ctx.names, rest[parts:], strict=True))
         dz, grad_state = backward(
-            cell, activations, history, weights, time, grad_hidden, grad_state
+            cell, activations, history, weights, order, grad_hidden, grad_state
         )
-        previous = tuple(states[time.previous] for states in history)
+        previous = tuple(states[order.previous] for states in history)
         gradients = cell.recurrent_gradients(dz, activations, previous, weights)
         flat = dz.flatten(0, 1)  # (T·B, G·H)
         gradients["weight_input"] = flat.T @ inputs.flatten(0, 1)
@@ -81,25 +83,29 @@ class _Scan(torch.autograd.Function):
 
 
 def forward(
-    cell: DifferentiatedCell, activations: Tensor, state: CellState, weights: Weights, time: "Time"
+    cell: DifferentiatedCell,
+    activations: Tensor,
+    state: CellState,
+    weights: Weights,
+    order: "StepOrder",
 ) -> tuple[list[Tensor], CellState]:
-    """The states before and after each step, each part (T + 1, B, H), and the last state.
+    """The history of the state, each part (T + 1, B, H), and the final state, each part (B, H).
 
     Args:
         cell: the cell.
-        activations: W_gx x + b_g of all steps, (T, B, G·H); become the gates' activations.
-        state: the state before the first step.
+        activations: W_gx x + b_g of all steps, (T, B, G·H); overwritten with the activations.
+        state: the initial state, each part (B, H).
         weights: the parameters by name.
-        time: the order of the steps.
+        order: the order of the steps.
     """
     history = [part.new_empty(len(activations) + 1, *part.shape) for part in state]
     for states, part in zip(history, state, strict=True):
-        states[time.begin] = part
-    for t in time.forward:
-        following = cell.forward_step(activations[t], state, weights)
-        state = time.held(t, following, state)
+        states[order.initial] = part
+    for t in order.forward:
+        next_state = cell.forward_step(activations[t], state, weights)
+        state = order.keep_ended(t, next_state, state)
         for states, part in zip(history, state, strict=True):
-            states[time.after(t)] = part
+            states[order.index_after(t)] = part
     return history, state
 
 
@@ -108,64 +114,68 @@ def backward(
     activations: Tensor,
     history: Sequence[Tensor],
     weights: Weights,
-    time: "Time",
+    order: "StepOrder",
     grad_hidden: Tensor,
     grad_state: CellState,
 ) -> tuple[Tensor, CellState]:
-    """Gradients at the pre-activations, (T, B, G·H), and of the first state.
+    """Gradients at the pre-activations, (T, B, G·H), and of the initial state, each part (B, H).
 
     Args:
         cell: the cell.
-        activations: as `forward` leaves them.
-        history: as `forward` gives it.
+        activations: activations of the gates, (T, B, G·H).
+        history: what `forward` returned.
         weights: the parameters by name.
-        time: the order of the steps.
-        grad_hidden: the gradients of the hidden states, (T, B, H).
-        grad_state: the gradients of the last state.
+        order: the order of the steps.
+        grad_hidden: gradients of the hidden states, (T, B, H).
+        grad_state: gradient of the final state, each part (B, H).
     """
-    previous = tuple(states[time.previous] for states in history)
-    current = tuple(states[time.current] for states in history)
+    previous = tuple(states[order.previous] for states in history)
+    current = tuple(states[order.current] for states in history)
     local = cell.local_gradients(activations, previous, current)
-    grad_hidden = time.masked(grad_hidden)
-    for t in reversed(time.forward):
+    grad_hidden = order.mask_ended(grad_hidden)
+    for t in reversed(order.forward):
         grad_state = (grad_state[0] + grad_hidden[t], *grad_state[1:])
         local_t = tuple(factor[t] for factor in local)
-        grad_state = time.held(t, cell.backward_step(grad_state, local_t, weights), grad_state)
-    return time.masked(local[0]), grad_state
+        grad_previous = cell.backward_step(grad_state, local_t, weights)
+        grad_state = order.keep_ended(t, grad_previous, grad_state)
+    return order.mask_ended(local[0]), grad_state
 
 
-class Time:
-    """The order of the steps, and which rows take part in each.
+class StepOrder:
+    """The order of the steps, and the rows that have not ended at each.
 
-    States are kept in T + 1 places; a step at t reads the place before it and writes the one
-    after it, in the direction of time.
+    A history has T + 1 states. If time runs forward, step t reads index t and writes index t + 1;
+    if it runs backward, step t reads index t + 1 and writes index t.
+
+    Args:
+        steps: T.
+        lengths: steps of each row, (B,); None for T.
+        reverse: whether time runs from T to 1.
     """
 
     def __init__(self, steps: int, lengths: Tensor | None, reverse: bool) -> None:
         self.forward = range(steps - 1, -1, -1) if reverse else range(steps)
-        self.begin = steps if reverse else 0
+        self.initial = steps if reverse else 0
         self.previous, self.current = slice(0, steps), slice(1, steps + 1)
         if reverse:
             self.previous, self.current = self.current, self.previous
         self._shift = 0 if reverse else 1
-        self._alive: Tensor | None = None
+        self._is_running: Tensor | None = None
         if lengths is not None:
             times = torch.arange(steps, device=lengths.device)
-            self._alive = (times.unsqueeze(1) < lengths).unsqueeze(2)  # (T, B, 1)
+            self._is_running = (times.unsqueeze(1) < lengths).unsqueeze(2)  # (T, B, 1)
 
-    def after(self, t: int) -> int:
-        """The place of the state that step t leaves."""
+    def index_after(self, t: int) -> int:
+        """The index in a history of the state after step t."""
         return t + self._shift
 
-    def held(self, t: int, following: CellState, state: CellState) -> CellState:
-        """`following`, but `state` in the rows that have ended."""
-        if self._alive is None:
-            return following
-        alive = self._alive[t]
-        return tuple(
-            torch.where(alive, new, old) for new, old in zip(following, state, strict=True)
-        )
+    def keep_ended(self, t: int, new: CellState, old: CellState) -> CellState:
+        """`new`, with `old` in the rows that have ended at step t."""
+        if self._is_running is None:
+            return new
+        is_running = self._is_running[t]
+        return tuple(torch.where(is_running, *parts) for parts in zip(new, old, strict=True))
 
-    def masked(self, values: Tensor) -> Tensor:
-        """`values` (T, B, ·), 0 in the rows that have ended."""
-        return values if self._alive is None else torch.where(self._alive, values, 0)
+    def mask_ended(self, values: Tensor) -> Tensor:
+        """`values` (T, B, ·), with 0 where a row has ended."""
+        return values if self._is_running is None else torch.where(self._is_running, values, 0)

@@ -1,6 +1,7 @@
-"""Any cell over time by its `step` and autograd: the truth that faster engines are held to.
+"""The reference engine: a Python loop over `Cell.step`, differentiated by autograd.
 
-Cost: T steps of Python; autograd keeps every intermediate of every step.
+Runs every cell; tests compare the other engines with it. autograd keeps every intermediate tensor
+of every step.
 """
 
 import torch
@@ -19,35 +20,36 @@ def scan(
     reverse: bool,
     weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
-    """The hidden states of a cell over time, and its last state.
+    """Hidden states of a cell over time, and its final state.
 
     Args:
         cell: the cell.
         inputs: (T, B, I).
-        state: the state before the first step, each part (B, H).
-        lengths: steps of each row, (B,), or None for T; beyond them the state stands still and the
-            hidden state is 0.
+        state: the initial state, each part (B, H).
+        lengths: steps of each row, (B,), 1 to T; None for T. In padding the state does not change
+            and the hidden state is 0.
         reverse: whether time runs from T to 1.
-        weights: all parameters by name, in place of the cell's own.
+        weights: all parameters by name, used in place of those of the cell.
 
     Returns:
-        Hidden states (T, B, H) in the order of the inputs, and the last state.
+        Hidden states (T, B, H) in the order of the inputs, and the final state, each part (B, H).
     """
     steps = range(len(inputs))
     hidden: list[Tensor] = [inputs.new_empty(0)] * len(inputs)
     for t in reversed(steps) if reverse else steps:
-        following: CellState
+        next_state: CellState
         if weights is None:
-            following = cell(inputs[t], state)
+            next_state = cell(inputs[t], state)
         else:
-            following = functional_call(cell, dict(weights), (inputs[t], state))
+            next_state = functional_call(cell, dict(weights), (inputs[t], state))
         if lengths is None:
-            state = following
+            state = next_state
             hidden[t] = state[0]
         else:
-            alive = (t < lengths).unsqueeze(1)
+            is_running = (t < lengths).unsqueeze(1)
             state = tuple(
-                torch.where(alive, new, old) for new, old in zip(following, state, strict=True)
+                torch.where(is_running, new, old)
+                for new, old in zip(next_state, state, strict=True)
             )
-            hidden[t] = torch.where(alive, state[0], 0)
+            hidden[t] = torch.where(is_running, state[0], 0)
     return torch.stack(hidden), state

@@ -1,4 +1,4 @@
-"""A cell over time: shapes are checked and the engine is chosen here, once."""
+"""The scan of a cell over time: checks shapes and selects the engine."""
 
 from typing import Literal, cast
 
@@ -19,14 +19,14 @@ def engine(cell: Cell, inputs: Tensor | None = None, *, is_stepwise: bool = Fals
 
     Args:
         cell: the cell.
-        inputs: (T, B, I); None for inputs of the cell's own precision, where the cell is.
+        inputs: (T, B, I); None for inputs of the dtype and on the device of the parameters.
         is_stepwise: whether there is a single step, for which packing the weights costs a kernel
-            more than it saves.
+            more time than it saves.
 
     Returns:
-        native and triton are kernels; plain is the hand-derived backward in torch; reference is
-        autograd, for a cell without one. While a model is compiled or exported, operator stands for
-        what has a kernel, and chooses when it runs; all else is then reference.
+        native or triton: a kernel; plain: the hand-derived backward in PyTorch operations;
+        reference: autograd. Under torch.compile and torch.export, operator for a cell with a
+        kernel, which selects the kernel at run time, and reference for any other cell.
     """
     has_kernel = not is_stepwise and index_of(cell) is not None
     if torch.compiler.is_compiling():
@@ -47,23 +47,25 @@ def scan(
     reverse: bool = False,
     weights: Weights | None = None,
 ) -> tuple[Tensor, CellState]:
-    """The hidden states of a cell over time, and its last state.
+    """Hidden states of a cell over time, and its final state.
 
     Args:
         cell: the cell.
-        inputs: (T, B, I), T and B at least 1; in bf16, hidden states are bf16 too, and products
-            take bf16 operands where the engine has them.
-        state: the state before the first step, each part (B, H); None for zeros.
-        lengths: steps of each row, (B,), 1 to T; None for T. Beyond them the state stands still
+        inputs: (T, B, I), T and B at least 1; if bf16, hidden states are bf16, and kernels use bf16
+            operands in products.
+        state: the initial state, each part (B, H); None for zeros.
+        lengths: steps of each row, (B,), 1 to T; None for T. In padding the state does not change
             and the hidden state is 0.
         reverse: whether time runs from T to 1.
-        weights: all parameters by name, in place of the cell's own: some dropped, for example.
+        weights: all parameters by name, used in place of those of the cell, for example after
+            weight dropout.
 
     Returns:
-        Hidden states (T, B, H) in the order of the inputs, and the last state.
+        Hidden states (T, B, H) in the order of the inputs, and the final state, each part (B, H).
 
     Raises:
-        ConfigError: a shape that does not fit the cell.
+        ConfigError: a shape that does not match the cell; with native kernels also a length
+            outside 1 to T.
 
     Example:
         >>> import torch
@@ -85,7 +87,7 @@ def scan(
         raise ConfigError(f"scan: state {shapes} is not {len(cell.state_names)} x {expected}")
     if lengths is not None and lengths.shape != (batch_size,):
         raise ConfigError(f"scan: lengths {tuple(lengths.shape)} are not ({batch_size},)")
-    # Not len, which makes a constant of T in an exported program.
+    # inputs.shape, since len(inputs) would make T a constant in an exported program.
     chosen = engine(cell, inputs, is_stepwise=inputs.shape[0] == 1)
     if chosen in {"native", "triton", "operator"}:
         return operator.scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)
@@ -94,6 +96,6 @@ def scan(
         hidden, state = scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)
         return hidden.bfloat16(), state
     if chosen == "plain":
-        by_hand = cast("DifferentiatedCell", cell)
-        return plain.scan(by_hand, inputs, state, lengths, reverse=reverse, weights=weights)
+        differentiated = cast("DifferentiatedCell", cell)
+        return plain.scan(differentiated, inputs, state, lengths, reverse=reverse, weights=weights)
     return reference.scan(cell, inputs, state, lengths, reverse=reverse, weights=weights)

@@ -1,4 +1,4 @@
-"""The variants of cells that have kernels: one table for C++, Triton and the operators of torch."""
+"""The cells with kernels, each with its options: one table for C++, Triton and the operators."""
 
 import functools
 from dataclasses import dataclass
@@ -13,39 +13,39 @@ Peephole = Literal["none", "full", "diagonal"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A cell with the values of its options, as kernels see it.
+    """A cell class with one combination of its options, for which there is a kernel.
 
     Args:
-        name: what the cell is registered as, and its kernels are found by.
-        cell: the class.
-        options: the values of the class's options, in their order.
-        peephole: the form of `weight_peephole`.
-        is_other_form: whether the nonlinearity is the second of the two that a kernel has: relu for
-            tanh in the RNN, the identity for tanh(c) in the LSTM.
+        name: registered name of the cell, by which its kernels are found.
+        cell: class of the cell.
+        options: values of the class's options, in the order of `Cell.options`.
+        peephole: form of `weight_peephole`.
+        is_tanh: whether g in the RNN and h in the LSTM are tanh, rather than ReLU and the
+            identity.
     """
 
     name: str
     cell: type[DifferentiatedCell]
     options: tuple[str, ...] = ()
     peephole: Peephole = "none"
-    is_other_form: bool = False
+    is_tanh: bool = True
 
     @property
-    def gates(self) -> int:
-        """G."""
+    def num_gates(self) -> int:
+        """G, number of gates."""
         return len(self.cell.gates)
 
     @property
-    def parts(self) -> int:
-        """Parts of the state."""
+    def num_parts(self) -> int:
+        """Number of parts of the state."""
         return len(self.cell.state_names)
 
     def instance(self, hidden_size: int) -> DifferentiatedCell:
-        """A cell of this variant for the functions that take its weights beside it."""
+        """A cell without weights, for methods that take the weights as an argument."""
         return _instance(self, hidden_size)
 
     def peephole_shape(self, hidden_size: int) -> tuple[int, ...] | None:
-        """The shape of `weight_peephole`; None where there is none."""
+        """Shape of `weight_peephole`; None if the cell has none."""
         shapes = {"full": (3 * hidden_size, hidden_size), "diagonal": (3 * hidden_size,)}
         return shapes.get(self.peephole)
 
@@ -56,18 +56,18 @@ def _instance(variant: Variant, hidden_size: int) -> DifferentiatedCell:
         return variant.cell(1, hidden_size, *variant.options)
 
 
-# Exported programs hold an index into this table: new variants are added at its end.
+# Exported programs contain indices into this table: append new variants at the end.
 VARIANTS = (
     Variant("rnn", RNN, ("tanh",)),
-    Variant("rnn", RNN, ("relu",), is_other_form=True),
+    Variant("rnn", RNN, ("relu",), is_tanh=False),
     Variant("simple-gru", SimpleGRU),
     Variant("gru", GRU),
     Variant("lstm", LSTM, ("tanh",)),
-    Variant("lstm", LSTM, ("linear",), is_other_form=True),
+    Variant("lstm", LSTM, ("linear",), is_tanh=False),
     Variant("peephole-lstm", PeepholeLSTM, ("tanh", "full"), "full"),
-    Variant("peephole-lstm", PeepholeLSTM, ("linear", "full"), "full", is_other_form=True),
+    Variant("peephole-lstm", PeepholeLSTM, ("linear", "full"), "full", is_tanh=False),
     Variant("peephole-lstm", PeepholeLSTM, ("tanh", "diagonal"), "diagonal"),
-    Variant("peephole-lstm", PeepholeLSTM, ("linear", "diagonal"), "diagonal", is_other_form=True),
+    Variant("peephole-lstm", PeepholeLSTM, ("linear", "diagonal"), "diagonal", is_tanh=False),
 )
 
 _INDICES: dict[type[Cell], dict[tuple[str, ...], int]] = {}
@@ -76,7 +76,7 @@ for _index, _variant in enumerate(VARIANTS):
 
 
 def index_of(cell: Cell) -> int | None:
-    """The index in VARIANTS of what a cell is; None for another cell, a subclass included."""
+    """Index of a cell's variant in VARIANTS; None if there is none, as for any subclass."""
     indices = _INDICES.get(type(cell))
     if indices is None:
         return None

@@ -1,1 +1,1 @@
-"""Layers and directions around a cell, and the language model around the layers."""
+"""Recurrent layers, embeddings, output heads, and the networks built from them."""

@@ -1,4 +1,4 @@
-"""A softmax whose cost follows word frequency, for vocabularies of many tens of thousands."""
+"""Adaptive softmax: an output layer for large vocabularies, cheaper for rare words."""
 
 import math
 
@@ -8,72 +8,74 @@ from torch import Tensor, nn
 from lmtrain.errors import ConfigError
 from lmtrain.model.head import Head
 
-# Shares of the vocabulary that the head and the head with the first tail hold.
-_SHARES = (0.05, 0.25)
-_LEAST_VOCABULARY = 100
-# A tail's projections are so many times smaller than the one before.
+# Fractions of the vocabulary at which the head and the first tail end.
+_CUTOFF_FRACTIONS = (0.05, 0.25)
+_MIN_VOCAB_SIZE = 100
+# Each tail projects to a hidden size smaller by this factor than the one before.
 _DIVISOR = 4
 
 
 class AdaptiveSoftmax(Head):
-    """P(word) = P(cluster) · P(word | cluster) for all but the frequent words.
+    """Softmax with a head for frequent words and two low-rank tails for rare ones.
 
-    The most frequent twentieth of the words stands in the head, beside one entry for each of two
-    tails, whose words share projections of a quarter and a sixteenth of the hidden size. Ids should
-    be in the order of frequency, as those of words are.
+        P(word) = P(tail) · P(word | tail)      for a word in a tail
+
+    The head contains the most frequent words and one class for each tail. Each tail projects the
+    hidden state to a smaller size. Ids should be in order of decreasing frequency, as those of
+    word vocabularies are. Targets below 0 are not supported.
 
     Args:
-        hidden_size: H, numbers in a hidden state, at least 16.
+        hidden_size: H, features of a hidden state, at least 16.
         num_classes: V, at least 100.
 
     Raises:
-        ConfigError: fewer hidden units, or a smaller vocabulary.
+        ConfigError: a hidden size or a vocabulary below these.
 
-    Source: Grave et al. 2017 (arXiv 1609.04309); the module is torch's.
+    Source: Grave et al. 2017 (arXiv 1609.04309); torch.nn.AdaptiveLogSoftmaxWithLoss.
     """
 
     def __init__(self, hidden_size: int, num_classes: int) -> None:
         super().__init__()
-        if num_classes < _LEAST_VOCABULARY:
+        if num_classes < _MIN_VOCAB_SIZE:
             raise ConfigError(
-                f"an adaptive softmax of {num_classes} tokens: {_LEAST_VOCABULARY} are the least",
+                f"adaptive softmax: {num_classes} tokens, the minimum is {_MIN_VOCAB_SIZE}",
                 "try: model.softmax=full",
             )
-        if hidden_size < _DIVISOR ** len(_SHARES):
+        minimum = _DIVISOR ** len(_CUTOFF_FRACTIONS)
+        if hidden_size < minimum:
             raise ConfigError(
-                f"an adaptive softmax of {hidden_size} hidden units: {_DIVISOR ** len(_SHARES)} "
-                "are the least",
+                f"adaptive softmax: {hidden_size} hidden units, the minimum is {minimum}",
                 "try: model.softmax=full",
             )
-        cutoffs = [math.ceil(share * num_classes) for share in _SHARES]
-        # torch draws first weights from its global generator, which must stay as it is.
+        cutoffs = [math.ceil(fraction * num_classes) for fraction in _CUTOFF_FRACTIONS]
+        # torch initializes from its global generator, whose state must not change.
         with torch.random.fork_rng(devices=[]):
             self.clusters = nn.AdaptiveLogSoftmaxWithLoss(
                 hidden_size, num_classes, cutoffs, div_value=_DIVISOR, head_bias=True
             )
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
-        """Draws the first weights: uniform in ± init_scale, or each part's own way without it."""
+        """Initializes the weights: uniform in ± init_scale; None for ± 1/√columns, zero biases."""
         with torch.no_grad():
             for parameter in self.parameters():
-                own = 1 / math.sqrt(parameter.shape[1]) if parameter.dim() == 2 else 0.0
-                scale = own if init_scale is None else init_scale
+                default = 1 / math.sqrt(parameter.shape[1]) if parameter.dim() == 2 else 0.0
+                scale = default if init_scale is None else init_scale
                 parameter.uniform_(-scale, scale, generator=generator)
 
-    def nats(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """As `Head.nats`."""
+    def loss(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """Scale · Σ −log P of targets (T, B), a scalar; see `Head.loss`."""
         return -scale * self.log_probs(hidden, targets).sum()
 
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Log P of each of `targets` (T, B) after hidden states (T, B, H), in nats."""
+        """Log P of `targets` (T, B), (T, B), in nats, from hidden states (T, B, H)."""
         flat = hidden.flatten(0, 1).to(self.clusters.head.weight.dtype)
         log_probs: Tensor = self.clusters(flat, targets.flatten()).output
         if torch.is_grad_enabled():
-            # A tail without a target would have no gradient, where other processes wait for one.
+            # A tail without a target gets a zero gradient: DistributedDataParallel needs one.
             log_probs = log_probs + 0 * sum(p.flatten()[0] for p in self.clusters.tail.parameters())
         return log_probs.view(targets.shape)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Log P of every word, (T, B, V), after hidden states (T, B, H)."""
+        """Log P of every word, (T, B, V), in nats, from hidden states (T, B, H)."""
         log_probs: Tensor = self.clusters.log_prob(hidden.flatten(0, 1))
         return log_probs.view(*hidden.shape[:2], -1)

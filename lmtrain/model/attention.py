@@ -1,4 +1,4 @@
-"""Attention of a decoder to the states of an encoder."""
+"""Attention of a decoder to the hidden states of an encoder."""
 
 import math
 from typing import Literal
@@ -11,20 +11,25 @@ Scores = Literal["dot", "additive"]
 
 
 class Attention(nn.Module):
-    """ã⟨t⟩ = tanh(W_c [s⟨t⟩; a⟨t⟩]), s⟨t⟩ = Σ_j α_j h⟨j⟩, α = softmax of scores over the source.
+    """Global attention with dot or additive scores.
 
-    The score of a⟨t⟩ and h⟨j⟩ is a · W_k h (dot), or v · tanh(W_q a + W_k h) (additive).
+        score⟨t,j⟩ = a⟨t⟩ · W_k h⟨j⟩                      dot
+        score⟨t,j⟩ = v · tanh(W_q a⟨t⟩ + W_k h⟨j⟩)        additive
+        α⟨t⟩ = softmax over j of score⟨t,j⟩
+        s⟨t⟩ = Σ_j α⟨t,j⟩ h⟨j⟩
+        ã⟨t⟩ = tanh(W_c [s⟨t⟩, a⟨t⟩])
+
+    Shapes: hidden states a (T, B, H) of the decoder, memory h (S, B, M) of the encoder and lengths
+    (B,) give ã (T, B, O) and α (B, T, S).
 
     Args:
-        memory_size: M, numbers of an encoder's state h.
-        hidden_size: H, numbers of a decoder's state a.
-        output_size: O, numbers of ã.
-        scores: which of the two.
+        memory_size: M, features of the encoder's hidden state h.
+        hidden_size: H, features of the decoder's hidden state a.
+        output_size: O, features of ã.
+        scores: dot or additive.
 
-    Shapes: memory (S, B, M), hidden (T, B, H) and lengths (B,) give ã (T, B, O) and α (B, T, S).
-
-    Source: dot, as "general", and ã: Luong, Pham & Manning 2015; additive: Bahdanau, Cho & Bengio
-    2015, of a⟨t⟩ here, where theirs takes a⟨t−1⟩.
+    Source: dot (their "general") and ã: Luong, Pham & Manning 2015; additive: Bahdanau, Cho &
+    Bengio 2015, whose scores use a⟨t−1⟩ rather than a⟨t⟩.
     """
 
     def __init__(
@@ -39,20 +44,20 @@ class Attention(nn.Module):
         self.scores = scores
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
-        """Draws the first weights: uniform in ± init_scale; without it ± √3/√(numbers of a row)."""
+        """Initializes the weights: uniform in ± init_scale; None for ± √(3 / columns)."""
         with torch.no_grad():
             for weight in self.parameters():
-                # Sums of numbers of size 1 are of size 1 then.
+                # Products with inputs of unit variance have unit variance.
                 scale = math.sqrt(3 / weight.shape[-1]) if init_scale is None else init_scale
                 weight.uniform_(-scale, scale, generator=generator)
 
     def forward(self, hidden: Tensor, memory: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs (T, B, O) and weights of attention (B, T, S); beyond their lengths these are 0.
+        """Outputs ã (T, B, O) and attention weights α (B, T, S), 0 for padding.
 
         Args:
-            hidden: (T, B, H).
-            memory: (S, B, M).
-            lengths: states of each memory, (B,).
+            hidden: the decoder's hidden states, (T, B, H).
+            memory: the encoder's hidden states, (S, B, M).
+            lengths: valid states of each row of `memory`, (B,), 1 to S.
         """
         queries, values = hidden.transpose(0, 1), memory.transpose(0, 1)
         keys = F.linear(values, self.weight_key.to(values.dtype))  # (B, S, H)
@@ -62,10 +67,10 @@ class Attention(nn.Module):
             query = F.linear(queries, self.weight_query.to(queries.dtype))
             summed = torch.tanh(query.unsqueeze(2) + keys.unsqueeze(1))  # (B, T, S, H)
             scores = summed @ self.weight_score.to(summed.dtype)
-        places = torch.arange(memory.shape[0], device=memory.device)
-        is_beyond = places >= lengths.unsqueeze(1)  # (B, S)
+        positions = torch.arange(memory.shape[0], device=memory.device)
+        is_padding = positions >= lengths.unsqueeze(1)  # (B, S)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        weights = scores.masked_fill(is_beyond.unsqueeze(1), -torch.inf).softmax(-1)
+        weights = scores.masked_fill(is_padding.unsqueeze(1), -torch.inf).softmax(-1)
         context = weights.to(values.dtype) @ values  # (B, T, M)
         both = torch.cat([context, queries], dim=-1)
         output = torch.tanh(F.linear(both, self.weight_output.to(both.dtype)))

@@ -1,4 +1,4 @@
-"""The classifier: tokens or vectors in, one label out (many to one)."""
+"""The classifier: one label for a sequence of tokens or vectors (many to one)."""
 
 from typing import Literal
 
@@ -14,15 +14,16 @@ Pooling = Literal["last", "mean", "max"]
 
 
 class Classifier(Network):
-    """P(label | x⟨1⟩ ... x⟨T⟩) = softmax(W_y p + b_y), p pooled over the hidden states a⟨t⟩.
+    """P(label | x⟨1⟩ ... x⟨T⟩) = softmax(W_y p + b_y), with p pooled over the hidden states a⟨t⟩.
+
+    Shapes: tokens (T, B) or vectors (T, B, F), with lengths (B,), give logits (B, C).
 
     Args:
-        encoder: tokens or vectors to hidden states.
-        dropout: acts on p.
-        head: p to probabilities.
-        pooling: last: a⟨T⟩, and a⟨1⟩ of the direction that runs backward; mean or max: over t.
-
-    Shapes: tokens (T, B), or vectors (T, B, F), and lengths (B,) give logits (B, C).
+        encoder: maps tokens or vectors to hidden states.
+        dropout: applied to p.
+        head: maps p to logits.
+        pooling: last: a⟨T⟩ of the forward direction and a⟨1⟩ of the backward one, T the row's
+            length; mean, max: over the steps of the row.
     """
 
     def __init__(
@@ -32,20 +33,25 @@ class Classifier(Network):
         self.pooling = pooling
 
     def pooled(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """P after dropout, (1, B, H): the form that a head takes."""
+        """The pooled hidden state p after dropout, (1, B, H), H the encoder's output size.
+
+        Args:
+            inputs: tokens (T, B) or vectors (T, B, F).
+            lengths: steps of each row, (B,), 1 to T.
+        """
         hidden, _ = self.encoder(inputs, None, lengths)
         pooled: Tensor = self.dropout(self._pool(hidden, lengths))
         return pooled.unsqueeze(0)
 
     def _pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         if self.pooling == "mean":
-            # Beyond their lengths hidden states are 0.
+            # Hidden states of padding are 0.
             total: Tensor = hidden.sum(0)
             return total / lengths.unsqueeze(1).to(hidden.dtype)
         if self.pooling == "max":
-            times = torch.arange(len(hidden), device=hidden.device).unsqueeze(1)
-            is_over = (times >= lengths).unsqueeze(2)
-            return hidden.masked_fill(is_over, -torch.inf).amax(0)
+            steps = torch.arange(len(hidden), device=hidden.device).unsqueeze(1)
+            is_padding = (steps >= lengths).unsqueeze(2)
+            return hidden.masked_fill(is_padding, -torch.inf).amax(0)
         rows = torch.arange(hidden.shape[1], device=hidden.device)
         last = hidden[lengths - 1, rows]
         if self.encoder.recurrent.directions == 1:
@@ -54,6 +60,6 @@ class Classifier(Network):
         return torch.cat([last[:, :size], hidden[0, :, size:]], dim=1)
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Logits (B, C) of tokens or vectors, each row of its own length (B,)."""
+        """Logits (B, C) of tokens (T, B) or vectors (T, B, F) with lengths (B,)."""
         logits: Tensor = self.head(self.pooled(inputs, lengths))[0]
         return logits

@@ -1,4 +1,4 @@
-"""Dropout that draws from a generator which a checkpoint holds."""
+"""Dropout whose random generator is part of the training state."""
 
 import math
 
@@ -9,16 +9,16 @@ from lmtrain.model.generator import ModelGenerator
 
 
 def keep_mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like: Tensor) -> Tensor:
-    """Numbers that are 0 with probability p, to 16 binary digits, and 1 / (1 − p) otherwise.
+    """A mask of `shape`: 0 with probability p, rounded to 16 bits, otherwise 1 / (1 − p).
 
     Args:
-        shape: how many.
-        p: probability, 0 to 1.
-        generator: what is drawn from, on the device of `like`.
-        like: gives the type and the device.
+        shape: shape of the mask.
+        p: dropout probability, 0 to 1.
+        generator: random generator on the device of `like`.
+        like: tensor with the dtype and the device of the mask.
     """
     count = math.prod(shape)
-    # One draw of 64 bits decides for four numbers: drawing is most of the cost.
+    # One draw of 64 bits serves four elements: drawing is most of the cost.
     draws = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device)
     draws.random_(-(1 << 63), None, generator=generator)
     dropped = min(round(p * 65536), 65535)  # of the 65,536 values of 16 bits
@@ -27,15 +27,15 @@ def keep_mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like
 
 
 class Dropout(nn.Module):
-    """Sets each number to 0 with probability p and scales the others by 1 / (1 − p).
+    """In training, zeroes elements with probability p and scales the others by 1 / (1 − p).
 
     Args:
-        p: probability, 0 to 1.
-        generator: what is drawn from.
-        is_locked: whether what is dropped is dropped at all time steps, the first dimension.
+        p: dropout probability, 0 to 1.
+        generator: the model's random generator.
+        is_locked: whether all time steps (the first dimension) share one mask.
 
-    Source: Srivastava et al. 2014; on the connections between layers alone: Zaremba et al. 2014;
-    locked, or variational: Gal & Ghahramani 2016.
+    Source: Srivastava et al. 2014; between layers, not across time steps: Zaremba et al. 2014;
+    one mask for all time steps (variational): Gal & Ghahramani 2016.
     """
 
     def __init__(self, p: float, generator: ModelGenerator, *, is_locked: bool = False) -> None:
@@ -45,7 +45,7 @@ class Dropout(nn.Module):
         self.is_locked = is_locked
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`inputs` of any shape, time first; unchanged outside training."""
+        """`inputs` (T, ...) after dropout; `inputs` itself in evaluation mode or if p is 0."""
         if not self.training or self.p == 0:
             return inputs
         shape = (1, *inputs.shape[1:]) if self.is_locked else tuple(inputs.shape)

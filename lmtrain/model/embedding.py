@@ -1,4 +1,4 @@
-"""The vectors that recurrent layers take: those of tokens, or inputs that are vectors."""
+"""The first layer of a network: token embeddings, or inputs that are already vectors."""
 
 import math
 
@@ -11,16 +11,18 @@ from lmtrain.model.generator import ModelGenerator
 
 
 class Embedding(nn.Module):
-    """One learned vector for each token.
+    """A learned vector for each token.
+
+    Shapes: tokens (T, B) give vectors (T, B, E); `weight` (V, E).
 
     Args:
-        vocab_size: V, tokens.
-        size: E, numbers in a vector.
-        generator: what word dropout draws from.
-        word_dropout: probability, in training, that a token of the vocabulary is dropped wherever
-            it stands in a batch.
-        is_sparse: whether the gradient may be sparse, one row for each token of the batch, where
-            the vocabulary is larger than the batch; never on CUDA.
+        vocab_size: V, number of tokens.
+        size: E, features of a vector.
+        generator: the model's random generator, for word dropout.
+        word_dropout: probability that a token of the vocabulary is dropped, at all its positions
+            in a batch; in training only.
+        is_sparse: whether to compute a sparse gradient, with one row for each token of the batch,
+            if the vocabulary is larger than the batch; ignored on CUDA.
 
     Source: word dropout: Gal & Ghahramani 2016.
     """
@@ -42,39 +44,39 @@ class Embedding(nn.Module):
         self.is_sparse = is_sparse
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
-        """Draws the first weights, uniform in ± init_scale.
+        """Initializes the weights: uniform in ± init_scale.
 
-        Without it their scale gives sums of one size over E, whatever E is.
+        With None, the standard deviation is proportional to 1/√E.
         """
         scale = math.sqrt(3 / self.weight.shape[1]) / 2 if init_scale is None else init_scale
         with torch.no_grad():
             self.weight.uniform_(-scale, scale, generator=generator)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The vectors (T, B, E) of tokens (T, B).
+        """Vectors (T, B, E) of tokens (T, B).
 
-        Outside training, a token below 0 has the zero vector: "nothing yet", x⟨1⟩ = 0 in the
-        notes. In training it has that of token 0: there such tokens are padding only.
+        In evaluation mode a token below 0 has the zero vector: x⟨1⟩ = 0 of the notes, before the
+        first token. In training it has the vector of token 0: there it only occurs as padding.
         """
-        known = tokens.clamp(min=0)
+        ids = tokens.clamp(min=0)
         is_sparse = self.is_sparse and self.training and tokens.numel() < len(self.weight)
-        vectors = F.embedding(known, self.weight, sparse=is_sparse and not tokens.is_cuda)
+        vectors = F.embedding(ids, self.weight, sparse=is_sparse and not tokens.is_cuda)
         if not self.training:
             return vectors * (tokens >= 0).unsqueeze(-1)
         if self.word_dropout:
             generator = self.generator.on(tokens.device)
             shape = (len(self.weight), 1)
             vectors = vectors * F.embedding(
-                known, keep_mask(shape, self.word_dropout, generator, vectors)
+                ids, keep_mask(shape, self.word_dropout, generator, vectors)
             )
         return vectors
 
 
 class Vectors(nn.Module):
-    """Inputs that are vectors already.
+    """The identity, for inputs that are already vectors.
 
     Args:
-        size: numbers in a vector.
+        size: F, features of a vector.
     """
 
     def __init__(self, size: int) -> None:
@@ -82,8 +84,8 @@ class Vectors(nn.Module):
         self.size = size
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
-        """Draws nothing: there are no weights."""
+        """Does nothing: there are no weights."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The same vectors, (T, B, F)."""
+        """`inputs` (T, B, F), unchanged."""
         return inputs

@@ -1,43 +1,43 @@
-"""The random generator of a model: for first weights, dropout and the sampled softmax."""
+"""The random generator of a model: for initialization, dropout and the sampled softmax."""
 
 import torch
 
-from lmtrain import device
+from lmtrain.device import generator as cpu_generator
 
 
 class ModelGenerator:
-    """Random numbers that follow from one generator on the processor, wherever they are drawn.
+    """A CPU generator, and a GPU generator that is seeded from it.
 
-    A GPU has a generator of its own, so that no numbers travel; it is seeded from the one on the
-    processor, which is all that a checkpoint holds.
+    Random numbers are drawn on the device that uses them. A checkpoint stores the state of the CPU
+    generator only.
 
     Args:
-        seed: of the generator on the processor.
+        seed: seed of the CPU generator.
     """
 
     def __init__(self, seed: int) -> None:
-        self.generator = device.generator(seed)
+        self.generator = cpu_generator(seed)
         self._on_gpu: torch.Generator | None = None
         self._seed = 0
 
-    def on(self, place: torch.device) -> torch.Generator:
-        """The generator that draws on a device."""
-        if place.type == "cpu":
+    def on(self, device: torch.device) -> torch.Generator:
+        """The generator for tensors on `device`."""
+        if device.type == "cpu":
             return self.generator
-        if self._on_gpu is None or self._on_gpu.device != place:
-            self.renew(place)
+        if self._on_gpu is None or self._on_gpu.device != device:
+            self.reseed(device)
         return self._on_gpu or self.generator
 
-    def renew(self, place: torch.device) -> None:
-        """Seeds the generator of a GPU anew, so that the one on the processor determines it."""
-        if place.type == "cpu":
+    def reseed(self, device: torch.device) -> None:
+        """Seeds the GPU generator from the CPU generator; does nothing if `device` is the CPU."""
+        if device.type == "cpu":
             return
         self._seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator))
-        if self._on_gpu is None or self._on_gpu.device != place:
-            self._on_gpu = torch.Generator(place)
+        if self._on_gpu is None or self._on_gpu.device != device:
+            self._on_gpu = torch.Generator(device)
         self._on_gpu.manual_seed(self._seed)
 
-    def restart(self) -> None:
-        """Replaces the generator of a GPU by one that is as it was after `renew`."""
+    def rewind(self) -> None:
+        """Replaces the GPU generator by a new one in its state after the last `reseed`."""
         if self._on_gpu is not None:
             self._on_gpu = torch.Generator(self._on_gpu.device).manual_seed(self._seed)

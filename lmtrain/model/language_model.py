@@ -1,6 +1,6 @@
 """The language model: token embedding, recurrent layers, softmax over the vocabulary.
 
-Knows ids, never text or settings.
+Works on token ids; does not depend on text or settings.
 """
 
 import torch
@@ -13,10 +13,12 @@ from lmtrain.model.recurrent import State
 class LanguageModel(Network):
     """P(y⟨t⟩ | y⟨1⟩ ... y⟨t−1⟩) = softmax(W_y a⟨t⟩ + b_y), a⟨t⟩ of the last recurrent layer.
 
+    Shapes: tokens (T, B) give logits (T, B, V).
+
     Args:
-        encoder: tokens to hidden states.
-        dropout: acts on the hidden states of the last layer.
-        head: hidden states to probabilities.
+        encoder: maps tokens to hidden states.
+        dropout: applied to the hidden states of the last layer.
+        head: maps hidden states to logits.
 
     Example:
         >>> from lmtrain.cells import LSTM
@@ -37,19 +39,21 @@ class LanguageModel(Network):
     """
 
     def zero_state(self, batch_size: int) -> State:
-        """The state before the first token."""
+        """A state of zeros for all layers."""
         return self.encoder.recurrent.zero_state(batch_size)
 
     def hidden(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Hidden states (T, B, H) of the last layer for tokens (T, B), and the state after them.
+        """Hidden states (T, B, H) of the last layer before output dropout, and the final state.
 
-        The dropout of the output has not acted on them.
+        Args:
+            inputs: tokens, (T, B). In evaluation mode a token below 0 has a zero embedding.
+            state: the initial state; None for zeros.
         """
         hidden, state = self.encoder(inputs, state)
         return hidden, state
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits (T, B, V) for tokens (T, B), and the state after them."""
+        """Logits (T, B, V) and the final state; arguments as `hidden`."""
         hidden, state = self.hidden(inputs, state)
         return self.head(self.dropout(hidden)), state
 
@@ -57,9 +61,12 @@ class LanguageModel(Network):
     def log_probs(
         self, inputs: Tensor, targets: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """Log P of each token of `targets`, (T, B), in nats, and the state after `inputs`.
+        """Log P of each target, (T, B), in nats, and the final state.
 
-        A target below 0 is none, and what is said of it means nothing.
+        Args:
+            inputs: tokens, (T, B).
+            targets: the tokens after them, (T, B); where one is below 0 the value is undefined.
+            state: the initial state; None for zeros.
         """
         hidden, state = self.hidden(inputs, state)
         return self.head.log_probs(hidden, targets.clamp(min=0)), state

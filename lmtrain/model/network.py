@@ -1,4 +1,4 @@
-"""What networks over tokens share: an encoder, the dropout of its output, and a head."""
+"""The base class of all networks: an encoder, output dropout and a head."""
 
 from torch import nn
 
@@ -10,12 +10,12 @@ from lmtrain.model.head import Head
 
 
 class Network(nn.Module):
-    """An encoder and a head.
+    """Base class of networks with an encoder and a head.
 
     Args:
-        encoder: tokens to hidden states.
-        dropout: acts on what the head takes.
-        head: hidden states to probabilities.
+        encoder: maps tokens or vectors to hidden states.
+        dropout: applied to the input of the head.
+        head: maps hidden states to logits.
     """
 
     def __init__(self, encoder: Encoder, dropout: Dropout, head: Head) -> None:
@@ -26,20 +26,20 @@ class Network(nn.Module):
 
     @property
     def generator(self) -> ModelGenerator:
-        """What dropout draws from."""
+        """The model's random generator."""
         return self.dropout.generator
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers, shared ones counted once."""
+        """Number of parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def initialize(self, init_scale: float | None = None, forget_bias: float = 1.0) -> None:
-        """Draws the first weights.
+        """Initializes all parameters from the model's CPU generator.
 
         Args:
-            init_scale: every weight uniform in ± this; None for each part's own way.
-            forget_bias: what forget gates' biases start at.
+            init_scale: every weight is uniform in ± init_scale; None for the default of each layer.
+            forget_bias: added to the biases of forget gates.
         """
         generator = self.generator.generator
         self.encoder.embedding.initialize(generator, init_scale)

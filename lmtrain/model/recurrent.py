@@ -1,8 +1,4 @@
-"""Layers of cells, in one or both directions, with dropout between them and a state to carry.
-
-Not only for language models: all hidden states and the last state come back, rows may have lengths,
-and a second direction serves taggers and classifiers.
-"""
+"""Recurrent layers in one or both directions, with dropout between them, and their state."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,7 +13,7 @@ from lmtrain.model.dropout import Dropout, keep_mask
 
 
 class State(tuple[CellState, ...]):
-    """The state of all layers: for each layer and direction the parts its cell declares, (B, H)."""
+    """State of all layers: for each layer and direction, the parts of its cell's state, (B, H)."""
 
     __slots__ = ()
 
@@ -26,7 +22,7 @@ class State(tuple[CellState, ...]):
         return State([tuple(change(part) for part in parts) for parts in self])
 
     def where(self, condition: Tensor, other: "State") -> "State":
-        """This state if a condition, (), holds, else another of the same shapes."""
+        """This state if `condition`, a scalar, is true, else `other`, of the same shapes."""
         return State(
             [
                 tuple(torch.where(condition, *pair) for pair in zip(*parts, strict=True))
@@ -35,7 +31,7 @@ class State(tuple[CellState, ...]):
         )
 
     def named(self) -> dict[str, Tensor]:
-        """Every part by the name `LAYER/PART`."""
+        """Every part of the state, named `LAYER/PART`."""
         return {
             f"{layer}/{part}": tensor
             for layer, parts in enumerate(self)
@@ -43,16 +39,16 @@ class State(tuple[CellState, ...]):
         }
 
     def restored(self, tensors: Mapping[str, Tensor]) -> "State | None":
-        """The state that `named` named among `tensors`, shaped as this one; None if none is there.
+        """The state whose parts are in `tensors`, named as by `named`; None if `tensors` is empty.
 
         Raises:
-            CheckpointError: a part is missing, or of another shape.
+            CheckpointError: a part is missing, or its shape or dtype is not that of this state.
         """
         if not tensors:
             return None
-        for name, ours in self.named().items():
-            theirs = tensors.get(name)
-            if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+        for name, part in self.named().items():
+            stored = tensors.get(name)
+            if stored is None or stored.shape != part.shape or stored.dtype != part.dtype:
                 raise CheckpointError(f"the carried state {name} does not fit the model")
         return State(
             [
@@ -62,7 +58,7 @@ class State(tuple[CellState, ...]):
         )
 
     def detach(self) -> "State":
-        """The same numbers, cut off from the graph: backpropagation through time ends here."""
+        """The state detached from the graph, which truncates backpropagation through time."""
         return self.map(Tensor.detach)
 
 
@@ -70,7 +66,7 @@ def _flattened_with_keys(state: State) -> tuple[list[tuple[pytree.KeyEntry, Cell
     return [(pytree.SequenceKey(layer), parts) for layer, parts in enumerate(state)], None
 
 
-# torch.export, torch.func and torch.utils.checkpoint find the parts of a state through this.
+# torch.export, torch.func and torch.utils.checkpoint traverse a state as a pytree.
 pytree.register_pytree_node(
     State,
     lambda state: (list(state), None),
@@ -81,21 +77,21 @@ pytree.register_pytree_node(
 
 
 class Recurrent(nn.Module):
-    """A stack of recurrent layers; layer l's a⟨t⟩ is layer l + 1's x⟨t⟩.
-
-    Args:
-        make_cell: a new cell for an input size and a hidden size.
-        input_size: I, numbers in one input.
-        hidden_sizes: H of each layer.
-        dropout: what drops numbers between layers.
-        weight_dropout: probability of dropping a weight between the states of two time steps, the
-            same ones for all time steps and rows of a call.
-        is_residual: whether a layer's input is added to its hidden states, from the second layer
-            on, where both have the same size.
-        is_bidirectional: whether each layer also runs from T to 1, with weights of its own; the
-            hidden states of both directions stand side by side.
+    """A stack of recurrent layers; a⟨t⟩ of layer l is x⟨t⟩ of layer l + 1.
 
     Shapes: inputs (T, B, I) give hidden states (T, B, D·H), D = 2 if bidirectional, else 1.
+
+    Args:
+        make_cell: returns a new cell for an input size and a hidden size.
+        input_size: I, features of one input.
+        hidden_sizes: H of each layer.
+        dropout: applied between layers.
+        weight_dropout: dropout probability of the recurrent weights; one mask for all time steps
+            and rows of a call.
+        is_residual: whether a layer's input, before dropout, is added to its hidden states; from
+            the second layer on, where both have the same size.
+        is_bidirectional: whether each layer also runs from T to 1, with separate weights; the
+            hidden states of both directions are concatenated, forward first.
 
     Source: weight dropout, as DropConnect: Wan et al. 2013; Merity, Keskar & Socher 2018; residual
     connections: He et al. 2016.
@@ -131,12 +127,12 @@ class Recurrent(nn.Module):
         self.is_residual = is_residual
 
     def zero_state(self, batch_size: int) -> State:
-        """The state before the first step."""
+        """A state of zeros for all layers."""
         return State([cell.zero_state(batch_size) for cell in self._cells()])
 
     @property
     def output_size(self) -> int:
-        """Numbers in a hidden state of the last layer, both directions together."""
+        """D·H, features of a hidden state of the last layer, both directions together."""
         return self.directions * self._cells()[-1].hidden_size
 
     def _cells(self) -> list[Cell]:
@@ -145,45 +141,45 @@ class Recurrent(nn.Module):
     def forward(
         self, inputs: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """Hidden states of the last layer and the state of all.
+        """Hidden states (T, B, D·H) of the last layer, and the final state of all layers.
 
         Args:
             inputs: (T, B, I).
-            state: the state before the first step; None for zeros.
+            state: the initial state; None for zeros.
             lengths: steps of each row, (B,), 1 to T; None for T.
         """
         hidden = inputs
         state = state or self.zero_state(inputs.shape[1])
-        last: list[CellState] = []
+        final: list[CellState] = []
         cells = self._cells()
         for first in range(0, len(cells), self.directions):
-            below, inputs = hidden, self.dropout(hidden) if first else hidden
+            layer_input, inputs = hidden, self.dropout(hidden) if first else hidden
             outputs = []
             for direction in range(self.directions):
                 cell = cells[first + direction]
-                output, after = scan(
+                output, last = scan(
                     cell,
                     inputs,
                     state[first + direction],
                     lengths,
                     reverse=direction == 1,
-                    weights=self._dropped(cell),
+                    weights=self._weights(cell),
                 )
                 outputs.append(output)
-                last.append(after)
+                final.append(last)
             hidden = torch.cat(outputs, dim=-1) if self.directions == 2 else outputs[0]
-            if self.is_residual and first and hidden.shape == below.shape:
-                hidden = hidden + below
-        return hidden, State(last)
+            if self.is_residual and first and hidden.shape == layer_input.shape:
+                hidden = hidden + layer_input
+        return hidden, State(final)
 
-    def _dropped(self, cell: Cell) -> Weights | None:
-        """A cell's parameters with some weights that meet the state set to 0; None for its own."""
+    def _weights(self, cell: Cell) -> Weights | None:
+        """A cell's parameters after weight dropout; None where there is none."""
         if not self.training or self.weight_dropout == 0:
             return None
         generator = self.dropout.generator.on(cell.bias.device)
         return {
             name: weight * keep_mask(tuple(weight.shape), self.weight_dropout, generator, weight)
-            if cell.meets_state(name)
+            if cell.is_recurrent(name)
             else weight
             for name, weight in cell.named_parameters()
         }

@@ -1,4 +1,4 @@
-"""The encoder–decoder: a sequence in, another of its own length out (T_x ≠ T_y)."""
+"""The encoder–decoder: maps a sequence to another of a different length (T_x ≠ T_y)."""
 
 from typing import NamedTuple
 
@@ -16,27 +16,29 @@ from lmtrain.model.recurrent import State
 
 
 class Memory(NamedTuple):
-    """The encoder's result that attention reads."""
+    """The encoder's hidden states, which attention reads."""
 
     hidden: Tensor
-    """The encoder's hidden states, (S, B, M)."""
+    """Hidden states, (S, B, M)."""
     lengths: Tensor
-    """How many there are of each source, (B,)."""
+    """Tokens of each source, (B,)."""
 
     def repeated(self, count: int) -> "Memory":
-        """Each source so many times, one after the other."""
+        """The memory with each row repeated `count` times in succession, (S, B·count, M)."""
         hidden, lengths = self
         return Memory(hidden.repeat_interleave(count, 1), lengths.repeat_interleave(count))
 
 
 class Bridge(nn.Module):
-    """The decoder's first state, a linear map of the encoder's last states in both directions.
+    """Linear maps from the final states of a bidirectional encoder to the decoder's initial state.
+
+        s = W [s→, s←]      for each part of the state of each layer
+
+    Shapes: s→, s← and s (B, H); `weight` (P, H, 2H).
 
     Args:
-        hidden_size: H of both.
-        num_parts: parts of the state of all layers together.
-
-    Shapes: `weight` (parts, H, 2H).
+        hidden_size: H of encoder and decoder.
+        num_parts: P, parts of the state, summed over the layers of the decoder.
     """
 
     def __init__(self, hidden_size: int, num_parts: int) -> None:
@@ -44,13 +46,13 @@ class Bridge(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_parts, hidden_size, 2 * hidden_size))
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
-        """Draws the first weights: uniform in ± init_scale; without it ± √3/√2H."""
+        """Initializes the weights: uniform in ± init_scale; None for ± √(3 / 2H)."""
         scale = (3 / self.weight.shape[-1]) ** 0.5 if init_scale is None else init_scale
         with torch.no_grad():
             self.weight.uniform_(-scale, scale, generator=generator)
 
     def forward(self, last: State) -> State:
-        """The decoder's state before its first step."""
+        """The decoder's initial state, from the encoder's final state of both directions."""
         weights = iter(self.weight)
         pairs = zip(last[::2], last[1::2], strict=True)  # forward and backward, layer by layer
         joined = [[torch.cat(parts, dim=1) for parts in zip(*pair, strict=True)] for pair in pairs]
@@ -58,14 +60,17 @@ class Bridge(nn.Module):
 
 
 class Translator(Network):
-    """P(y⟨t⟩ | y⟨1⟩ ... y⟨t−1⟩, x) = softmax(W_y ã⟨t⟩ + b_y), ã⟨t⟩ of decoder and attention.
+    """P(y⟨t⟩ | y⟨1⟩ ... y⟨t−1⟩, x) = softmax(W_y ã⟨t⟩ + b_y), ã⟨t⟩ from decoder and attention.
+
+    Shapes: sources (S, B) and targets (T, B) give ã (T, B, O).
 
     Args:
-        encoder: the source's tokens to hidden states.
-        decoder: the target's tokens to hidden states; begins with what the encoder ends with.
-        attention: of the decoder to the encoder's states; None for ã = a, the network of the notes.
-        dropout: acts on ã.
-        head: ã to probabilities.
+        encoder: maps the source's tokens to hidden states.
+        decoder: maps the target's tokens to hidden states; starts from the encoder's final state.
+        attention: attention of the decoder to the encoder's hidden states; None for ã = a, the
+            network of the notes.
+        dropout: applied to ã.
+        head: maps ã to logits.
 
     Source: Sutskever, Vinyals & Le 2014; Cho et al. 2014.
     """
@@ -83,11 +88,11 @@ class Translator(Network):
         self.attention = attention
         cells = [cell for cell in decoder.recurrent.cells if isinstance(cell, Cell)]
         parts = sum(len(cell.state_names) for cell in cells)
-        is_both_ways = encoder.recurrent.directions == 2
-        self.bridge = Bridge(cells[0].hidden_size, parts) if is_both_ways else None
+        is_bidirectional = encoder.recurrent.directions == 2
+        self.bridge = Bridge(cells[0].hidden_size, parts) if is_bidirectional else None
 
     def initialize(self, init_scale: float | None = None, forget_bias: float = 1.0) -> None:
-        """Draws the first weights, as `Network.initialize`."""
+        """Initializes all parameters; see `Network.initialize`."""
         super().initialize(init_scale, forget_bias)
         generator = self.generator.generator
         self.decoder.embedding.initialize(generator, init_scale)
@@ -99,30 +104,42 @@ class Translator(Network):
                 part.initialize(generator, init_scale)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> tuple[Memory, State]:
-        """The memory of sources (S, B), and the decoder's state before the first step."""
+        """The memory of the sources, and the decoder's initial state.
+
+        Args:
+            tokens: sources, (S, B).
+            lengths: tokens of each source, (B,), 1 to S.
+        """
         hidden, last = self.encoder(tokens, None, lengths)
         return Memory(hidden, lengths), last if self.bridge is None else self.bridge(last)
 
     def decode(
         self, tokens: Tensor, memory: Memory, state: State, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """ã after dropout (T, B, O) for the target's tokens so far (T, B), and the state then."""
+        """ã after dropout, (T, B, O), and the decoder's final state.
+
+        Args:
+            tokens: the decoder's inputs: each target's token before the one to predict, (T, B).
+            memory: what `encode` returned.
+            state: the decoder's state before `tokens`.
+            lengths: steps of each row, (B,), 1 to T; None for T.
+        """
         hidden, state = self.decoder(tokens, state, lengths)
         if self.attention is not None:
             hidden, _ = self.attention(hidden, memory.hidden, memory.lengths)
         return self.dropout(hidden), state
 
     def hidden(self, sources: Tensor, lengths: Tensor, targets: Tensor, start_id: int) -> Tensor:
-        """ã after dropout (T, B, O), each for the target's tokens before it.
+        """ã after dropout, (T, B, O); ã⟨t⟩ depends on the targets before t.
 
         Args:
             sources: (S, B).
-            lengths: tokens of each source, (B,).
-            targets: (T, B), below 0 beyond their ends.
-            start_id: the token taken to stand before the first.
+            lengths: tokens of each source, (B,), 1 to S.
+            targets: (T, B), below 0 for padding.
+            start_id: the decoder's first input.
         """
         memory, state = self.encode(sources, lengths)
-        before = torch.cat([torch.full_like(targets[:1], start_id), targets[:-1]])
-        sizes = (targets >= 0).sum(0).clamp(min=1)
-        hidden, _ = self.decode(before, memory, state, sizes)
+        previous = torch.cat([torch.full_like(targets[:1], start_id), targets[:-1]])
+        target_lengths = (targets >= 0).sum(0).clamp(min=1)
+        hidden, _ = self.decode(previous, memory, state, target_lengths)
         return hidden

@@ -1,4 +1,4 @@
-"""Vectors of words from their characters beside those from the vocabulary."""
+"""Word vectors concatenated with vectors computed from the characters of the words."""
 
 import torch
 from torch import Tensor, nn
@@ -9,17 +9,17 @@ from lmtrain.model.recurrent import Recurrent
 
 
 class WordCharacters(nn.Module):
-    """A word's vector of the vocabulary, and the last states of layers over its characters.
+    """A word embedding, concatenated with the final states of a character-level network.
 
-    Rare and unknown words are told apart by how they are written.
+    The characters distinguish rare and unknown words.
+
+    Shapes: inputs (T, B, 1 + C), the id of a word and the ids of its characters, below 0 for
+    padding, give vectors (T, B, E + 2H).
 
     Args:
-        words: the vectors of words.
-        characters: the vectors of characters.
+        words: embedding of words.
+        characters: embedding of characters.
         recurrent: bidirectional layers over the characters of a word.
-
-    Shapes: inputs (T, B, 1 + C), a word's id and those of its characters, below 0 beyond its end,
-    give vectors (T, B, E + 2H).
 
     Source: Ling et al. 2015; Lample et al. 2016.
     """
@@ -32,7 +32,7 @@ class WordCharacters(nn.Module):
         self.size = words.size + recurrent.output_size
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
-        """Draws the first weights of all parts."""
+        """Initializes all parameters: uniform in ± init_scale; None for each layer's default."""
         self.words.initialize(generator, init_scale)
         self.characters.initialize(generator, init_scale)
         for cell in self.recurrent.cells:
@@ -40,10 +40,10 @@ class WordCharacters(nn.Module):
                 cell.initialize(generator, init_scale, 1.0)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The vectors (T, B, E + 2H) of words with their characters (T, B, 1 + C)."""
-        spelled = inputs[..., 1:].flatten(0, 1).T  # (C, T·B)
-        lengths = (spelled >= 0).sum(0).clamp(min=1)
-        _, last = self.recurrent(self.characters(spelled), None, lengths)
-        written = torch.cat([parts[0] for parts in last[-2:]], dim=-1)
-        both = [self.words(inputs[..., 0]), written.unflatten(0, inputs.shape[:2])]
-        return torch.cat(both, dim=-1)
+        """Vectors (T, B, E + 2H) of words with characters (T, B, 1 + C)."""
+        characters = inputs[..., 1:].flatten(0, 1).T  # (C, T·B)
+        lengths = (characters >= 0).sum(0).clamp(min=1)
+        _, last = self.recurrent(self.characters(characters), None, lengths)
+        final = torch.cat([parts[0] for parts in last[-2:]], dim=-1)
+        vectors = [self.words(inputs[..., 0]), final.unflatten(0, inputs.shape[:2])]
+        return torch.cat(vectors, dim=-1)

@@ -92,7 +92,7 @@ class Builder:
             ),
         )
         dropout = self.dropout(network.input_dropout)
-        return Encoder(embedding, dropout, recurrent, is_mixed=uses_bf16(self.config.train))
+        return Encoder(embedding, dropout, recurrent, is_bf16=uses_bf16(self.config.train))
 
     def _cell(self, input_size: int, hidden_size: int) -> Cell:
         network = self.config.model

@@ -267,8 +267,8 @@ class Classification(ExampleTask):
         """The total over examples; the objective is its mean."""
         inputs, lengths, labels = batch.tensors
         pooled = self.model.pooled(inputs, lengths)
-        nats = self.model.head.nats(pooled, labels, 1 / batch.rows)
-        return self.mean(nats, batch, labels)
+        loss = self.model.head.loss(pooled, labels, 1 / batch.rows)
+        return self.mean(loss, batch, labels)
 
     @staticmethod
     def measured(

@@ -195,9 +195,9 @@ class Frames(ExampleTask):
         """The total over outputs, time and sequences; the objective is its mean over sequences."""
         inputs, lengths, targets = batch.tensors
         hidden, _ = self.model.hidden(inputs, lengths)
-        nats = self.model.head.nats(hidden, targets, 1 / batch.rows)
+        loss = self.model.head.loss(hidden, targets, 1 / batch.rows)
         # All outputs of a step are one prediction.
-        return self.mean(nats, batch, targets[..., 0])
+        return self.mean(loss, batch, targets[..., 0])
 
     @staticmethod
     def measured(

@@ -189,8 +189,8 @@ class LabelledLanguageModelling(ExampleTask):
         """The total over time and texts; the objective is its mean over texts."""
         inputs, lengths, targets = batch.tensors
         hidden, _ = self.model.encoder(inputs, None, lengths)
-        nats = self.model.head.nats(self.model.dropout(hidden), targets, 1 / batch.rows)
-        return self.mean(nats, batch, targets)
+        loss = self.model.head.loss(self.model.dropout(hidden), targets, 1 / batch.rows)
+        return self.mean(loss, batch, targets)
 
     @staticmethod
     def measured(

@@ -375,15 +375,15 @@ class LanguageModelling(Task):
             state = state.map(lambda part: part * is_kept[0].T)
         hidden, after = self.model.hidden(inputs, state)
         dropped = self.model.dropout(hidden)
-        nats = self.model.head.nats(dropped, targets, 1 / batch.rows)
-        objective, steps, network = nats, len(hidden), self.config.model
+        loss = self.model.head.loss(dropped, targets, 1 / batch.rows)
+        objective, steps, network = loss, len(hidden), self.config.model
         if network.activation_regularization:
             square = dropped.float().square().mean()
             objective = objective + network.activation_regularization * steps * square
         if network.temporal_regularization and steps > 1:
             change = hidden.float().diff(dim=0).square().mean()
             objective = objective + network.temporal_regularization * steps * change
-        total = nats.detach().double() * batch.rows
+        total = loss.detach().double() * batch.rows
         return Loss(objective, total, torch.full_like(total, targets.numel()), after)
 
     def evaluate(

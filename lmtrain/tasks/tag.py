@@ -237,8 +237,8 @@ class Tagging(ExampleTask):
     def loss(self, batch: Batch, state: State | None) -> Loss:
         """The total over time and sentences; the objective is its mean over sentences."""
         tokens, lengths, tags = batch.tensors
-        nats = self.model.head.nats(self.model.hidden(tokens, lengths), tags, 1 / batch.rows)
-        return self.mean(nats, batch, tags)
+        loss = self.model.head.loss(self.model.hidden(tokens, lengths), tags, 1 / batch.rows)
+        return self.mean(loss, batch, tags)
 
     @staticmethod
     def measured(

@@ -269,8 +269,8 @@ class Translation(ExampleTask):
         """The total over time and sentences; the objective is its mean over sentences."""
         sources, lengths, targets = batch.tensors
         hidden = self.model.hidden(sources, lengths, targets, self.data.end_id)
-        nats = self.model.head.nats(hidden, targets, 1 / batch.rows)
-        return self.mean(nats, batch, targets)
+        loss = self.model.head.loss(hidden, targets, 1 / batch.rows)
+        return self.mean(loss, batch, targets)
 
     @staticmethod
     def measured(

@@ -84,7 +84,7 @@ class GraphedStep:
     def _give_up(self, reason: BaseException) -> None:
         self._is_eager = True
         self._captured.clear()
-        self._generator.restart()
+        self._generator.rewind()
         self._report(f"training steps run without CUDA graphs: {str(reason).splitlines()[0]}")
 
     def _capture(self, batch: Batch, state: State | None) -> _CapturedStep:

@@ -361,7 +361,7 @@ def _log_start(run: Path, task: Task, environment: Mapping[str, Any], log: NullL
         f"{task.model.num_parameters:,} parameters, {environment['device']}, {processes}"
         f"{environment['threads']} threads, {environment['precision']}; run {run}"
     )
-    if environment["device"] == "cpu" and (reason := library.absence()):
+    if environment["device"] == "cpu" and (reason := library.unavailable_reason()):
         log.info(f"warning: recurrent layers run without native kernels: {reason}")
 
 

@@ -87,7 +87,7 @@ class Stepper:
     def enqueue(self, batch: Batch) -> Step:
         """Starts a step on the device, without waiting for its result."""
         learning_rate = self._optimizer.learning_rate
-        self._task.generator.renew(device.of(self._task.model))
+        self._task.generator.reseed(device.of(self._task.model))
         self._optimizer.start_step(batch.length)
         state = self._state if batch.is_continued else None
         state = state or self._task.zero_state(self._rows.stop - self._rows.start)

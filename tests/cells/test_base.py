@@ -26,19 +26,19 @@ def leaky(monkeypatch):
     return Leaky
 
 
-def test_a_cell_of_ones_own_is_found_by_name_and_runs_on_the_reference(leaky):
+def test_a_user_defined_cell_is_created_by_name_and_uses_the_reference_engine(leaky):
     cell = cells.create("leaky", 3, 4, {})
 
     assert isinstance(cell, leaky)
     assert engine(cell) == "reference"
 
 
-def test_a_name_is_taken_once(leaky):
+def test_a_registered_name_cannot_be_taken_by_another_class(leaky):
     with pytest.raises(ConfigError, match=r"'lstm' is taken by LSTM"):
         cells.register("lstm")(leaky)
 
 
-def test_an_unknown_cell_names_those_there_are():
+def test_the_error_of_an_unknown_cell_lists_the_cells():
     with pytest.raises(ConfigError, match="no cell 'lsmt'") as caught:
         cells.create("lsmt", 1, 1, {})
 
@@ -53,7 +53,7 @@ def test_an_unknown_cell_names_those_there_are():
         ((2, "3"), "hidden_size '3': input should be a valid integer"),
     ],
 )
-def test_sizes_that_are_no_counts_are_refused(sizes, words):
+def test_sizes_that_are_not_positive_integers_are_refused(sizes, words):
     with pytest.raises(ConfigError, match=words):
         cells.LSTM(*sizes)
 
@@ -82,7 +82,7 @@ def test_options_outside_their_values_are_refused(cell, options, words):
         ("clipped", {"limit": 3.0, "is_hard": 1}, "is_hard 1: input should be a valid boolean"),
     ],
 )
-def test_options_that_a_cell_does_not_take_are_refused(name, options, words, monkeypatch):
+def test_unknown_missing_and_mistyped_options_are_refused(name, options, words, monkeypatch):
     monkeypatch.setattr(base, "_CELLS", dict(base._CELLS))
 
     @cells.register("clipped")
@@ -97,7 +97,7 @@ def test_options_that_a_cell_does_not_take_are_refused(name, options, words, mon
         cells.create(name, 2, 3, options)
 
 
-def test_the_first_weights_are_orthogonal_with_a_forget_bias_of_one():
+def test_initial_recurrent_weights_are_orthogonal_and_the_forget_bias_is_one():
     cell = cells.PeepholeLSTM(6, 6)
     cell.initialize(device.generator(1), None, 1.0)
 

@@ -1,4 +1,4 @@
-"""What every registered cell promises; a new cell is held to it by being registered."""
+"""Tests of every registered cell; a new cell is covered once it is registered."""
 
 import itertools
 
@@ -21,24 +21,24 @@ def make(name: str, options: dict[str, str], input_size: int, hidden_size: int) 
     return cell
 
 
-def chance(*shape: int, seed: int = 5) -> Tensor:
+def random_tensor(*shape: int, seed: int = 5) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=device.generator(seed))
 
 
-def state_of(cell: Cell, batch_size: int) -> CellState:
+def random_state(cell: Cell, batch_size: int) -> CellState:
     return tuple(
-        chance(batch_size, cell.hidden_size, seed=10 + part).requires_grad_()
+        random_tensor(batch_size, cell.hidden_size, seed=10 + part).requires_grad_()
         for part in range(len(cell.state_names))
     )
 
 
 def results(engine, cell, inputs, state, lengths=None, reverse=False) -> list[Tensor]:
-    """Outputs, last state, and every gradient with upstream gradients into all of them."""
+    """Outputs, final state and all gradients, for upstream gradients into outputs and state."""
     hidden, last = engine.scan(cell, inputs, state, lengths, reverse=reverse)
     outputs = [hidden, *last]
-    upstream = [chance(*output.shape, seed=20 + i) for i, output in enumerate(outputs)]
-    wanted = [inputs, *state, *cell.parameters()]
-    gradients = torch.autograd.grad(outputs, wanted, upstream)
+    upstream = [random_tensor(*output.shape, seed=20 + i) for i, output in enumerate(outputs)]
+    leaves = [inputs, *state, *cell.parameters()]
+    gradients = torch.autograd.grad(outputs, leaves, upstream)
     return [*outputs, *gradients]
 
 
@@ -57,15 +57,15 @@ def test_every_cell_has_its_equation_in_its_docstring(name, options):
 def test_the_hand_derived_backward_equals_autograd(name, options, shape, reverse, has_lengths):
     steps, rows, input_size, hidden_size = shape
     cell = make(name, options, input_size, hidden_size)
-    inputs = chance(steps, rows, input_size).requires_grad_()
+    inputs = random_tensor(steps, rows, input_size).requires_grad_()
     lengths = torch.tensor([1 + row % steps for row in range(rows)]) if has_lengths else None
-    state = state_of(cell, rows)
+    state = random_state(cell, rows)
 
     expected = results(reference, cell, inputs, state, lengths, reverse)
     actual = results(plain, cell, inputs, state, lengths, reverse)
 
-    for index, (ours, truth) in enumerate(zip(actual, expected, strict=True)):
-        assert_same(ours, truth, f"result {index}")
+    for index, (tensor, reference_tensor) in enumerate(zip(actual, expected, strict=True)):
+        assert_same(tensor, reference_tensor, f"result {index}")
 
 
 @each_cell
@@ -73,21 +73,21 @@ def test_the_hand_derived_backward_equals_autograd(name, options, shape, reverse
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradients_pass_gradcheck(name, options, engine, reverse):
     cell = make(name, options, 2, 3)
-    inputs = chance(4, 2, 2).requires_grad_()
-    state = state_of(cell, 2)
-    names = [each for each, _ in cell.named_parameters()]
+    inputs = random_tensor(4, 2, 2).requires_grad_()
+    state = random_state(cell, 2)
+    names = [name for name, _ in cell.named_parameters()]
 
     def run(inputs: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         parts = len(cell.state_names)
         weights = dict(zip(names, rest[parts:], strict=True))
-        scanning = _Scanning(cell, engine, reverse)
-        renamed = {f"cell.{each}": weight for each, weight in weights.items()}
-        return torch.func.functional_call(scanning, renamed, (inputs, rest[:parts]))
+        module = _ScanModule(cell, engine, reverse)
+        parameters = {f"cell.{name}": weight for name, weight in weights.items()}
+        return torch.func.functional_call(module, parameters, (inputs, rest[:parts]))
 
     assert torch.autograd.gradcheck(run, (inputs, *state, *cell.parameters()))
 
 
-class _Scanning(torch.nn.Module):
+class _ScanModule(torch.nn.Module):
     def __init__(self, cell, engine, reverse):
         super().__init__()
         self.cell, self.engine, self.reverse = cell, engine, reverse
@@ -99,59 +99,59 @@ class _Scanning(torch.nn.Module):
 
 @each_cell
 @pytest.mark.parametrize("engine", [plain, reference], ids=["plain", "reference"])
-def test_a_scan_is_the_same_in_two_stretches_with_the_state_carried(name, options, engine):
+def test_a_scan_in_two_parts_with_the_state_carried_equals_the_whole_scan(name, options, engine):
     cell = make(name, options, 3, 5)
-    inputs, state = chance(7, 2, 3), state_of(cell, 2)
+    inputs, state = random_tensor(7, 2, 3), random_state(cell, 2)
 
     whole, last = engine.scan(cell, inputs, state, None, reverse=False)
-    first, middle = engine.scan(cell, inputs[:4], state, None, reverse=False)
-    second, end = engine.scan(cell, inputs[4:], middle, None, reverse=False)
+    first, carried = engine.scan(cell, inputs[:4], state, None, reverse=False)
+    second, last_of_second = engine.scan(cell, inputs[4:], carried, None, reverse=False)
 
     assert_same(torch.cat([first, second]), whole)
-    for ours, truth in zip(end, last, strict=True):
-        assert_same(ours, truth)
+    for part, expected in zip(last_of_second, last, strict=True):
+        assert_same(part, expected)
 
 
 @each_cell
 @pytest.mark.parametrize("engine", [plain, reference], ids=["plain", "reference"])
-def test_reverse_is_the_scan_of_the_flipped_sequence(name, options, engine):
+def test_a_reverse_scan_equals_the_scan_of_the_flipped_sequence(name, options, engine):
     cell = make(name, options, 3, 5)
-    inputs, state = chance(6, 2, 3), state_of(cell, 2)
+    inputs, state = random_tensor(6, 2, 3), random_state(cell, 2)
 
     hidden, last = engine.scan(cell, inputs, state, None, reverse=True)
     flipped, flipped_last = engine.scan(cell, inputs.flip(0), state, None, reverse=False)
 
     assert_same(hidden, flipped.flip(0))
-    for ours, truth in zip(last, flipped_last, strict=True):
-        assert_same(ours, truth)
+    for part, expected in zip(last, flipped_last, strict=True):
+        assert_same(part, expected)
 
 
 @each_cell
 @pytest.mark.parametrize("engine", [plain, reference], ids=["plain", "reference"])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_row_with_a_length_is_the_short_row_alone(name, options, engine, reverse):
+def test_a_row_with_a_length_equals_a_scan_of_that_length(name, options, engine, reverse):
     cell = make(name, options, 3, 5)
-    inputs, state = chance(6, 3, 3), state_of(cell, 3)
+    inputs, state = random_tensor(6, 3, 3), random_state(cell, 3)
     lengths = torch.tensor([6, 2, 4])
 
     hidden, last = engine.scan(cell, inputs, state, lengths, reverse=reverse)
 
     for row, length in enumerate(lengths.tolist()):
-        own = tuple(part[row : row + 1] for part in state)
+        row_state = tuple(part[row : row + 1] for part in state)
         short, short_last = engine.scan(
-            cell, inputs[:length, row : row + 1], own, None, reverse=reverse
+            cell, inputs[:length, row : row + 1], row_state, None, reverse=reverse
         )
         assert_same(hidden[:length, row : row + 1], short)
         assert not hidden[length:, row].any()
-        for ours, truth in zip(last, short_last, strict=True):
-            assert_same(ours[row : row + 1], truth)
+        for part, expected in zip(last, short_last, strict=True):
+            assert_same(part[row : row + 1], expected)
 
 
 @each_cell
-def test_the_same_weights_and_inputs_give_the_same_bits(name, options):
+def test_two_scans_are_bitwise_equal(name, options):
     cell = make(name, options, 17, 63)
-    inputs = chance(9, 5, 17).requires_grad_()
-    state = state_of(cell, 5)
+    inputs = random_tensor(9, 5, 17).requires_grad_()
+    state = random_state(cell, 5)
 
     first, second = (results(plain, cell, inputs, state) for _ in range(2))
 
@@ -159,9 +159,9 @@ def test_the_same_weights_and_inputs_give_the_same_bits(name, options):
 
 
 @each_cell
-def test_float32_follows_float64(name, options):
+def test_float32_equals_float64_within_tolerance(name, options):
     cell = make(name, options, 7, 13)
-    inputs, state = chance(6, 3, 7), state_of(cell, 3)
+    inputs, state = random_tensor(6, 3, 7), random_state(cell, 3)
     hidden, _ = plain.scan(cell, inputs, state, None, reverse=False)
 
     single, _ = plain.scan(
@@ -171,15 +171,15 @@ def test_float32_follows_float64(name, options):
     assert_same(single, hidden.float())
 
 
-def test_all_cells_of_the_notes_are_registered_and_differentiated_by_hand():
-    own = ("rnn", "simple-gru", "gru", "lstm", "peephole-lstm")
+def test_all_cells_of_the_notes_are_registered_with_a_hand_derived_backward():
+    names = ("rnn", "simple-gru", "gru", "lstm", "peephole-lstm")
 
-    assert set(own) <= set(cell_names())
-    assert all(isinstance(create(name, 2, 3, {}), DifferentiatedCell) for name in own)
+    assert set(names) <= set(cell_names())
+    assert all(isinstance(create(name, 2, 3, {}), DifferentiatedCell) for name in names)
 
 
-def test_options_cover_what_cells_declare():
+def test_the_tested_options_are_those_that_cells_declare():
     for name, options in itertools.groupby(CELLS, key=lambda pair: pair[0]):
         declared = set(create(name, 1, 1, {}).options)
 
-        assert all(set(given) == declared for _, given in options)
+        assert all(set(tested) == declared for _, tested in options)

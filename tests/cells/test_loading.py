@@ -1,4 +1,4 @@
-"""Cells of a user's own: names with files, and running the files."""
+"""User-defined cells: names with files, and running the files."""
 
 import pickle
 from pathlib import Path
@@ -42,12 +42,12 @@ def registry(monkeypatch):
 
 @pytest.fixture
 def write(tmp_path):
-    def written(text: str, name: str = "my_cells.py") -> Path:
+    def write_file(text: str, name: str = "my_cells.py") -> Path:
         path = tmp_path / name
         path.write_text(text, encoding="utf-8")
         return path
 
-    return written
+    return write_file
 
 
 def test_a_file_registers_its_cells(write):
@@ -61,7 +61,7 @@ def test_a_file_registers_its_cells(write):
     assert not list(path.parent.glob("__pycache__"))
 
 
-def test_a_file_may_be_run_again_and_may_have_changed(write):
+def test_a_changed_file_replaces_its_cells(write):
     cells.load_file(write(LEAKY))
     assert cells.load_file(write(LEAKY)) == ["leaky"]
 
@@ -70,24 +70,24 @@ def test_a_file_may_be_run_again_and_may_have_changed(write):
     assert cells.create("leaky", 3, 4, {}).leak == 0.1
 
 
-def test_a_cell_from_a_file_is_pickled(write):
+def test_a_cell_from_a_file_can_be_pickled(write):
     cells.load_file(write(LEAKY))
     cell = cells.create("leaky", 3, 4, {})
     cell.initialize(device.generator(1), None, 0.0)
 
-    twin = pickle.loads(pickle.dumps(cell))  # noqa: S301 - its own bytes
+    copy = pickle.loads(pickle.dumps(cell))  # noqa: S301 - its own bytes
 
-    assert torch.equal(twin.weight_input, cell.weight_input)
+    assert torch.equal(copy.weight_input, cell.weight_input)
 
 
-def test_two_files_do_not_share_a_name(write):
+def test_two_files_cannot_register_the_same_name(write):
     cells.load_file(write(LEAKY))
 
     with pytest.raises(ConfigError, match=r"other.py, line 6: ConfigError: the cell name 'leaky'"):
         cells.load_file(write(LEAKY, "other.py"))
 
 
-def test_a_file_does_not_take_the_name_of_a_built_in_cell(write):
+def test_a_file_cannot_register_the_name_of_a_built_in_cell(write):
     text = LEAKY.replace("leaky", "lstm").replace("Leaky", "LSTM")
 
     with pytest.raises(ConfigError, match="the cell name 'lstm' is taken by LSTM of lmtrain"):
@@ -107,14 +107,14 @@ def test_a_file_does_not_take_the_name_of_a_built_in_cell(write):
         ("x = 1\n", r"my_cells.py registers no cell"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_with_its_line(text, words, write):
+def test_errors_in_a_file_name_the_line(text, words, write):
     with pytest.raises(ConfigError, match=words) as caught:
         cells.load_file(write(text))
 
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_the_error_of_a_missing_file_names_it(tmp_path):
     for path in (tmp_path / "lost.py", tmp_path):
         with pytest.raises(ConfigError, match=f"there is no file {path}"):
             cells.load_file(path)
@@ -128,11 +128,11 @@ def test_a_missing_file_is_named(tmp_path):
         ("C:/cells/my.py:leaky", (Path("C:/cells/my.py"), "leaky")),
     ],
 )
-def test_a_name_has_a_file_or_none(name, expected):
+def test_a_name_is_split_into_file_and_cell(name, expected):
     assert cells.split_name(name) == expected
 
 
-def test_a_name_with_a_file_runs_nothing(write):
+def test_a_name_with_a_file_does_not_run_the_file(write):
     path = write("raise SystemExit\n" + LEAKY)
 
     with pytest.raises(ConfigError, match="only run when you name it") as caught:
@@ -142,7 +142,7 @@ def test_a_name_with_a_file_runs_nothing(write):
     assert f"--cells {path}" in str(caught.value)
 
 
-def test_a_name_with_a_file_finds_what_is_registered(write):
+def test_a_name_with_a_file_finds_the_registered_cell(write):
     path = write(LEAKY)
     cells.load_file(path)
 

@@ -9,99 +9,106 @@ from lmtrain.kernels.native import library
 
 
 def example(vocab_size: int) -> tuple[torch.Tensor, ...]:
-    chance = device.generator(1)
-    hidden = torch.randn(5, 3, 4, dtype=torch.float64, generator=chance)
-    weight = torch.randn(vocab_size, 4, dtype=torch.float64, generator=chance)
-    bias = torch.randn(vocab_size, dtype=torch.float64, generator=chance)
-    return hidden, weight, bias, torch.randint(0, vocab_size, (5, 3), generator=chance)
+    generator = device.generator(1)
+    hidden = torch.randn(5, 3, 4, dtype=torch.float64, generator=generator)
+    weight = torch.randn(vocab_size, 4, dtype=torch.float64, generator=generator)
+    bias = torch.randn(vocab_size, dtype=torch.float64, generator=generator)
+    return hidden, weight, bias, torch.randint(0, vocab_size, (5, 3), generator=generator)
 
 
-def naive(hidden, weight, bias, targets):
+def naive_log_likelihood(hidden, weight, bias, targets):
     probabilities = (hidden @ weight.T + bias).exp()
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1).log()
 
 
-def gradients(loss, given):
-    hidden, weight, bias, _ = given
+def gradients(loss, arguments):
+    hidden, weight, bias, _ = arguments
     return torch.autograd.grad(loss, [hidden, weight, bias])
 
 
-def wanting(given):
-    return [tensor.requires_grad_() for tensor in given[:3]] + [given[3]]
+def requiring_grad(arguments):
+    return [tensor.requires_grad_() for tensor in arguments[:3]] + [arguments[3]]
+
+
+def assert_gradients(actual, expected):
+    for gradient, reference in zip(actual, expected, strict=True):
+        assert_same(gradient, reference.to(gradient.dtype))
 
 
 def test_the_loss_is_the_sum_of_minus_log_p():
-    given = wanting(example(11))
+    arguments = requiring_grad(example(11))
 
-    loss = cross_entropy.cross_entropy(*given, 0.25)
+    loss = cross_entropy.cross_entropy(*arguments, 0.25)
 
-    expected = -naive(*given).sum() * 0.25
+    expected = -naive_log_likelihood(*arguments).sum() * 0.25
     assert_same(loss, expected)
-    for ours, truth in zip(gradients(loss, given), gradients(expected, given), strict=True):
-        assert_same(ours, truth)
+    assert_gradients(gradients(loss, arguments), gradients(expected, arguments))
 
 
-def test_a_loss_inside_an_expression_has_its_factor():
-    given = wanting(example(11))
+def test_gradients_are_multiplied_by_the_upstream_gradient():
+    arguments = requiring_grad(example(11))
 
-    found = gradients(3 * cross_entropy.cross_entropy(*given, 1.0), given)
+    actual = gradients(3 * cross_entropy.cross_entropy(*arguments, 1.0), arguments)
 
-    for ours, truth in zip(found, gradients(-3 * naive(*given).sum(), given), strict=True):
-        assert_same(ours, truth)
+    assert_gradients(actual, gradients(-3 * naive_log_likelihood(*arguments).sum(), arguments))
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("vocab_size", [1, 2, 16, 33, 1000])
-@pytest.mark.parametrize("most_bytes", [1, 4000, 1 << 25])
-def test_pieces_padding_and_types_change_nothing(kind, vocab_size, most_bytes, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "_MOST_BYTES", most_bytes)
-    monkeypatch.setattr(cross_entropy, "_SLICE_BYTES", 800)
-    given = wanting(example(vocab_size))
-    given[3][1, 2] = given[3][4, 0] = -1
-    known = given[3] >= 0
-    expected = -naive(*given[:3], given[3].clamp(min=0))[known].sum()
-    typed = wanting([tensor.detach().to(kind) for tensor in given[:3]] + [given[3]])
+@pytest.mark.parametrize("max_bytes", [1, 4000, 1 << 25])
+def test_chunked_losses_with_padding_equal_the_whole_loss(
+    dtype, vocab_size, max_bytes, monkeypatch
+):
+    monkeypatch.setattr(cross_entropy, "_MAX_CHUNK_BYTES", max_bytes)
+    monkeypatch.setattr(cross_entropy, "_MAX_SLICE_BYTES", 800)
+    arguments = requiring_grad(example(vocab_size))
+    arguments[3][1, 2] = arguments[3][4, 0] = -1
+    has_target = arguments[3] >= 0
+    expected = -naive_log_likelihood(*arguments[:3], arguments[3].clamp(min=0))[has_target].sum()
+    converted = requiring_grad(
+        [tensor.detach().to(dtype) for tensor in arguments[:3]] + [arguments[3]]
+    )
 
-    loss = cross_entropy.cross_entropy(*typed, 1.0)
+    loss = cross_entropy.cross_entropy(*converted, 1.0)
 
-    assert_same(loss, expected.to(kind))
-    for ours, truth in zip(gradients(loss, typed), gradients(expected, given), strict=True):
-        assert_same(ours, truth.to(kind))
+    assert_same(loss, expected.to(dtype))
+    assert_gradients(gradients(loss, converted), gradients(expected, arguments))
 
 
 @pytest.mark.skipif(not library.has_bf16(), reason="no bf16 products on this processor")
-def test_bf16_is_near(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "_MOST_BYTES", 4000)
-    given = wanting(example(500))
-    hidden, weight, bias = (tensor.detach().float() for tensor in given[:3])
-    typed = wanting([hidden.bfloat16(), weight, bias, given[3]])
-    expected = -naive(*given).sum()
+def test_bf16_is_near_float64(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "_MAX_CHUNK_BYTES", 4000)
+    arguments = requiring_grad(example(500))
+    hidden, weight, bias = (tensor.detach().float() for tensor in arguments[:3])
+    converted = requiring_grad([hidden.bfloat16(), weight, bias, arguments[3]])
+    expected = -naive_log_likelihood(*arguments).sum()
 
-    loss = cross_entropy.cross_entropy(*typed, 1.0)
+    loss = cross_entropy.cross_entropy(*converted, 1.0)
 
     assert abs(float(loss.detach() / expected.detach()) - 1) < 1e-3
-    for ours, truth in zip(gradients(loss, typed), gradients(expected, given), strict=True):
-        assert (ours.double() - truth).norm() < 1e-2 * truth.norm()
+    pairs = zip(gradients(loss, converted), gradients(expected, arguments), strict=True)
+    for actual, reference in pairs:
+        assert (actual.double() - reference).norm() < 1e-2 * reference.norm()
 
 
-def test_log_likelihood_is_the_same_in_pieces(monkeypatch):
-    given = example(11)
-    monkeypatch.setattr(cross_entropy, "_MOST_BYTES", 44)
+def test_chunked_log_likelihoods_equal_the_definition(monkeypatch):
+    arguments = example(11)
+    monkeypatch.setattr(cross_entropy, "_MAX_CHUNK_BYTES", 44)
 
-    assert_same(cross_entropy.log_likelihood(*given), naive(*given))
+    assert_same(cross_entropy.log_likelihood(*arguments), naive_log_likelihood(*arguments))
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
-def test_large_logits_stay_finite(kind):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_large_logits_have_a_finite_loss(dtype):
     hidden, weight, bias, targets = example(3)
-    given = [hidden.to(kind) * 1e6, weight.to(kind), bias.to(kind), targets]
+    arguments = [hidden.to(dtype) * 1e6, weight.to(dtype), bias.to(dtype), targets]
 
-    assert cross_entropy.cross_entropy(*wanting(given), 1.0).isfinite()
+    assert cross_entropy.cross_entropy(*requiring_grad(arguments), 1.0).isfinite()
 
 
-def test_a_target_that_is_no_token_is_refused():
+def test_a_target_outside_the_vocabulary_is_refused():
     hidden, weight, bias, targets = example(3)
 
-    with pytest.raises(ConfigError, match="a target of 3: there are 3 tokens"):
+    with pytest.raises(ConfigError, match="target 3: the vocabulary has 3 tokens"):
         cross_entropy.cross_entropy(hidden.float(), weight.float(), bias.float(), targets + 1, 1.0)

@@ -1,10 +1,12 @@
-"""The native scans against the float64 reference: every cell, odd sizes, both precisions."""
+"""The native scan against the float64 reference: every cell, odd sizes, fp32 and bf16."""
 
 import ctypes
+import functools
 import itertools
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -23,34 +25,44 @@ from lmtrain.kernels.native import library
 from lmtrain.kernels.scan import engine, scan
 from lmtrain.kernels.variant import VARIANTS, Variant, index_of
 
-if library.absence():
-    pytest.skip(f"no native kernels: {library.absence()}", allow_module_level=True)
+if library.unavailable_reason():
+    reason = f"no native kernels: {library.unavailable_reason()}"
+    pytest.skip(reason, allow_module_level=True)
 
-LEVELS = library.LEVELS[: library.level() + 1]
-KINDS = [torch.float32, torch.bfloat16] if library.has_bf16() else [torch.float32]
-SIZES = list(itertools.product((1, 7, 17, 200, 257), (1, 3, 20), (1, 2, 33)))
+INSTRUCTION_SETS = library.INSTRUCTION_SETS[: library.instruction_set() + 1]
+DTYPES = [torch.float32, torch.bfloat16] if library.has_bf16() else [torch.float32]
+
+
+def with_threads(sizes: Iterable[tuple[int, ...]]) -> list[tuple[tuple[int, ...], int]]:
+    """Each size with one or two threads, in turn."""
+    return list(zip(sizes, itertools.cycle([1, 2]), strict=False))
+
+
+# H, B, T.
+SIZES = with_threads(itertools.product((1, 7, 17, 200, 257), (1, 3, 20), (1, 2, 33)))
+SIZES_WITH_LENGTHS = with_threads(itertools.product((7, 17, 200), (3, 20), (2, 33)))
 
 
 def make(name: str, options: dict[str, str], input_size: int, hidden_size: int) -> Cell:
     cell = create(name, input_size, hidden_size, options)
-    # The state of 33 steps stays of the order of 1 at any width.
+    # This scale keeps the state of 33 steps of order 1 for any hidden size.
     cell.initialize(device.generator(3), 0.5 / hidden_size**0.5, 0.5)
     return cell
 
 
-def chance(*shape: int, seed: int) -> Tensor:
+def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=device.generator(seed))
 
 
 def results(
     run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool, lengths=None
 ) -> list[Tensor]:
-    """Outputs, last state, and every gradient with upstream gradients into all of them."""
+    """Outputs, final state and all gradients, for upstream gradients into outputs and state."""
     inputs = inputs.clone().requires_grad_()
     state = [part.clone().requires_grad_() for part in state]
     hidden, last = run(cell, inputs, tuple(state), reverse, lengths)
     outputs = [hidden, *last]
-    upstream = [chance(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
+    upstream = [randn(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
     gradients = torch.autograd.grad(outputs, [inputs, *state, *cell.parameters()], upstream)
     return [tensor.detach().double() for tensor in (*outputs, *gradients)]
 
@@ -64,59 +76,73 @@ def by_native(cell, inputs, state, reverse, lengths):
     return operator.scan(cell, inputs, state, lengths, reverse=reverse)
 
 
-def check(
-    name, options, size, kinds=(torch.float32,), reverse=False, has_state=True, lengths=None
-) -> None:
-    """The results of each kind, a precision, for a size H, B, T: the reference runs once."""
+@functools.lru_cache(maxsize=1)
+def float64_results(name, options, size, reverse, has_state, lengths) -> list[Tensor]:
+    """The results of the reference, cached for the next dtype of the same case.
+
+    The dtype is the topmost parameter of a test, which varies fastest.
+    """
+    cell, inputs, state, lengths = case(name, options, size, has_state, lengths)
+    state = [part.double() for part in state]
+    return results(by_reference, cell.double(), inputs.double(), state, reverse, lengths)
+
+
+def case(name, options, size, has_state, lengths):
+    """A cell, inputs that bf16 represents exactly, a state, and lengths, for a size H, B, T."""
     hidden_size, rows, steps = size
-    cell = make(name, options, 5, hidden_size)
-    inputs = chance(steps, rows, 5, seed=1).bfloat16()  # numbers that both precisions have
+    cell = make(name, dict(options), 5, hidden_size)
+    inputs = randn(steps, rows, 5, seed=1).bfloat16()
     parts = range(len(cell.state_names))
-    state = [chance(rows, hidden_size, seed=2 + part) * has_state for part in parts]
-    found = {
-        kind: results(by_native, cell, inputs.to(kind), state, reverse, lengths) for kind in kinds
-    }
-    expected = results(
-        by_reference, cell.double(), inputs.double(), [s.double() for s in state], reverse, lengths
-    )
-    largest = max(truth.norm() for truth in expected)
-    for kind, actual in found.items():
-        compared = list(enumerate(zip(actual, expected, strict=True)))
-        if kind == torch.bfloat16 and options.get("activation") == "relu":
-            # The slope of relu jumps at 0, and rounding takes some sums across: no gradients.
-            compared = compared[:2]
-        for index, (ours, truth) in compared:
-            # The gradients of a single unit are sums of a few numbers that may cancel each other.
-            scale = largest if hidden_size == 1 else truth.norm()
-            error = (ours - truth).norm()
-            limit = 1e-5 if kind == torch.float32 else 1e-2
-            assert error <= limit * scale, (
-                f"{name} {options} {size} {kind} {index}: {error / scale}"
-            )
+    state = [randn(rows, hidden_size, seed=2 + part) * has_state for part in parts]
+    return cell, inputs, state, lengths and torch.tensor(lengths)
 
 
+def check(
+    name, options, size, dtype=torch.float32, *, reverse=False, has_state=True, lengths=None
+) -> None:
+    """Compares the native results of a dtype with the reference, for a size H, B, T."""
+    options = tuple(options.items())
+    cell, inputs, state, tensor = case(name, options, size, has_state, lengths)
+    actual = results(by_native, cell, inputs.to(dtype), state, reverse, tensor)
+    expected = float64_results(name, options, size, reverse, has_state, lengths)
+    if dtype == torch.bfloat16 and ("activation", "relu") in options:
+        # Rounding moves some pre-activations across 0, where the slope of ReLU jumps.
+        actual, expected = actual[:2], expected[:2]
+    largest = max(tensor.norm() for tensor in expected)
+    limit = 1e-5 if dtype == torch.float32 else 1e-2
+    for index, (tensor, reference_tensor) in enumerate(zip(actual, expected, strict=True)):
+        # The gradients of a single unit are sums of few terms, which may cancel.
+        scale = largest if size[0] == 1 else reference_tensor.norm()
+        error = (tensor - reference_tensor).norm()
+        assert error <= limit * scale, f"result {index}: {error / scale}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_cell
-def test_every_size_equals_the_reference(name, options):
-    for size, threads in zip(SIZES, itertools.cycle([1, 2])):
-        torch.set_num_threads(threads)
-        check(name, options, size, KINDS)
+@pytest.mark.parametrize(("size", "threads"), SIZES, ids=str)
+def test_every_size_equals_the_reference(name, options, size, threads, dtype):
+    torch.set_num_threads(threads)
+    check(name, options, size, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_cell
-@pytest.mark.parametrize("reverse", [False, True])
-def test_rows_with_lengths_equal_the_reference(name, options, reverse):
-    sizes = itertools.product((7, 17, 200), (3, 20), (2, 33))
-    for (hidden_size, rows, steps), threads in zip(sizes, itertools.cycle([1, 2])):
-        torch.set_num_threads(threads)
-        drawn = device.generator(hidden_size)
-        lengths = torch.randint(1, steps + 1, (rows,), generator=drawn)
-        check(name, options, (hidden_size, rows, steps), KINDS, reverse, lengths=lengths)
+@pytest.mark.parametrize(("size", "threads"), SIZES_WITH_LENGTHS, ids=str)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_rows_with_lengths_equal_the_reference(name, options, size, threads, reverse, dtype):
+    torch.set_num_threads(threads)
+    hidden_size, rows, steps = size
+    lengths = torch.randint(1, steps + 1, (rows,), generator=device.generator(hidden_size))
+    check(name, options, size, dtype, reverse=reverse, lengths=tuple(lengths.tolist()))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_beyond_its_length_a_row_has_no_output_and_no_gradient(reverse):
+def test_padding_has_zero_outputs_and_zero_gradients(reverse):
     cell, lengths = make("peephole-lstm", {}, 5, 8), torch.tensor([2, 4, 1])
-    inputs, state = chance(6, 3, 5, seed=1), [chance(3, 8, seed=2), chance(3, 8, seed=3)]
+    inputs, state = (
+        randn(6, 3, 5, seed=1),
+        [randn(3, 8, seed=2), randn(3, 8, seed=3)],
+    )
 
     hidden, a, _, grad_inputs, *_ = results(by_native, cell, inputs, state, reverse, lengths)
 
@@ -128,28 +154,30 @@ def test_beyond_its_length_a_row_has_no_output_and_no_gradient(reverse):
 
 
 @pytest.mark.parametrize("lengths", [[0, 2, 1], [5, 1, 1], [-1, 2, 2]], ids=str)
-def test_a_length_outside_of_the_steps_is_refused(lengths):
+def test_lengths_outside_the_steps_are_refused(lengths):
     with pytest.raises(ConfigError, match=r"lengths .* are not in 1 to 4"):
         scan(make("lstm", {}, 5, 8), torch.zeros(4, 3, 5), lengths=torch.tensor(lengths))
 
 
 @each_cell
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_instruction_set_computes_the_same(name, options, level, monkeypatch):
-    monkeypatch.setenv("LMTRAIN_LEVEL", level)
-    lengths = torch.tensor([3, 1, 5, 2, 2, 4, 1])
-    for reverse, has_state in itertools.product((False, True), repeat=2):
-        check(name, options, (21, 7, 5), reverse=reverse, has_state=has_state)
-        check(name, options, (21, 7, 5), reverse=reverse, has_state=has_state, lengths=lengths)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("has_state", [False, True], ids=["zeros", "state"])
+@pytest.mark.parametrize("lengths", [None, (3, 1, 5, 2, 2, 4, 1)], ids=["whole", "lengths"])
+def test_every_instruction_set_equals_the_reference(
+    name, options, instruction_set, reverse, has_state, lengths, monkeypatch
+):
+    monkeypatch.setenv("LMTRAIN_INSTRUCTION_SET", instruction_set)
+    check(name, options, (21, 7, 5), reverse=reverse, has_state=has_state, lengths=lengths)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_groups_of_threads_share_the_rows_and_the_units(kind):
+# With 4 threads, groups have two threads in fp32 and one in bf16: the packed weights fit in the
+# caches of two threads in fp32, and of each thread in bf16.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "size"), [("lstm", (400, 9, 3)), ("gru", (401, 14, 3))])
+def test_groups_of_threads_equal_the_reference(name, size, dtype):
     torch.set_num_threads(4)
-    # With this many units the weights of two threads, and not of one, are near a core in fp32;
-    # in bf16 those of each are.
-    check("lstm", {}, (400, 9, 3), [kind])
-    check("gru", {}, (401, 14, 3), [kind])
+    check(name, {}, size, dtype)
 
 
 @settings(max_examples=60, deadline=None)
@@ -161,18 +189,24 @@ def test_groups_of_threads_share_the_rows_and_the_units(kind):
     threads=st.integers(1, 3),
 )
 def test_any_shape_equals_the_reference(cell, size, reverse, has_state, threads):
+    name, options = cell
     torch.set_num_threads(threads)
-    check(*cell, size, reverse=reverse, has_state=has_state)
+    check(name, options, size, reverse=reverse, has_state=has_state)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("level", LEVELS)
-def test_the_functions_of_the_gates_are_accurate(kind, level, monkeypatch):
-    if kind == torch.bfloat16 and not level.endswith("BF16"):
-        pytest.skip("no bf16 at this level")
-    monkeypatch.setenv("LMTRAIN_LEVEL", level)
+@pytest.mark.parametrize(
+    ("dtype", "instruction_set"),
+    [
+        (dtype, instruction_set)
+        for dtype, instruction_set in itertools.product(DTYPES, INSTRUCTION_SETS)
+        if dtype == torch.float32 or instruction_set.endswith("BF16")
+    ],
+    ids=str,
+)
+def test_tanh_and_sigmoid_are_accurate(dtype, instruction_set, monkeypatch):
+    monkeypatch.setenv("LMTRAIN_INSTRUCTION_SET", instruction_set)
     small = torch.logspace(-6, 0, 500)
-    z = torch.cat([-small, small, torch.linspace(-80, 80, 4001)]).to(kind)
+    z = torch.cat([-small, small, torch.linspace(-80, 80, 4001)]).to(dtype)
     gates = z.view(1, -1, 1).repeat(1, 1, 4)  # one unit: candidate, update, forget, output
     history = [torch.zeros(2, len(z), 1), torch.zeros(2, len(z), 1)]
 
@@ -184,38 +218,40 @@ def test_the_functions_of_the_gates_are_accurate(kind, level, monkeypatch):
         bias=torch.zeros(4),
         history=history,
         reverse=False,
-        hidden=torch.empty(1, len(z), 1, dtype=kind),
+        hidden=torch.empty(1, len(z), 1, dtype=dtype),
     )
 
-    # Within 2 units in the last place of bf16 is within 2^-7 of the number.
-    limit = 1e-6 if kind == torch.float32 else 2**-7
-    for found, function in ((gates[0, :, 0], torch.tanh), (gates[0, :, 2], torch.sigmoid)):
+    # 2 units in the last place of bf16 are a relative error of 2^-7.
+    limit = 1e-6 if dtype == torch.float32 else 2**-7
+    for actual, function in ((gates[0, :, 0], torch.tanh), (gates[0, :, 2], torch.sigmoid)):
         exact = function(z.double())
-        assert ((found.double() - exact) / exact).abs().max() < limit
+        assert ((actual.double() - exact) / exact).abs().max() < limit
 
 
+# Two threads divide the units of 7 rows, and the 12 rows.
 @each_cell
-def test_two_runs_are_equal_to_the_bit(name, options):
+@pytest.mark.parametrize("rows", [7, 12])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_two_runs_are_bitwise_equal(name, options, rows, dtype):
     torch.set_num_threads(2)
     cell = make(name, options, 5, 33)
-    for rows, kind in itertools.product((7, 12), KINDS):  # threads divide units, or rows
-        state = [chance(rows, 33, seed=2 + i) for i in range(len(cell.state_names))]
-        inputs = chance(6, rows, 5, seed=1).to(kind)
+    state = [randn(rows, 33, seed=2 + i) for i in range(len(cell.state_names))]
+    inputs = randn(6, rows, 5, seed=1).to(dtype)
 
-        first, again = (results(by_native, cell, inputs, state, False) for _ in range(2))
+    first, again = (results(by_native, cell, inputs, state, False) for _ in range(2))
 
-        assert all(map(torch.equal, first, again))
+    assert all(map(torch.equal, first, again))
 
 
-def test_threads_of_python_may_scan_at_once():
+def test_python_threads_can_scan_concurrently():
     torch.set_num_threads(2)
-    cell, inputs = make("lstm", {}, 5, 40), chance(30, 6, 5, seed=1)
-    state = [chance(6, 40, seed=2), chance(6, 40, seed=3)]
+    cell, inputs = make("lstm", {}, 5, 40), randn(30, 6, 5, seed=1)
+    state = [randn(6, 40, seed=2), randn(6, 40, seed=3)]
     expected = results(by_native, cell, inputs, state, False)
-    found: list[list[Tensor]] = []
+    actual: list[list[Tensor]] = []
 
     def work() -> None:
-        found.extend(results(by_native, cell, inputs, state, False) for _ in range(20))
+        actual.extend(results(by_native, cell, inputs, state, False) for _ in range(20))
 
     workers = [threading.Thread(target=work) for _ in range(3)]
     for worker in workers:
@@ -223,20 +259,22 @@ def test_threads_of_python_may_scan_at_once():
     for worker in workers:
         worker.join()
 
-    assert len(found) == 60
-    for each in found:
-        assert all(map(torch.equal, each, expected))
+    assert len(actual) == 60
+    for tensors in actual:
+        assert all(map(torch.equal, tensors, expected))
 
 
-def test_views_are_taken_for_what_they_hold():
+def test_non_contiguous_inputs_and_states_are_supported():
     cell = make("lstm", {}, 5, 8)
-    inputs = chance(3, 6, 5, seed=1).transpose(0, 1)  # (6, 3, 5), not contiguous
-    state = [chance(8, 3, seed=2).T, chance(1, 8, seed=3).expand(3, 8)]
+    inputs = randn(3, 6, 5, seed=1).transpose(0, 1)  # (6, 3, 5), not contiguous
+    state = [randn(8, 3, seed=2).T, randn(1, 8, seed=3).expand(3, 8)]
 
     actual = results(by_native, cell, inputs, state, False)
 
-    same = results(by_native, cell, inputs.contiguous(), [s.contiguous() for s in state], False)
-    assert all(map(torch.equal, actual, same))
+    expected = results(
+        by_native, cell, inputs.contiguous(), [part.contiguous() for part in state], False
+    )
+    assert all(map(torch.equal, actual, expected))
 
 
 @pytest.mark.parametrize(
@@ -255,8 +293,8 @@ def test_views_are_taken_for_what_they_hold():
     ],
     ids=str,
 )
-def test_what_a_kernel_cannot_take_never_reaches_it(wrong):
-    right = {
+def test_wrong_shapes_dtypes_and_strides_are_refused(wrong):
+    valid = {
         "gates": torch.zeros(2, 3, 32),
         "recurrent": torch.zeros(32, 8),
         "peephole": None,
@@ -265,30 +303,30 @@ def test_what_a_kernel_cannot_take_never_reaches_it(wrong):
         "hidden": torch.zeros(2, 3, 8),
     }
     variant = VARIANTS[index_of(LSTM(1, 8))]
-    library.scan(variant, reverse=False, **right)
+    library.scan(variant, reverse=False, **valid)
 
     with pytest.raises(ConfigError):
-        library.scan(variant, reverse=False, **{**right, **wrong})
+        library.scan(variant, reverse=False, **{**valid, **wrong})
 
 
-def test_a_state_of_another_type_is_refused_before_it_is_read():
+def test_a_state_of_another_dtype_is_refused():
     state = (torch.zeros(3, 8).half(), torch.zeros(3, 8).half())
 
     with pytest.raises(ConfigError, match="contiguous; this is"):
         scan(make("lstm", {}, 5, 8), torch.zeros(2, 3, 5), state)
 
 
-def test_denormal_numbers_are_harmless():
+def test_denormals_give_finite_results_and_are_not_flushed_outside():
     cell = make("lstm", {}, 5, 8)
     tiny = [torch.full((3, 8), 1e-40), torch.full((3, 8), 1e-40)]
 
-    found = results(by_native, cell, chance(4, 3, 5, seed=1), tiny, False)
+    actual = results(by_native, cell, randn(4, 3, 5, seed=1), tiny, False)
 
-    assert all(result.isfinite().all() for result in found)
-    assert float(torch.tensor(1e-40) * 1) > 0  # and remain what they were outside
+    assert all(tensor.isfinite().all() for tensor in actual)
+    assert float(torch.tensor(1e-40) * 1) > 0
 
 
-def test_extreme_inputs_saturate_the_gates():
+def test_large_inputs_saturate_the_gates():
     cell = make("lstm", {}, 5, 8)
 
     hidden, _ = scan(cell, torch.full((4, 3, 5), 1e30))
@@ -297,31 +335,33 @@ def test_extreme_inputs_saturate_the_gates():
     assert hidden.abs().max() <= 1
 
 
-def test_other_types_and_subclasses_take_another_engine():
-    class Own(LSTM):
+def test_other_dtypes_and_subclasses_use_the_plain_engine():
+    class Subclass(LSTM):
         pass
 
     assert engine(LSTM(3, 7)) == "native"
     assert engine(LSTM(3, 7).double()) == "plain"
     assert engine(LSTM(3, 7), torch.zeros(4, 2, 3).half()) == "plain"
-    assert engine(Own(3, 7)) == "plain"
+    assert engine(Subclass(3, 7)) == "plain"
 
 
-def test_a_subclass_that_changes_its_equation_is_not_run_as_its_parent():
+def test_a_subclass_with_another_step_uses_the_reference_engine():
     class Doubled(RNN):
         def step(self, x, state):
             return tuple(2 * part for part in super().step(x, state))
 
     cell = Doubled(5, 8)
     cell.initialize(device.generator(3), 0.5, 0.0)
-    inputs, state = chance(4, 3, 5, seed=1), (torch.zeros(3, 8),)
+    inputs, state = randn(4, 3, 5, seed=1), (torch.zeros(3, 8),)
 
     assert engine(cell) == "reference"
     assert torch.equal(scan(cell, inputs, state)[0][0], 2 * RNN.step(cell, inputs[0], state)[0])
 
 
-class ShorterMatrix(ctypes.Structure):
-    _fields_ = (("rows", ctypes.c_int64), ("from", ctypes.c_void_p), ("to", ctypes.c_void_p))
+class ShorterArguments(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64), ("source", ctypes.c_void_p), ("destination", ctypes.c_void_p)
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -331,28 +371,28 @@ def reloaded():
     library._library.cache_clear()
 
 
-def test_a_library_with_other_structures_is_not_called(monkeypatch, reloaded):
-    monkeypatch.setitem(library._STRUCTURES, "Matrix", ShorterMatrix)
+def test_a_library_with_other_structures_is_not_used(monkeypatch, reloaded):
+    monkeypatch.setitem(library._STRUCTURES, "TransposeArguments", ShorterArguments)
 
-    assert "reinstall: pip install -e ." in library.absence()
+    assert "reinstall: pip install -e ." in library.unavailable_reason()
     assert engine(LSTM(3, 7)) == "plain"
 
 
-@pytest.mark.parametrize("change", [{"gates": 5}, {"name": "lost"}], ids=str)
-def test_a_library_with_another_table_of_cells_is_not_called(change, monkeypatch, reloaded):
+@pytest.mark.parametrize("change", [{"num_gates": 5}, {"name": "unknown"}], ids=str)
+def test_a_library_with_other_cells_is_not_used(change, monkeypatch, reloaded):
     class Other(Variant):
-        gates = change.get("gates", 4)
+        num_gates = change.get("num_gates", 4)
 
     other = Other(change.get("name", "lstm"), LSTM, ("tanh",))
     monkeypatch.setattr(library, "VARIANTS", (*VARIANTS, other))
 
-    assert "reinstall" in library.absence()
+    assert "reinstall" in library.unavailable_reason()
     with pytest.raises(MachineError, match="reinstall"):
         library.cross_entropy(torch.zeros(2, 3), torch.zeros(3), torch.zeros(2, dtype=torch.int64))
 
 
-def test_torch_alone_can_be_asked_for(monkeypatch):
-    cell, inputs = make("lstm", {}, 5, 8), chance(4, 3, 5, seed=1)
+def test_the_environment_can_select_the_plain_engine(monkeypatch):
+    cell, inputs = make("lstm", {}, 5, 8), randn(4, 3, 5, seed=1)
     expected = plain.scan(cell, inputs, cell.zero_state(3), None, reverse=False)[0]
 
     monkeypatch.setenv("LMTRAIN_KERNELS", "torch")
@@ -361,15 +401,15 @@ def test_torch_alone_can_be_asked_for(monkeypatch):
     assert torch.equal(scan(cell, inputs)[0], expected)
 
 
-@pytest.mark.parametrize("switch", ["LMTRAIN_KERNELS", "LMTRAIN_LEVEL"])
-def test_a_wrong_switch_is_refused(switch, monkeypatch):
-    monkeypatch.setenv(switch, "fast")
+@pytest.mark.parametrize("variable", ["LMTRAIN_KERNELS", "LMTRAIN_INSTRUCTION_SET"])
+def test_an_unknown_value_of_an_environment_variable_is_refused(variable, monkeypatch):
+    monkeypatch.setenv(variable, "fast")
 
-    with pytest.raises(ConfigError, match=f"{switch}=fast"):
+    with pytest.raises(ConfigError, match=f"{variable}=fast"):
         scan(LSTM(3, 7), torch.zeros(2, 2, 3).bfloat16())
 
 
-def test_no_byte_is_read_or_written_out_of_bounds(tmp_path):
+def test_no_memory_is_accessed_out_of_bounds(tmp_path):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ here")
@@ -380,7 +420,7 @@ def test_no_byte_is_read_or_written_out_of_bounds(tmp_path):
     command = [compiler, *flags, str(source), "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True)
 
-    ended = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    process = subprocess.run([program], capture_output=True, text=True, timeout=120)
 
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert "scans" in ended.stdout
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "calls" in process.stdout

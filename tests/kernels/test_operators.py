@@ -1,4 +1,4 @@
-"""The operators of torch keep its rules: schemas, fake tensors, autograd, tracing."""
+"""The PyTorch operators pass opcheck: schemas, fake tensors, autograd, tracing."""
 
 import pytest
 import torch
@@ -12,20 +12,24 @@ from lmtrain.errors import ConfigError
 from lmtrain.kernels import cross_entropy, operator, plain
 from lmtrain.kernels.variant import VARIANTS, index_of
 
-KINDS = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16]
 STEPS, ROWS, INPUTS, UNITS = 4, 3, 5, 7
 
 
-def drawn(*shape: int, seed: int = 1) -> torch.Tensor:
+def randn(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=device.generator(seed))
 
 
-def arguments(name, options, kind, *, reverse=False, requires_grad=True, lengths=None):
+def arguments(name, options, dtype, *, reverse=False, requires_grad=True, lengths=None):
     cell = create(name, INPUTS, UNITS, options)
     cell.initialize(device.generator(3), 0.5, 0.5)
     weights = dict(cell.named_parameters())
-    state = [drawn(ROWS, UNITS, seed=2 + i) for i in range(len(cell.state_names))]
-    tensors = [drawn(STEPS, ROWS, INPUTS).to(kind), *state, weights["weight_input"].to(kind)]
+    state = [randn(ROWS, UNITS, seed=2 + i) for i in range(len(cell.state_names))]
+    tensors = [
+        randn(STEPS, ROWS, INPUTS).to(dtype),
+        *state,
+        weights["weight_input"].to(dtype),
+    ]
     tensors += [weights["bias"], weights["weight_recurrent"]]
     if "weight_peephole" in weights:
         tensors.append(weights["weight_peephole"])
@@ -36,21 +40,21 @@ def arguments(name, options, kind, *, reverse=False, requires_grad=True, lengths
 
 
 @each_cell
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_the_scan_keeps_the_rules(name, options, kind):
-    is_bf16 = kind == torch.bfloat16
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_scan_passes_opcheck(name, options, dtype):
+    is_bf16 = dtype == torch.bfloat16
     lengths = torch.tensor([3, 1, 4]) if is_bf16 else None
-    opcheck(operator._scan, arguments(name, options, kind, reverse=is_bf16, lengths=lengths))
+    opcheck(operator._scan, arguments(name, options, dtype, reverse=is_bf16, lengths=lengths))
 
 
 @each_cell
 @pytest.mark.parametrize("needs_inputs", [False, True])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_its_backward_keeps_the_rules(name, options, needs_inputs, kind):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_backward_of_the_scan_passes_opcheck(name, options, needs_inputs, dtype):
     lengths = torch.tensor([3, 1, 4]) if needs_inputs else None
-    given = arguments(name, options, kind, requires_grad=False, lengths=lengths)
-    inputs, _, weight_input, _, recurrent, peephole, lengths, variant, reverse = given
-    hidden, last, activations, history = operator._forward(*given)
+    forward = arguments(name, options, dtype, requires_grad=False, lengths=lengths)
+    inputs, _, weight_input, _, recurrent, peephole, lengths, variant, reverse = forward
+    hidden, last, activations, history = operator._forward(*forward)
     backward = (torch.ones_like(hidden), last, inputs, activations, history)
 
     opcheck(
@@ -59,28 +63,32 @@ def test_its_backward_keeps_the_rules(name, options, needs_inputs, kind):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("most_bytes", [100, 1 << 25], ids=["slices", "rows"])
-def test_the_loss_keeps_the_rules(kind, most_bytes, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "_MOST_BYTES", most_bytes)
-    hidden, weight, bias = drawn(STEPS, ROWS, INPUTS).to(kind), drawn(11, INPUTS), drawn(11)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("max_bytes", [100, 1 << 25], ids=["slices", "rows"])
+def test_the_loss_passes_opcheck(dtype, max_bytes, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "_MAX_CHUNK_BYTES", max_bytes)
+    hidden, weight, bias = (
+        randn(STEPS, ROWS, INPUTS).to(dtype),
+        randn(11, INPUTS),
+        randn(11),
+    )
     targets = torch.randint(0, 11, (STEPS, ROWS), generator=device.generator(1))
-    given = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
+    leaves = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
 
-    opcheck(cross_entropy._loss, (*given, targets, 0.5))
+    opcheck(cross_entropy._loss, (*leaves, targets, 0.5))
     with torch.no_grad():
-        opcheck(cross_entropy._log_likelihood_operator, (*given, targets))
+        opcheck(cross_entropy._log_likelihood_operator, (*leaves, targets))
 
 
 @each_cell
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([3, 1, 4])], ids=["whole", "lengths"])
-def test_without_kernels_the_operator_is_the_plain_engine(name, options, reverse, lengths):
+def test_without_kernels_the_operator_equals_the_plain_engine(name, options, reverse, lengths):
     cell = create(name, INPUTS, UNITS, options).double()
     cell.initialize(device.generator(3), 0.5, 0.5)
-    inputs = drawn(STEPS, ROWS, INPUTS).double().requires_grad_()
+    inputs = randn(STEPS, ROWS, INPUTS).double().requires_grad_()
     state = tuple(
-        drawn(ROWS, UNITS, seed=2 + i).double().requires_grad_()
+        randn(ROWS, UNITS, seed=2 + i).double().requires_grad_()
         for i in range(len(cell.state_names))
     )
 
@@ -90,39 +98,39 @@ def test_without_kernels_the_operator_is_the_plain_engine(name, options, reverse
         plain.scan(cell, inputs, state, lengths, reverse=reverse),
     ):
         outputs = [hidden, *last]
-        upstream = [drawn(*out.shape, seed=20 + i).double() for i, out in enumerate(outputs)]
-        wanted = [inputs, *state, *cell.parameters()]
-        results.append([*outputs, *torch.autograd.grad(outputs, wanted, upstream)])
+        upstream = [randn(*out.shape, seed=20 + i).double() for i, out in enumerate(outputs)]
+        leaves = [inputs, *state, *cell.parameters()]
+        results.append([*outputs, *torch.autograd.grad(outputs, leaves, upstream)])
 
-    for ours, truth in zip(*results, strict=True):
-        assert_same(ours, truth)
+    for actual, expected in zip(*results, strict=True):
+        assert_same(actual, expected)
 
 
-def test_every_variant_is_that_of_a_cell():
-    for index, variant in enumerate(VARIANTS):
-        cell = create(
-            variant.name, 2, 3, dict(zip(variant.cell.options, variant.options, strict=True))
-        )
+@pytest.mark.parametrize("index", range(len(VARIANTS)))
+def test_a_variant_describes_its_cell(index):
+    variant = VARIANTS[index]
+    options = dict(zip(variant.cell.options, variant.options, strict=True))
+    cell = create(variant.name, 2, 3, options)
 
-        assert index_of(cell) == index
-        assert type(variant.instance(3)) is type(cell)
-        shape = variant.peephole_shape(3)
-        assert shape == (cell.weight_peephole.shape if shape else None)
+    assert index_of(cell) == index
+    assert type(variant.instance(3)) is type(cell)
+    shape = variant.peephole_shape(3)
+    assert shape == (cell.weight_peephole.shape if shape else None)
 
 
 def test_a_subclass_has_no_kernel():
-    own = type("Own", (VARIANTS[0].cell,), {})(2, 3)
+    cell = type("Subclass", (VARIANTS[0].cell,), {})(2, 3)
 
-    with pytest.raises(ConfigError, match="no kernel for Own"):
-        operator.scan(own, drawn(2, 1, 2), own.zero_state(1), None, reverse=False)
+    with pytest.raises(ConfigError, match="the cell Subclass has no kernel"):
+        operator.scan(cell, randn(2, 1, 2), cell.zero_state(1), None, reverse=False)
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_second_derivatives_are_refused(factor):
-    weight = drawn(11, INPUTS).requires_grad_()
+    weight = randn(11, INPUTS).requires_grad_()
     targets = torch.zeros(STEPS, ROWS, dtype=torch.long)
     scale = torch.tensor(factor, requires_grad=True)
-    loss = cross_entropy.cross_entropy(drawn(STEPS, ROWS, INPUTS), weight, drawn(11), targets, 1.0)
+    loss = cross_entropy.cross_entropy(randn(STEPS, ROWS, INPUTS), weight, randn(11), targets, 1.0)
     (gradient,) = torch.autograd.grad(scale * loss, weight, create_graph=True)
 
     with pytest.raises(RuntimeError, match="once_differentiable"):

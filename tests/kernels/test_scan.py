@@ -19,7 +19,7 @@ from lmtrain.kernels.scan import scan
         ((5, 2, 3), None, (3,), r"\(3,\) are not \(2,\)"),
     ],
 )
-def test_wrong_shapes_are_refused_by_name(inputs, state, lengths, words):
+def test_the_error_of_a_wrong_shape_names_it(inputs, state, lengths, words):
     parts = None if state is None else tuple(torch.zeros(shape) for shape in state)
 
     with pytest.raises(ConfigError, match=words):
@@ -31,7 +31,7 @@ def test_wrong_shapes_are_refused_by_name(inputs, state, lengths, words):
         )
 
 
-def test_a_scan_starts_from_zeros_without_a_state():
+def test_the_initial_state_is_zero_by_default():
     cell, inputs = LSTM(3, 7), torch.ones(4, 2, 3)
     for parameter in cell.parameters():
         torch.nn.init.constant_(parameter, 0.1)
@@ -42,21 +42,21 @@ def test_a_scan_starts_from_zeros_without_a_state():
     assert torch.equal(hidden[-1], a)
 
 
-class OwnLSTM(LSTM):
-    """The same equation and backward."""
+class SubclassLSTM(LSTM):
+    """The same equation and backward; has no kernel."""
 
 
-class OwnGRU(GRU):
-    """Another step, which autograd differentiates."""
+class DoubledGRU(GRU):
+    """Another step, differentiated by autograd."""
 
     def step(self, x, state):
         return tuple(2 * part for part in super().step(x, state))
 
 
-@pytest.mark.parametrize("cell", [LSTM, OwnLSTM, OwnGRU])
+@pytest.mark.parametrize("cell", [LSTM, SubclassLSTM, DoubledGRU])
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([1, 1])], ids=["whole", "lengths"])
-def test_compiled_every_engine_gives_the_same(cell, steps, lengths):
+def test_a_compiled_scan_equals_the_eager_scan(cell, steps, lengths):
     torch._dynamo.reset()
     cell = cell(3, 5)
     cell.initialize(device.generator(1), None, 1.0)
@@ -66,10 +66,10 @@ def test_compiled_every_engine_gives_the_same(cell, steps, lengths):
         return scan(cell, inputs, lengths=lengths)
 
     results = []
-    for each in (torch.compile(run, fullgraph=True, backend="aot_eager"), run):
-        hidden, last = each(inputs)
-        wanted = [inputs, *cell.parameters()]
-        results.append([hidden, *last, *torch.autograd.grad(hidden.square().sum(), wanted)])
+    for function in (torch.compile(run, fullgraph=True, backend="aot_eager"), run):
+        hidden, last = function(inputs)
+        leaves = [inputs, *cell.parameters()]
+        results.append([hidden, *last, *torch.autograd.grad(hidden.square().sum(), leaves)])
 
-    for ours, truth in zip(*results, strict=True):
-        assert_same(ours, truth)
+    for actual, expected in zip(*results, strict=True):
+        assert_same(actual, expected)

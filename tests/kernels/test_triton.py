@@ -1,4 +1,4 @@
-"""The Triton scans, interpreted on the processor, against the float64 reference: every cell."""
+"""The Triton scan, interpreted on the CPU, against the float64 reference: every cell."""
 
 import os
 import subprocess
@@ -20,12 +20,13 @@ from lmtrain.kernels.triton import engine as triton
 from lmtrain.kernels.triton import scan as scans
 from lmtrain.kernels.variant import VARIANTS, Variant
 
-if triton.absence():
-    pytest.skip(f"no Triton kernels: {triton.absence()}", allow_module_level=True)
+if triton.unavailable_reason():
+    reason = f"no Triton kernels: {triton.unavailable_reason()}"
+    pytest.skip(reason, allow_module_level=True)
 
 
 def variant(name: str) -> Variant:
-    """By the names that compile_triton.py prints: that of a cell, or of peepholes."""
+    """The variant of a cell, or of a peephole form, as compile_triton.py prints them."""
     return next(each for each in VARIANTS if name in (each.name, each.peephole))
 
 
@@ -35,19 +36,19 @@ def interpreted(monkeypatch):
     monkeypatch.setenv("LMTRAIN_KERNELS", "triton")
 
 
-def chance(*shape: int, seed: int) -> Tensor:
+def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=device.generator(seed))
 
 
 def results(
     run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool, lengths=None
 ) -> list[Tensor]:
-    """Outputs, last state, and every gradient with upstream gradients into all of them."""
+    """Outputs, final state and all gradients, for upstream gradients into outputs and state."""
     inputs = inputs.clone().requires_grad_()
     state = [part.clone().requires_grad_() for part in state]
     hidden, last = run(cell, inputs, tuple(state), reverse, lengths)
     outputs = [hidden, *last]
-    upstream = [chance(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
+    upstream = [randn(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
     gradients = torch.autograd.grad(outputs, [inputs, *state, *cell.parameters()], upstream)
     return [tensor.detach().double() for tensor in (*outputs, *gradients)]
 
@@ -61,31 +62,31 @@ def by_reference(cell, inputs, state, reverse, lengths):
     return reference.scan(cell, inputs, state, lengths, reverse=reverse)
 
 
-def check(name, options, size, reverse, kind, tolerance, lengths=None) -> None:
-    """Outputs and gradients of a size H, B, T."""
+def check(name, options, size, reverse, dtype, tolerance, lengths=None) -> None:
+    """Compares the results of a dtype with the reference, for a size H, B, T."""
     hidden_size, rows, steps = size
     cell = create(name, 5, hidden_size, options)
     cell.initialize(device.generator(3), 0.5 / hidden_size**0.5, 0.5)
-    inputs = chance(steps, rows, 5, seed=1).to(kind)
-    state = [chance(rows, hidden_size, seed=2 + part) for part in range(len(cell.state_names))]
+    inputs = randn(steps, rows, 5, seed=1).to(dtype)
+    state = [randn(rows, hidden_size, seed=2 + part) for part in range(len(cell.state_names))]
 
-    found = results(by_triton, cell, inputs, state, reverse, lengths)
+    actual = results(by_triton, cell, inputs, state, reverse, lengths)
     expected = results(
         by_reference, cell.double(), inputs.double(), [s.double() for s in state], reverse, lengths
     )
 
-    if kind != torch.float32 and options.get("activation") == "relu":
-        # The slope of relu jumps at 0, and rounding takes some sums across: no gradients.
-        found, expected = found[:2], expected[:2]
-    largest = max(truth.norm() for truth in expected)
-    for actual, truth in zip(found, expected, strict=True):
-        # The gradients of a single unit are sums of a few numbers that may cancel each other.
-        scale = largest if hidden_size == 1 else truth.norm()
-        assert (actual - truth).norm() <= tolerance * scale
+    if dtype != torch.float32 and options.get("activation") == "relu":
+        # Rounding moves some pre-activations across 0, where the slope of ReLU jumps.
+        actual, expected = actual[:2], expected[:2]
+    largest = max(tensor.norm() for tensor in expected)
+    for index, (tensor, reference_tensor) in enumerate(zip(actual, expected, strict=True)):
+        # The gradients of a single unit are sums of few terms, which may cancel.
+        scale = largest if hidden_size == 1 else reference_tensor.norm()
+        assert (tensor - reference_tensor).norm() <= tolerance * scale, f"result {index}"
 
 
 @each_cell
-# H, B, T; 17 rows are several groups, 65 units several parts for each warp.
+# H, B, T; 17 rows need two groups of programs, 65 units several parts of K.
 @pytest.mark.parametrize(
     ("size", "reverse"),
     [
@@ -98,7 +99,7 @@ def check(name, options, size, reverse, kind, tolerance, lengths=None) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("schedule", ["alternating", "persistent"])
-def test_both_schedules_are_the_reference(name, options, size, reverse, schedule, monkeypatch):
+def test_both_schedules_equal_the_reference(name, options, size, reverse, schedule, monkeypatch):
     monkeypatch.setenv("LMTRAIN_SCHEDULE", schedule)
     check(name, options, size, reverse, torch.float32, 1e-5)
 
@@ -106,7 +107,7 @@ def test_both_schedules_are_the_reference(name, options, size, reverse, schedule
 @each_cell
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("schedule", ["alternating", "persistent"])
-def test_rows_with_lengths_are_the_reference(name, options, reverse, schedule, monkeypatch):
+def test_rows_with_lengths_equal_the_reference(name, options, reverse, schedule, monkeypatch):
     monkeypatch.setenv("LMTRAIN_SCHEDULE", schedule)
     lengths = 1 + torch.arange(17) % 4
     check(name, options, (9, 17, 4), reverse, torch.float32, 1e-5, lengths)
@@ -114,48 +115,50 @@ def test_rows_with_lengths_are_the_reference(name, options, reverse, schedule, m
 
 @each_cell
 @pytest.mark.parametrize(
-    ("schedule", "kind", "tolerance"),
+    ("schedule", "dtype", "tolerance"),
     [
-        # The interpreter cuts off what bf16 has no room for, where a GPU rounds: twice the error;
-        # and it multiplies no bf16.
+        # The interpreter truncates to bf16, where a GPU rounds: twice the error. It has no bf16
+        # products.
         ("alternating", torch.bfloat16, 2e-2),
         ("alternating", torch.float16, 1.5e-3),
         ("persistent", torch.float16, 1.5e-3),
     ],
     ids=str,
 )
-def test_halves_are_nearly_the_reference(name, options, schedule, kind, tolerance, monkeypatch):
+def test_half_precision_is_near_the_reference(
+    name, options, schedule, dtype, tolerance, monkeypatch
+):
     monkeypatch.setenv("LMTRAIN_SCHEDULE", schedule)
-    check(name, options, (17, 2, 3), False, kind, tolerance)
+    check(name, options, (17, 2, 3), False, dtype, tolerance)
 
 
 def test_every_kernel_compiles_for_a_gpu():
     script = Path(__file__).with_name("compile_triton.py")
     variables = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script], env=variables, capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    assert process.returncode == 0, process.stderr
+    lines = [line.split() for line in process.stdout.splitlines()]
     assert len(lines) == 60
     for name, *schedule, _kind, shared, spilled in (line for line in lines if len(line) == 4):
         assert [schedule, int(shared), int(spilled)] == [[], 512, 0], name
     persistent = [line for line in lines if len(line) > 4]
     assert len(persistent) == 46
-    for name, _, _, *numbers in persistent:
-        units, rows, width, size, shared, spilled = map(int, numbers)
-        kind = variant(name)
-        assert shared <= scans._bytes(kind, rows, units, width, size), name
-        # Where a program has few units and rows, its weights and states stay in registers.
+    for name, _, _, *sizes in persistent:
+        units, rows, width, size, shared, spilled = map(int, sizes)
+        limit = scans._shared_memory_bytes(variant(name), rows, units, width, size)
+        assert shared <= limit, name
+        # Small programs fit in registers.
         assert width > 256 or spilled <= (0 if size == 2 else 32), name
 
 
 @pytest.mark.parametrize(
-    ("name", "units", "rows", "kind", "layout"),
+    ("name", "units", "rows", "dtype", "program_shape"),
     [
         ("lstm", 650, 20, torch.bfloat16, (16, 16)),
-        # Weights and states would take 256 KiB of the 227, or more programs than the chip runs.
+        # Needs 256 KiB of shared memory, of 227, or more programs than multiprocessors.
         ("lstm", 650, 20, torch.float32, None),
         ("gru", 650, 20, torch.float32, (32, 8)),
         ("lstm", 256, 64, torch.float32, (16, 8)),
@@ -165,48 +168,51 @@ def test_every_kernel_compiles_for_a_gpu():
         ("lstm", 2048, 16, torch.bfloat16, None),
     ],
 )
-def test_a_schedule_is_chosen_that_fits_an_h100(name, units, rows, kind, layout, monkeypatch):
-    chip = types.SimpleNamespace(multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: chip)
-    monkeypatch.setattr(triton, "shared_bytes", lambda place: 232_448)
+def test_the_selected_program_shape_fits_an_h100(
+    name, units, rows, dtype, program_shape, monkeypatch
+):
+    properties = types.SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(triton, "shared_memory_bytes", lambda device: 232_448)
     monkeypatch.setattr(triton, "is_interpreted", lambda: False)
     cell = variant(name)
-    gates = torch.empty(5, rows, cell.gates * units, dtype=kind, device="meta")
+    gates = torch.empty(5, rows, cell.num_gates * units, dtype=dtype, device="meta")
 
-    assert scans._layout(cell, gates, units) == layout
+    assert scans._program_shape(cell, gates, units) == program_shape
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("most_bytes", [400, 1 << 25], ids=["slices", "rows"])
-def test_the_loss_and_its_gradients_are_those_of_torch(kind, most_bytes, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "_MOST_BYTES", most_bytes)
-    monkeypatch.setattr(cross_entropy, "_SLICE_BYTES", 8000)
-    hidden = chance(7, 3, 5, seed=1).to(kind).requires_grad_()
-    weight, bias = (chance(*shape, seed=2).requires_grad_() for shape in ((1500, 5), (1500,)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("max_bytes", [400, 1 << 25], ids=["slices", "rows"])
+def test_the_loss_and_its_gradients_equal_torch(dtype, max_bytes, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "_MAX_CHUNK_BYTES", max_bytes)
+    monkeypatch.setattr(cross_entropy, "_MAX_SLICE_BYTES", 8000)
+    hidden = randn(7, 3, 5, seed=1).to(dtype).requires_grad_()
+    weight, bias = (randn(*shape, seed=2).requires_grad_() for shape in ((1500, 5), (1500,)))
     targets = torch.arange(21).view(7, 3) * 71
     targets[2, 1] = -1
-    weight.data[:, 0] += 5  # the logits of a row are all far from 0
+    weight.data[:, 0] += 5  # moves all logits of a row away from 0
 
     loss = cross_entropy.cross_entropy(hidden, weight, bias, targets, 0.25)
-    found = [loss, *torch.autograd.grad(loss, [hidden, weight, bias])]
-    logits = hidden.double() @ weight.to(kind).double().T + bias.double()
-    truth = 0.25 * torch.nn.functional.cross_entropy(
+    actual = [loss, *torch.autograd.grad(loss, [hidden, weight, bias])]
+    logits = hidden.double() @ weight.to(dtype).double().T + bias.double()
+    reference_loss = 0.25 * torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum"
     )
-    expected = [truth, *torch.autograd.grad(truth, [hidden, weight, bias])]
+    expected = [reference_loss, *torch.autograd.grad(reference_loss, [hidden, weight, bias])]
 
-    limit = 1e-5 if kind == torch.float32 else 4e-3
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours.double() - theirs.double()).norm() <= limit * theirs.double().norm()
+    limit = 1e-5 if dtype == torch.float32 else 4e-3
+    for tensor, reference_tensor in zip(actual, expected, strict=True):
+        error = (tensor.double() - reference_tensor.double()).norm()
+        assert error <= limit * reference_tensor.double().norm()
 
 
-def test_the_door_chooses_triton(monkeypatch):
+def test_scan_selects_the_triton_engine(monkeypatch):
     cell = create("lstm", 3, 7, {})
     cell.initialize(device.generator(3), 0.2, 0.5)
     inputs = torch.ones(4, 2, 3)
     assert engine(cell) == "triton"
-    ours, _ = scan(cell, inputs)
+    actual, _ = scan(cell, inputs)
     monkeypatch.setenv("LMTRAIN_KERNELS", "torch")
     assert engine(cell) == "plain"
-    theirs, _ = scan(cell, inputs)
-    assert (ours - theirs).abs().max() < 1e-6
+    expected, _ = scan(cell, inputs)
+    assert (actual - expected).abs().max() < 1e-6

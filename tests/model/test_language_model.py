@@ -27,16 +27,16 @@ def tokens(seed: int = 1) -> torch.Tensor:
 def test_the_loss_is_the_cross_entropy_of_the_logits_summed_over_time(cell):
     language = task(cell=cell)
 
-    found = loss(language, tokens(), tokens(2))
+    actual = loss(language, tokens(), tokens(2))
     logits, _ = language.model(tokens())
 
     mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens(2).flatten())
-    assert_same(found.objective, 5 * mean)
-    assert_same(found.total.float(), 15 * mean)
-    assert found.predictions == 15
+    assert_same(actual.objective, 5 * mean)
+    assert_same(actual.total.float(), 15 * mean)
+    assert actual.predictions == 15
 
 
-def test_log_probs_of_all_words_sum_to_one():
+def test_probabilities_of_all_words_sum_to_one():
     network = model().eval()
     total = sum(
         network.log_probs(tokens(), torch.full((5, 3), word))[0].exp() for word in range(11)
@@ -45,19 +45,19 @@ def test_log_probs_of_all_words_sum_to_one():
     assert_same(total, torch.ones(5, 3))
 
 
-def test_tied_embeddings_are_one_matrix():
+def test_tied_embeddings_share_one_parameter():
     tied, untied = model(tied_embeddings=True), model()
 
     assert tied.head.weight is tied.encoder.embedding.weight
     assert untied.num_parameters - tied.num_parameters == 11 * 6
 
 
-def test_a_single_layer_needs_the_size_of_tied_embeddings():
+def test_tied_embeddings_of_another_size_than_a_single_layer_are_refused():
     with pytest.raises(ConfigError, match="embedding_size 6 to equal hidden_size 9"):
         model(tied_embeddings=True, hidden_size=9, num_layers=1)
 
 
-def test_tied_embeddings_give_the_last_layer_their_size():
+def test_tied_embeddings_set_the_size_of_the_last_layer():
     network = model(tied_embeddings=True, hidden_size=9, num_layers=3)
 
     assert [cell.hidden_size for cell in network.encoder.recurrent.cells] == [9, 9, 6]
@@ -68,80 +68,69 @@ def test_tied_embeddings_give_the_last_layer_their_size():
     "part",
     ["dropout", "input_dropout", "output_dropout", "word_dropout", "weight_dropout"],
 )
-def test_each_kind_of_dropout_acts_in_training_alone(part):
-    network, plain = model(**{part: 0.5}), model()
+def test_each_dropout_acts_in_training_only(part):
+    network, without_dropout = model(**{part: 0.5}), model()
 
     first, second = (network(tokens())[0] for _ in range(2))
 
     assert not torch.equal(first, second)
-    assert torch.equal(network.eval()(tokens())[0], plain.eval()(tokens())[0])
+    assert torch.equal(network.eval()(tokens())[0], without_dropout.eval()(tokens())[0])
 
 
-def test_a_dropped_word_is_dropped_wherever_it_stands():
+def test_a_dropped_word_is_dropped_at_all_its_positions():
     language = task(word_dropout=0.5)
-    network, seen = language.model, {}
+    network, captured = language.model, {}
     network.encoder.recurrent.register_forward_pre_hook(
-        lambda _, inputs: seen.update(embedded=inputs[0].detach())
+        lambda _, inputs: captured.update(vectors=inputs[0].detach())
     )
 
     loss(language, tokens(), tokens(2))
 
-    embedded = torch.nn.functional.embedding(tokens(), network.encoder.embedding.weight)
-    kept = (seen["embedded"] != 0).any(-1)
-    assert_same(seen["embedded"], 2 * embedded * kept.unsqueeze(-1))
-    of_word = {word: kept[tokens() == word].tolist() for word in tokens().unique().tolist()}
-    assert all(len(set(each)) == 1 for each in of_word.values())
-    assert {each[0] for each in of_word.values()} == {True, False}
+    vectors = torch.nn.functional.embedding(tokens(), network.encoder.embedding.weight)
+    is_kept = (captured["vectors"] != 0).any(-1)
+    assert_same(captured["vectors"], 2 * vectors * is_kept.unsqueeze(-1))
+    by_word = [set(is_kept[tokens() == word].tolist()) for word in tokens().unique().tolist()]
+    assert sorted(set(map(tuple, by_word))) == [(False,), (True,)]
 
 
-def test_penalties_are_added_to_the_objective_alone():
+def test_penalties_are_added_to_the_objective_only():
     language = task(activation_regularization=2.0, temporal_regularization=3.0)
     hidden, _ = language.model.hidden(tokens())
     expected = 5 * (2 * hidden.square().mean() + 3 * (hidden[1:] - hidden[:-1]).square().mean())
 
-    found = loss(language, tokens(), tokens(2))
+    penalized = loss(language, tokens(), tokens(2))
     plain = loss(task(), tokens(), tokens(2))
 
-    assert_same(found.total, plain.total)
-    assert_same(found.objective, plain.objective + expected)
+    assert_same(penalized.total, plain.total)
+    assert_same(penalized.objective, plain.objective + expected)
 
 
-def test_the_seed_gives_the_same_first_weights():
-    one, same, other = (model(train__seed=seed) for seed in (3, 3, 4))
+def test_equal_seeds_give_equal_initial_weights():
+    weights = [model(train__seed=seed).encoder.embedding.weight for seed in (3, 3, 4)]
 
-    weights = [network.encoder.embedding.weight for network in (one, same, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_nothing_before_the_first_token_is_a_zero_embedding():
+def test_in_evaluation_a_token_below_0_has_a_zero_embedding():
     network = model().eval()
     with torch.no_grad():
         network.encoder.embedding.weight[0] = 0
 
-    nothing, _ = network(torch.full((1, 2), -1))
+    logits, _ = network(torch.full((1, 2), -1))
 
-    assert_same(nothing, network(torch.zeros(1, 2, dtype=torch.long))[0])
-
-
-def test_an_untrained_model_is_about_as_good_as_guessing():
-    found = loss(task(), tokens(), tokens(2))
-
-    assert abs(found.objective.item() / 5 - math.log(11)) < 0.3
+    assert_same(logits, network(torch.zeros(1, 2, dtype=torch.long))[0])
 
 
-def test_dropout_acts_in_training_alone():
-    network = model(dropout=0.5)
+def test_an_untrained_model_has_nearly_the_loss_of_a_uniform_distribution():
+    actual = loss(task(), tokens(), tokens(2))
 
-    first, second = (network(tokens())[0] for _ in range(2))
-
-    assert not torch.equal(first, second)
-    assert torch.equal(network.eval()(tokens())[0], network(tokens())[0])
+    assert abs(actual.objective.item() / 5 - math.log(11)) < 0.3
 
 
 @pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
-def test_mixed_precision_is_near_fp32_in_training_and_nothing_elsewhere(cell):
-    exact, mixed = (
+def test_bf16_is_near_fp32_in_training_and_unused_in_evaluation(cell):
+    fp32, bf16 = (
         language_modelling(
             11, cell=cell, embedding_size=32, hidden_size=32, train__precision=precision
         )
@@ -149,17 +138,17 @@ def test_mixed_precision_is_near_fp32_in_training_and_nothing_elsewhere(cell):
     )
 
     losses, gradients = [], []
-    for language in (exact, mixed):
-        found = loss(language, tokens(), tokens(2))
-        losses.append(found.objective.item())
+    for language in (fp32, bf16):
+        actual = loss(language, tokens(), tokens(2))
+        losses.append(actual.objective.item())
         weights = list(language.model.parameters())
         gradients.append(
-            torch.cat([g.flatten() for g in torch.autograd.grad(found.objective, weights)])
+            torch.cat([g.flatten() for g in torch.autograd.grad(actual.objective, weights)])
         )
-        assert {part.dtype for parts in found.state for part in parts} == {torch.float32}
+        assert {part.dtype for parts in actual.state for part in parts} == {torch.float32}
 
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert not torch.equal(*gradients)
     assert {g.dtype for g in gradients} == {torch.float32}
     assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
-    assert torch.equal(*(language.model.eval()(tokens())[0] for language in (exact, mixed)))
+    assert torch.equal(*(language.model.eval()(tokens())[0] for language in (fp32, bf16)))

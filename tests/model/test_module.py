@@ -1,4 +1,4 @@
-"""A language model is a module of torch: compiled, exported, copied, pickled."""
+"""A language model supports what torch does with modules: compile, export, copy, pickle."""
 
 import copy
 import functools
@@ -35,29 +35,29 @@ def tokens(steps: int = 5, rows: int = 3, seed: int = 1) -> torch.Tensor:
 
 
 def results(network, run, *arguments) -> list[torch.Tensor]:
-    """All tensors that a call gives, and the gradients of their sum."""
+    """All tensors that a call returns, and the gradients of their sum."""
     outputs = pytree.tree_leaves(run(*arguments))
     total = sum(output.sum() for output in outputs if output.requires_grad)
     return [*outputs, *torch.autograd.grad(total, list(network.parameters()), allow_unused=True)]
 
 
-def assert_all_same(found, expected) -> None:
-    for index, (ours, truth) in enumerate(zip(found, expected, strict=True)):
-        if truth is None:
-            assert ours is None
+def assert_all_same(actual, expected) -> None:
+    for index, (tensor, reference) in enumerate(zip(actual, expected, strict=True)):
+        if reference is None:
+            assert tensor is None
         else:
-            assert_same(ours, truth, f"result {index}")
+            assert_same(tensor, reference, f"result {index}")
 
 
 @pytest.fixture
-def no_code_from_other_tests():
+def empty_compile_cache():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
 @each_cell
-def test_compiled_it_gives_the_same_numbers_and_gradients(name, options, no_code_from_other_tests):
+def test_compiled_outputs_and_gradients_are_the_same(name, options, empty_compile_cache):
     language = task(name, options)
     network, objective = language.model, functools.partial(loss, language)
     inputs, targets = tokens(), tokens(seed=2)
@@ -72,10 +72,10 @@ def test_compiled_it_gives_the_same_numbers_and_gradients(name, options, no_code
     assert_all_same(results(network, compiled, inputs, targets, state), expected)
 
 
-# Torch's own import of its compiler warns.
+# torch warns when it imports its compiler.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
-def test_inductor_compiles_it(no_code_from_other_tests, tmp_path, monkeypatch):
+def test_inductor_compiles_a_model(empty_compile_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     network = model("gru")
     compiled = torch.compile(network, fullgraph=True, backend="inductor")
@@ -84,12 +84,13 @@ def test_inductor_compiles_it(no_code_from_other_tests, tmp_path, monkeypatch):
     assert_all_same(results(network, compiled, tokens()), expected)
 
 
-def test_compiled_log_probabilities_are_the_same(no_code_from_other_tests):
+def test_compiled_log_probabilities_are_the_same(empty_compile_cache):
     network = model().eval()
     compiled = torch.compile(network.log_probs, fullgraph=True, backend="aot_eager")
-    window = tokens(), tokens(seed=2)
+    inputs, targets = tokens(), tokens(seed=2)
 
-    assert_same(compiled(*window)[0], network.log_probs(*window)[0])
+    expected, _ = network.log_probs(inputs, targets)
+    assert_same(compiled(inputs, targets)[0], expected)
 
 
 def test_an_exported_program_runs_without_kernels(monkeypatch):
@@ -102,9 +103,9 @@ def test_an_exported_program_runs_without_kernels(monkeypatch):
     assert_all_same(pytree.tree_leaves(program(tokens())), pytree.tree_leaves(expected))
 
 
-# Torch looks at the gradients of the tensors that it goes on with after the draw.
+# torch reads .grad of the tensors that it resumes with after the graph break.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_compiled_without_fullgraph_dropout_draws_the_same_numbers(no_code_from_other_tests):
+def test_compiled_without_fullgraph_dropout_draws_the_same_masks(empty_compile_cache):
     network, eager = model(dropout=0.5), model(dropout=0.5)
     compiled = torch.compile(network, backend="aot_eager")
 
@@ -113,7 +114,7 @@ def test_compiled_without_fullgraph_dropout_draws_the_same_numbers(no_code_from_
 
 
 @each_cell
-def test_exported_it_takes_any_number_of_steps_and_rows(name, options):
+def test_an_exported_program_accepts_any_number_of_steps_and_rows(name, options):
     network = model(name, options).eval()
     state = network(tokens())[1].detach()
     sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("B", min=2)}
@@ -124,11 +125,11 @@ def test_exported_it_takes_any_number_of_steps_and_rows(name, options):
     for steps, batch_size in ((9, 2), (2, 7)):
         inputs = tokens(steps, batch_size, seed=3)
         state = network(tokens(2, batch_size))[1].detach()
-        found, expected = program.module()(inputs, state), network(inputs, state)
-        assert_all_same(pytree.tree_leaves(found), pytree.tree_leaves(expected))
+        actual, expected = program.module()(inputs, state), network(inputs, state)
+        assert_all_same(pytree.tree_leaves(actual), pytree.tree_leaves(expected))
 
 
-def test_an_exported_program_is_saved_and_loaded():
+def test_an_exported_program_can_be_saved_and_loaded():
     network = model().eval()
     file = io.BytesIO()
 
@@ -147,49 +148,49 @@ def pickled(network):
 
 @each_cell
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
-def test_a_copy_is_equal_and_apart(name, options, copied):
+def test_a_copy_is_equal_and_independent(name, options, copied):
     network = model(name, options, dropout=0.5)
-    network(tokens())  # the generator has drawn
-    twin = copied(network)
+    network(tokens())  # advances the generator
+    copy_of_network = copied(network)
     before = {key: value.clone() for key, value in network.state_dict().items()}
 
-    assert torch.equal(twin(tokens())[0], network(tokens())[0])
-    for parameter in twin.parameters():
+    assert torch.equal(copy_of_network(tokens())[0], network(tokens())[0])
+    for parameter in copy_of_network.parameters():
         parameter.data += 1
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]), key
 
 
 @each_cell
-def test_its_weights_go_into_another_of_its_kind(name, options):
-    one, other = model(name, options, seed=1), model(name, options, seed=2)
-    assert not torch.equal(other(tokens())[0], one(tokens())[0])
+def test_a_state_dict_loads_into_another_model(name, options):
+    source, target = model(name, options, seed=1), model(name, options, seed=2)
+    assert not torch.equal(target(tokens())[0], source(tokens())[0])
 
-    other.load_state_dict(one.state_dict(), strict=True)
+    target.load_state_dict(source.state_dict(), strict=True)
 
-    assert torch.equal(other(tokens())[0], one(tokens())[0])
+    assert torch.equal(target(tokens())[0], source(tokens())[0])
 
 
 @each_cell
-def test_it_computes_in_float64_and_back(name, options):
+def test_a_model_converts_to_float64_and_back(name, options):
     language = task(name, options)
     network = language.model
 
-    def objective(*window):
-        return loss(language, *window).objective
+    def objective(inputs, targets):
+        return loss(language, inputs, targets).objective
 
-    expected = results(network, objective, tokens(), tokens(seed=2))
-    doubled = results(network.to(torch.float64), objective, tokens(), tokens(seed=2))
-    back = results(network.to(torch.float32), objective, tokens(), tokens(seed=2))
+    float32 = results(network, objective, tokens(), tokens(seed=2))
+    float64 = results(network.to(torch.float64), objective, tokens(), tokens(seed=2))
+    restored = results(network.to(torch.float32), objective, tokens(), tokens(seed=2))
 
-    for exact, single, again in zip(doubled, expected, back, strict=True):
-        assert exact.dtype == torch.float64
-        assert_same(single, exact.float())
+    for double, single, again in zip(float64, float32, restored, strict=True):
+        assert double.dtype == torch.float64
+        assert_same(single, double.float())
         assert torch.equal(again, single)
 
 
 @each_cell
-def test_replaced_parameters_are_those_that_count(name, options):
+def test_functional_call_uses_the_given_parameters(name, options):
     network, other = model(name, options, seed=1), model(name, options, seed=2)
     replaced = {key: value.detach().requires_grad_() for key, value in other.named_parameters()}
 
@@ -198,8 +199,8 @@ def test_replaced_parameters_are_those_that_count(name, options):
 
     expected, _ = other(tokens())
     assert torch.equal(logits, expected)
-    truth = torch.autograd.grad(expected.square().sum(), list(other.parameters()))
-    assert all(map(torch.equal, gradients, truth))
+    expected_gradients = torch.autograd.grad(expected.square().sum(), list(other.parameters()))
+    assert all(map(torch.equal, gradients, expected_gradients))
     assert not torch.equal(logits, network(tokens())[0])
 
 

@@ -14,14 +14,14 @@ from lmtrain.model.recurrent import Recurrent, State
 
 
 def stack(cell=LSTM, dropout=0.0, **options) -> Recurrent:
-    chance = ModelGenerator(1)
+    generator = ModelGenerator(1)
 
-    def make(inputs, hidden):
-        each = cell(inputs, hidden)
-        each.initialize(chance.generator, 0.5, 1.0)
-        return each
+    def make_cell(input_size, hidden_size):
+        layer = cell(input_size, hidden_size)
+        layer.initialize(generator.generator, 0.5, 1.0)
+        return layer
 
-    layers = Recurrent(make, 3, [5, 5], Dropout(dropout, chance), **options)
+    layers = Recurrent(make_cell, 3, [5, 5], Dropout(dropout, generator), **options)
     return layers.double()
 
 
@@ -30,21 +30,21 @@ def inputs() -> torch.Tensor:
 
 
 def test_deep_layers_agree_with_torch():
-    ours = stack()
-    theirs = torch.nn.LSTM(3, 5, 2, dtype=torch.float64)
+    layers = stack()
+    reference = torch.nn.LSTM(3, 5, 2, dtype=torch.float64)
     with torch.no_grad():
-        for layer, cell in enumerate(ours.cells):
+        for layer, cell in enumerate(layers.cells):
             for name, parameter in (
                 ("weight_ih", cell.weight_input),
                 ("weight_hh", cell.weight_recurrent),
                 ("bias_ih", cell.bias),
             ):
                 g, i, f, o = parameter.chunk(4)
-                getattr(theirs, f"{name}_l{layer}").copy_(torch.cat([i, f, g, o]))
-            getattr(theirs, f"bias_hh_l{layer}").zero_()
+                getattr(reference, f"{name}_l{layer}").copy_(torch.cat([i, f, g, o]))
+            getattr(reference, f"bias_hh_l{layer}").zero_()
 
-    hidden, state = ours(inputs())
-    expected, (a, c) = theirs(inputs())
+    hidden, state = layers(inputs())
+    expected, (a, c) = reference(inputs())
 
     assert_same(hidden, expected)
     for layer in range(2):
@@ -53,10 +53,10 @@ def test_deep_layers_agree_with_torch():
 
 
 def test_both_directions_agree_with_torch():
-    ours = stack(is_bidirectional=True)
-    theirs = torch.nn.LSTM(3, 5, 2, bidirectional=True, dtype=torch.float64)
+    layers = stack(is_bidirectional=True)
+    reference = torch.nn.LSTM(3, 5, 2, bidirectional=True, dtype=torch.float64)
     with torch.no_grad():
-        for index, cell in enumerate(ours.cells):
+        for index, cell in enumerate(layers.cells):
             suffix = f"l{index // 2}{'_reverse' if index % 2 else ''}"
             for name, parameter in (
                 ("weight_ih", cell.weight_input),
@@ -64,16 +64,16 @@ def test_both_directions_agree_with_torch():
                 ("bias_ih", cell.bias),
             ):
                 g, i, f, o = parameter.chunk(4)
-                getattr(theirs, f"{name}_{suffix}").copy_(torch.cat([i, f, g, o]))
-            getattr(theirs, f"bias_hh_{suffix}").zero_()
+                getattr(reference, f"{name}_{suffix}").copy_(torch.cat([i, f, g, o]))
+            getattr(reference, f"bias_hh_{suffix}").zero_()
 
-    hidden, _ = ours(inputs())
+    hidden, _ = layers(inputs())
 
     assert hidden.shape == (6, 2, 10)
-    assert_same(hidden, theirs(inputs())[0])
+    assert_same(hidden, reference(inputs())[0])
 
 
-def test_the_state_carries_over():
+def test_the_state_carries_from_one_call_to_the_next():
     layers = stack(GRU)
     whole, _ = layers(inputs())
 
@@ -83,7 +83,7 @@ def test_the_state_carries_over():
     assert_same(torch.cat([first, second]), whole)
 
 
-def test_rows_do_not_see_each_other():
+def test_rows_of_a_batch_are_independent():
     layers = stack(GRU)
     changed = inputs()
     changed[:, 1] += 1
@@ -91,7 +91,7 @@ def test_rows_do_not_see_each_other():
     assert torch.equal(layers(inputs())[0][:, 0], layers(changed)[0][:, 0])
 
 
-def test_a_detached_state_has_no_history():
+def test_a_detached_state_requires_no_gradient():
     _, state = stack()(inputs().requires_grad_())
 
     assert all(part.requires_grad for parts in state for part in parts)
@@ -99,7 +99,7 @@ def test_a_detached_state_has_no_history():
     assert isinstance(state.detach(), State)
 
 
-def test_dropout_acts_between_layers_and_only_there():
+def test_dropout_between_layers_acts_in_training_only():
     layers = stack(dropout=0.5)
 
     noisy, other = layers(inputs())[0], layers(inputs())[0]
@@ -108,7 +108,7 @@ def test_dropout_acts_between_layers_and_only_there():
     assert torch.equal(layers.eval()(inputs())[0], stack()(inputs())[0])
 
 
-def test_layers_may_have_sizes_of_their_own():
+def test_layers_may_have_different_sizes():
     layers = Recurrent(LSTM, 3, [5, 7, 2], Dropout(0.0, ModelGenerator(1)))
 
     hidden, state = layers(inputs().float())
@@ -117,7 +117,7 @@ def test_layers_may_have_sizes_of_their_own():
     assert [parts[0].shape[1] for parts in state] == [5, 7, 2]
 
 
-def test_residual_layers_add_what_they_were_given():
+def test_a_residual_layer_adds_its_input():
     plain, residual = stack(), stack(is_residual=True)
     first, _ = Recurrent.forward(_only_first(plain), inputs())
 
@@ -131,41 +131,40 @@ def _only_first(layers):
 
 
 @pytest.mark.parametrize("cell", [RNN, SimpleGRU, GRU, LSTM, PeepholeLSTM])
-def test_weight_dropout_is_that_of_a_cell_with_these_weights(cell):
+def test_weight_dropout_equals_a_cell_with_the_masked_weights(cell):
     layers = stack(cell, weight_dropout=0.5)
-    chance = layers.dropout.generator.generator.get_state()
+    generator_state = layers.dropout.generator.generator.get_state()
     hidden, _ = layers(inputs())
     (gradient,) = torch.autograd.grad(hidden.sum(), layers.cells[0].weight_recurrent)
-    layers.dropout.generator.generator.set_state(chance)
-    by_hand = copy.deepcopy(layers).eval()
+    layers.dropout.generator.generator.set_state(generator_state)
+    reference = copy.deepcopy(layers).eval()
     kept = []
-    for each, like in zip(by_hand.cells, layers.cells, strict=True):
-        dropped = layers._dropped(like)
-        assert {n for n in dropped if dropped[n] is not like.get_parameter(n)} == {
-            name for name in dropped if name in ("weight_recurrent", "weight_peephole")
-        }
-        kept.append(dropped["weight_recurrent"] != 0)
-        each.load_state_dict({name: weight.detach() for name, weight in dropped.items()})
-    expected, _ = by_hand(inputs())
-    (exact,) = torch.autograd.grad(expected.sum(), by_hand.cells[0].weight_recurrent)
+    for masked_cell, original in zip(reference.cells, layers.cells, strict=True):
+        weights = layers._weights(original)
+        masked = {name for name in weights if weights[name] is not original.get_parameter(name)}
+        assert masked == {"weight_recurrent", "weight_peephole"} & set(weights)
+        kept.append(weights["weight_recurrent"] != 0)
+        masked_cell.load_state_dict({name: weight.detach() for name, weight in weights.items()})
+    expected, _ = reference(inputs())
+    (exact,) = torch.autograd.grad(expected.sum(), reference.cells[0].weight_recurrent)
 
     assert_same(hidden, expected)
     assert_same(gradient, 2 * exact * kept[0])
     assert 0.3 < kept[0].double().mean() < 0.7
 
 
-def test_a_state_is_a_container_that_torch_takes_apart():
+def test_a_state_is_a_pytree():
     _, state = stack(LSTM)(inputs())
     stacked = state.map(lambda part: torch.stack([part, 2 * part]))
 
     assert len(pytree.tree_leaves(state)) == 4
     assert isinstance(pytree.tree_map(torch.sin, state), State)
-    halved = torch.vmap(lambda each: each.map(lambda part: part / 2))(stacked)
+    halved = torch.vmap(lambda row: row.map(lambda part: part / 2))(stacked)
     assert isinstance(halved, State)
     assert torch.equal(halved[1][1][1], state[1][1])
 
 
-def test_a_state_keeps_its_kind_when_it_is_compiled():
+def test_compiled_methods_of_a_state_return_a_state():
     _, state = stack(LSTM)(inputs())
     state = state.detach()
 
@@ -174,12 +173,12 @@ def test_a_state_keeps_its_kind_when_it_is_compiled():
 
     compiled = torch.compile(run, fullgraph=True, backend="eager")
     for condition in (torch.tensor(True), torch.tensor(False)):
-        found, expected = (each(state, state, condition) for each in (compiled, run))
-        assert isinstance(found, State)
-        assert all(map(torch.equal, pytree.tree_leaves(found), pytree.tree_leaves(expected)))
+        actual, expected = (function(state, state, condition) for function in (compiled, run))
+        assert isinstance(actual, State)
+        assert all(map(torch.equal, pytree.tree_leaves(actual), pytree.tree_leaves(expected)))
 
 
-def test_a_state_goes_by_its_names_and_comes_back():
+def test_a_state_is_restored_from_its_named_parts():
     _, state = stack(LSTM)(inputs())
 
     assert list(state.named()) == [f"{i}/{j}" for i in range(2) for j in range(2)]

@@ -14,34 +14,34 @@ LENGTHS = torch.tensor([4, 1, 3])
 
 
 def translator(**changes) -> Translator:
-    words = TextInputs(Tokenizer([UNK, EOS, *"abcdef"]))
+    vocabulary = TextInputs(Tokenizer([UNK, EOS, *"abcdef"]))
     chosen = config.load(
         overrides={
             "data.task": "translate", "train.precision": "fp32", "model.hidden_size": 5,
             **{f"model.{name}": value for name, value in changes.items()},
         }
     )  # fmt: skip
-    return Translation.build(chosen, ParallelData(words, words)).double()
+    return Translation.build(chosen, ParallelData(vocabulary, vocabulary)).double()
 
 
-def drawn(*shape):
+def random_tensor(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=device.generator(4))
 
 
 def state(layers=2, parts=2, rows=3, size=5) -> State:
-    """The last states of a bidirectional encoder, forward and backward, layer by layer."""
-    numbers = drawn(2 * layers, parts, rows, size)
-    return State([tuple(part) for part in numbers])
+    """The final state of a bidirectional encoder: layer by layer, forward then backward."""
+    values = random_tensor(2 * layers, parts, rows, size)
+    return State([tuple(part) for part in values])
 
 
 def bridge(layers=2, parts=2, size=5) -> Bridge:
-    found = Bridge(size, layers * parts)
-    found.initialize(device.generator(1), 0.7)
-    return found.double()
+    layer = Bridge(size, layers * parts)
+    layer.initialize(device.generator(1), 0.7)
+    return layer.double()
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_bridge_joins_both_directions_of_each_layer(parts):
+def test_a_bridge_maps_both_directions_of_each_layer(parts):
     layers, last = bridge(parts=parts), state(parts=parts)
 
     first = layers(last)
@@ -57,7 +57,7 @@ def test_a_bridge_joins_both_directions_of_each_layer(parts):
             assert_same(first[layer][part], expected)
 
 
-def test_gradients_of_a_bridge_are_those_of_finite_differences():
+def test_gradients_of_a_bridge_pass_gradcheck():
     layers, last = bridge(), state()
     inputs = [part.detach().requires_grad_() for parts in last for part in parts]
 
@@ -79,7 +79,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("changes", SHAPES)
-def test_hidden_states_see_the_tokens_before_them_alone(changes):
+def test_hidden_states_depend_on_previous_tokens_only(changes):
     model = translator(**changes)
     sources = torch.randint(2, 8, (4, 3), generator=device.generator(2))
     sources = sources.masked_fill(torch.arange(4).unsqueeze(1) >= LENGTHS, -1)
@@ -102,14 +102,14 @@ def test_every_weight_has_a_gradient(changes):
     )
 
     hidden = model.hidden(sources, torch.full((3,), 4), targets, END)
-    model.head.nats(hidden, targets, 1.0).backward()
+    model.head.loss(hidden, targets, 1.0).backward()
 
     for name, weight in model.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.any(), name
 
 
-def test_without_attention_a_translation_hangs_on_the_last_state_alone():
+def test_without_attention_the_decoder_ignores_the_memory():
     model = translator(attention="none")
     memory, last = model.encode(torch.tensor([[2], [3], [4]]), torch.tensor([3]))
 
@@ -121,19 +121,19 @@ def test_without_attention_a_translation_hangs_on_the_last_state_alone():
     assert_same(without, with_it)
 
 
-def test_the_decoder_begins_with_what_the_encoder_ends_with():
+def test_the_decoder_starts_from_the_final_state_of_the_encoder():
     model = translator(bidirectional=False)
     sources = torch.tensor([[2], [3], [4]])
 
     _, first = model.encode(sources, torch.tensor([3]))
 
     _, last = model.encoder(sources, None, torch.tensor([3]))
-    for ours, theirs in zip(first, last, strict=True):
-        for part, expected in zip(ours, theirs, strict=True):
-            assert_same(part, expected)
+    for parts, expected in zip(first, last, strict=True):
+        for part, expected_part in zip(parts, expected, strict=True):
+            assert_same(part, expected_part)
 
 
-def test_a_memory_is_repeated_source_by_source():
+def test_a_memory_repeats_each_row_in_succession():
     memory, _ = translator().encode(torch.tensor([[2, 3], [4, -1]]), torch.tensor([2, 1]))
 
     twice = memory.repeated(2)

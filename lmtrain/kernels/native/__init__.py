@@ -1,5 +1,5 @@
-"""Kernels in C++ for the processor: the scan of each cell over time, softmax cross-entropy.
+"""C++ kernels for the CPU: the scan of each cell over time, and softmax cross-entropy.
 
-A page a cell (`lstm.h`), one driver for all (`driver.h`), compiled once for each instruction set
-(`native.cpp`) when lmtrain is installed.
+One header per cell (`lstm.h`) and one loop over time for all of them (`driver.h`), compiled once
+for each instruction set (`native.cpp`) when lmtrain is installed.
 """

@@ -1,4 +1,4 @@
-// Softmax cross-entropy of rows of logits, and its gradient in their place; see cross_entropy.py.
+// Softmax cross-entropy of rows of logits, which its gradient overwrites; see cross_entropy.py.
 //
 //   L = log Σ_v e^(z_v + b_v) − (z_y + b_y),   dz_v = scale · (softmax(z + b)_v − [v = y])
 
@@ -14,10 +14,10 @@ static inline float largest_of(vec v) {
   return largest;
 }
 
-// Scores of one row become e^(score - most), `most` the largest of them. Returns their sum.
+// powers = e^(score - max), with score = logit + bias of one row and its maximum. Returns the sum.
 template <class Num>
 static float exponentiate(const Num* logits, const float* bias, int64_t V, float* powers,
-                          float& most) {
+                          float& max) {
   vec largest = splat(-std::numeric_limits<float>::infinity());
   int64_t whole = V / VL * VL;
   int rest = (int)(V - whole);
@@ -27,31 +27,33 @@ static float exponentiate(const Num* logits, const float* bias, int64_t V, float
     largest = z > largest ? z : largest;
   }
   store(powers + whole, load(logits + whole, rest) + load(bias + whole, rest), rest);
-  most = largest_of(largest);
-  for (int i = 0; i < rest; ++i) most = std::max(most, powers[whole + i]);
+  max = largest_of(largest);
+  for (int i = 0; i < rest; ++i) max = std::max(max, powers[whole + i]);
   vec sums{};
   for (int64_t v = 0; v < whole; v += VL) {
-    vec power = exp_(load(powers + v, VL) - most);
+    vec power = exp_(load(powers + v, VL) - max);
     store(powers + v, power, VL);
     sums += power;
   }
   float sum = sum_of(sums);
-  store(powers + whole, exp_(load(powers + whole, rest) - most), rest);
+  store(powers + whole, exp_(load(powers + whole, rest) - max), rest);
   for (int i = 0; i < rest; ++i) sum += powers[whole + i];
   return sum;
 }
 
-// One row of a slice: the log of its sum, or its gradient from that of the whole vocabulary.
+// One row of a slice of the vocabulary: without grad_bias, log Σ e^score over the slice; with it,
+// the gradient from log Σ e^score over the whole vocabulary.
 template <class Num>
-static void slice_row(const Loss& a, int64_t row, float* powers, float* grad_bias) {
-  const int64_t V = a.vocab, target = a.targets[row];
+static void slice_row(const CrossEntropyArguments& a, int64_t row, float* powers,
+                      float* grad_bias) {
+  const int64_t V = a.vocab_size, target = a.targets[row];
   Num* logits = (Num*)a.logits + row * V;
   if (!grad_bias) {
-    float most, sum = exponentiate(logits, a.bias, V, powers, most);
-    a.log_sums[row] = most + std::log(sum);
+    float max, sum = exponentiate(logits, a.bias, V, powers, max);
+    a.log_sums[row] = max + std::log(sum);
     return;
   }
-  if (std::isinf(a.log_sums[row])) {  // nothing to predict
+  if (std::isinf(a.log_sums[row])) {  // no target
     std::fill(logits, logits + V, Num{});
     return;
   }
@@ -69,19 +71,20 @@ static void slice_row(const Loss& a, int64_t row, float* powers, float* grad_bia
   }
 }
 
-// One row of the whole vocabulary. `powers` is scratch of V floats; `grad_bias` is added to.
+// One row of the whole vocabulary. `powers` is scratch memory of V floats; `grad_bias` is added to.
 template <class Num>
-static void whole_row(const Loss& a, int64_t row, float* powers, float* grad_bias) {
-  const int64_t V = a.vocab, target = a.targets[row];
+static void whole_row(const CrossEntropyArguments& a, int64_t row, float* powers,
+                      float* grad_bias) {
+  const int64_t V = a.vocab_size, target = a.targets[row];
   Num* logits = (Num*)a.logits + row * V;
   if (target < 0) {
-    a.nats[row] = 0;
+    a.losses[row] = 0;
     if (grad_bias) std::fill(logits, logits + V, Num{});
     return;
   }
   float score = load(logits + target, 1)[0] + a.bias[target];
-  float most, sum = exponentiate(logits, a.bias, V, powers, most);
-  a.nats[row] = most + std::log(sum) - score;
+  float max, sum = exponentiate(logits, a.bias, V, powers, max);
+  a.losses[row] = max + std::log(sum) - score;
   if (!grad_bias) return;
   float factor = a.scale / sum;
   powers[target] -= sum;
@@ -93,19 +96,19 @@ static void whole_row(const Loss& a, int64_t row, float* powers, float* grad_bia
   }
 }
 
-// The rows of thread `id`; space holds 2·vocab floats a thread, then the threads' bias gradients
-// are added up in their order.
-template <class Num> static void cross_entropy(const Loss& a, Team& team, int id, int threads,
-                                               float* space) {
-  float* powers = space + 2 * id * a.vocab;
-  float* grad_bias = a.grad_bias ? powers + a.vocab : nullptr;
-  if (grad_bias) std::fill(grad_bias, grad_bias + a.vocab, 0.0f);
+// Computes the rows of thread `id`. `workspace` has 2·V floats per thread: powers, and a gradient
+// of the bias; these gradients are then added in the order of the threads.
+template <class Num> static void cross_entropy(const CrossEntropyArguments& a, Barrier& barrier,
+                                               int id, int threads, float* workspace) {
+  float* powers = workspace + 2 * id * a.vocab_size;
+  float* grad_bias = a.grad_bias ? powers + a.vocab_size : nullptr;
+  if (grad_bias) std::fill(grad_bias, grad_bias + a.vocab_size, 0.0f);
   for (int64_t row = a.rows * id / threads; row < a.rows * (id + 1) / threads; ++row)
     a.log_sums ? slice_row<Num>(a, row, powers, grad_bias)
                : whole_row<Num>(a, row, powers, grad_bias);
   if (!grad_bias) return;
-  team.wait(threads);
-  for (int64_t v = a.vocab * id / threads; v < a.vocab * (id + 1) / threads; ++v)
+  barrier.wait(threads);
+  for (int64_t v = a.vocab_size * id / threads; v < a.vocab_size * (id + 1) / threads; ++v)
     for (int other = 0; other < threads; ++other)
-      a.grad_bias[v] += space[(2 * other + 1) * a.vocab + v];
+      a.grad_bias[v] += workspace[(2 * other + 1) * a.vocab_size + v];
 }

@@ -1,74 +1,84 @@
-// One driver for all cells: packed weights, register tiles, a thread team, one barrier a phase.
+// The loop over time of all cells: packed weights, register tiles, one barrier per phase of a step.
 // Included once for each instruction set, inside its namespace; see native.cpp.
 //
-// T steps, B rows, H hidden units, G gates. Each thread owns blocks of VL hidden units with all
-// their gates, for all rows or for those of its group. The weights are packed once a call, and what
-// a thread needs of them stays in its cache over all steps. A tile is up to MOST_ROWS rows of one block (forward) or of up to four
-// blocks (backward); its sums live in registers until the cell has made activations and state of
-// them. With AMX they come out of tile registers through a few KB of memory.
+// T steps, B rows, H hidden units, G gates. VL floats per vector; a block is VL hidden units with
+// all their gates. Each thread owns blocks, for all rows or for the rows of its group of threads.
+// The recurrent weights are packed once per call; those of a thread stay in its L2 cache over all
+// steps. A tile is up to MAX_TILE_ROWS rows of one block (forward) or of up to four blocks
+// (backward). Its sums stay in registers until the cell has computed activations and state; with
+// AMX they pass from tile registers through a small buffer.
 //
-// Rows of different lengths are sorted, the longest first, and a step has the rows that have not
-// ended: its lines begin where `offsets` says. All threads then share all rows, which would
-// otherwise leave the threads with the short rows without work.
+// Rows of different lengths are sorted by decreasing length (layout.py): a step has the rows that
+// have not ended, and its lines begin at `offsets`. All threads then form one group: with groups,
+// the threads that have the short rows would be idle.
+//
+// Cost: T·B·H·H multiply-adds per gate of each recurrent product, forward and again backward.
+// Workspace: the packed weights, operands of two steps (2·B·H per product, in the backward also
+// 2·B·G·H of dz) and, in the backward, G·H bias sums per group. torch computes the input products
+// and the weight gradients.
 
 #if defined(AMX)
-constexpr int MOST_ROWS = 2;  // the sums wait in memory
+constexpr int MAX_TILE_ROWS = 2;  // the sums come from memory
 #elif VL == 16
-constexpr int MOST_ROWS = 6;
+constexpr int MAX_TILE_ROWS = 6;
 #else
-constexpr int MOST_ROWS = 3;
+constexpr int MAX_TILE_ROWS = 3;
 #endif
 
-template <class Num> struct Pairs { static constexpr int K = 1; };  // rows of weights interleaved
+// Consecutive k that packed weights interleave: bf16 dot products take pairs.
+template <class Num> struct Pairs { static constexpr int K = 1; };
 template <> struct Pairs<bf16> { static constexpr int K = 2; };
 
-// Operands are as long as a multiple of STEP; what is beyond their end meets weights of 0. At most
-// MOST_WIDE vectors of weights are read side by side.
+// The depth (k) of products is padded to a multiple of DEPTH_MULTIPLE, with weights of 0. Up to
+// MAX_TILE_VECTORS vectors of weights are interleaved.
 #ifdef AMX
-constexpr int64_t STEP = 32;
-constexpr int MOST_WIDE = 2;
+constexpr int64_t DEPTH_MULTIPLE = 32;
+constexpr int MAX_TILE_VECTORS = 2;
 #else
-constexpr int64_t STEP = 2;
-constexpr int MOST_WIDE = 4;
+constexpr int64_t DEPTH_MULTIPLE = 2;
+constexpr int MAX_TILE_VECTORS = 4;
 #endif
 
-// Weights that a thread reads in every step: as many as its own cache holds, or more where many
-// rows meet them. Fewer rows than LEAST_ROWS are not worth reading all weights. All by measurement.
-constexpr int64_t NEAR_BYTES = 5 << 18, NEAR_BYTES_A_ROW = 1 << 16, LEAST_ROWS = 4;
+// Most bytes of weights that a thread reads in each step, and the same per row where that is more;
+// a group has at least MIN_GROUP_ROWS rows. Chosen by measurement.
+constexpr int64_t CACHED_WEIGHT_BYTES = 5 << 18, CACHED_WEIGHT_BYTES_PER_ROW = 1 << 16,
+                  MIN_GROUP_ROWS = 4;
 
-// A matrix packed for products, block by block of VL units: for up to MOST_WIDE vectors, for each k
-// (or pair of them), these vectors. A unit has `wide` vectors in the forward, one in the backward.
-template <class Num> struct Pack {
+// A matrix packed for products, block by block: for each group of up to MAX_TILE_VECTORS vectors,
+// for each k (or pair of k), these vectors. A block has `vectors` of them for each k: the gates of
+// the product in the forward, one in the backward.
+template <class Num> struct PackedWeights {
   Num* data;
-  int64_t depth;  // operand length, padded
-  int wide;
-  Num* block(int64_t index) const { return data + index * depth * wide * VL; }
+  int64_t depth;  // padded
+  int vectors;
+  Num* block(int64_t index) const { return data + index * depth * vectors * VL; }
 };
 
-// Where the vector n of `wide` stands for k, in the weights of a block, or of blocks side by side.
-template <class Num> static inline int64_t place(int64_t k, int n, int64_t wide, int64_t depth) {
-  int side = n / MOST_WIDE * MOST_WIDE;
-  int64_t width = std::min<int64_t>(MOST_WIDE, wide - side);
-  return (side * depth + k * width + (n - side) * Pairs<Num>::K) * VL;
+// Offset of vector n of `vectors` at k, in the packed weights of one block or of adjacent blocks.
+template <class Num>
+static inline int64_t packed_offset(int64_t k, int n, int64_t vectors, int64_t depth) {
+  int group = n / MAX_TILE_VECTORS * MAX_TILE_VECTORS;
+  int64_t width = std::min<int64_t>(MAX_TILE_VECTORS, vectors - group);
+  return (group * depth + k * width + (n - group) * Pairs<Num>::K) * VL;
 }
 
-// n numbers as operands of products.
+// Converts n floats to the type of operands.
 template <class Num> static inline void convert(Num* to, const float* from, int64_t n) {
   for (; n > 0; n -= VL, to += VL, from += VL) {
-    int many = (int)std::min<int64_t>(VL, n);
-    store(to, load(from, many), many);
+    int count = (int)std::min<int64_t>(VL, n);
+    store(to, load(from, count), count);
   }
 }
 
-// sums[r][FIRST + n] += operand[r] · weights[n] over `depth`, for N vectors of weights. The sums are
-// copied, since only those that nobody else can see stay in registers all along; with the operands
-// of R rows and one vector of weights they are 16 in AVX2.
+// sums[r][FIRST + n] += operand[r] · weights[n] over `depth`, for N vectors of weights. Accumulates
+// in a local copy, which the compiler keeps in registers; with the operands of R rows and one
+// vector of weights it takes 16 registers in AVX2.
 template <int FIRST, int N, int R, int M>
 static inline void multiply(vec (&sums)[R][M], const float* operand, int64_t stride,
                             const float* weights, int64_t depth) {
-  vec own[R][N];
+  vec acc[R][N];
   for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) own[r][n] = sums[r][FIRST + n];
+    for (int n = 0; n < N; ++n) acc[r][n] = sums[r][FIRST + n];
   for (int64_t k = 0; k < depth; ++k, weights += N * VL) {
     vec x[R];
 #pragma GCC unroll 8
@@ -77,11 +87,11 @@ static inline void multiply(vec (&sums)[R][M], const float* operand, int64_t str
     for (int n = 0; n < N; ++n) {
       vec w = load(weights + n * VL);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) own[r][n] += x[r] * w;
+      for (int r = 0; r < R; ++r) acc[r][n] += x[r] * w;
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) sums[r][FIRST + n] = own[r][n];
+    for (int n = 0; n < N; ++n) sums[r][FIRST + n] = acc[r][n];
 }
 
 #ifdef BF16
@@ -104,8 +114,8 @@ static inline void multiply(vec (&sums)[R][M], const bf16* operand, int64_t stri
 #endif
 
 #ifdef AMX
-// Sums of tiles: up to 16 rows by 16 units each, M tiles of rows by N of vectors, all sums at once.
-// Tile registers 0 to 3 hold sums, 4 and 5 operands, 6 and 7 weights.
+// out = operand · weights for M × N tiles of up to 16 rows by 16 units. Tile registers 0 to 3 are
+// accumulators, 4 and 5 operands, 6 and 7 weights.
 template <int M, int N>
 static inline void multiply_tiles(float* const (&out)[2], int64_t out_stride,
                                   const bf16* const (&operand)[2], int64_t stride,
@@ -114,7 +124,7 @@ static inline void multiply_tiles(float* const (&out)[2], int64_t out_stride,
   if (N == 2) _tile_zero(1);
   if (M == 2) _tile_zero(2);
   if (M == 2 && N == 2) _tile_zero(3);
-  for (int64_t k = 0; k < depth; k += STEP) {
+  for (int64_t k = 0; k < depth; k += DEPTH_MULTIPLE) {
     _tile_loadd(4, operand[0] + k, stride * 2);
     if (M == 2) _tile_loadd(5, operand[1] + k, stride * 2);
     _tile_loadd(6, weights + k * N * VL, N * 64);
@@ -132,7 +142,7 @@ static inline void multiply_tiles(float* const (&out)[2], int64_t out_stride,
   if (M == 2 && N == 2) _tile_stored(3, out[1] + VL, out_stride * 4);
 }
 
-// How rows are cut into tiles of one height; the last may take rows of the one before it again.
+// Divides rows into tiles of equal height; the last tile may overlap the one before it.
 struct TileRows {
   int64_t tiles, height, rows;
   explicit TileRows(int64_t rows)
@@ -149,45 +159,47 @@ struct TileRows {
   }
 };
 
-// (row, vector, lane) = the products of all rows with `wide` vectors of weights.
+// sums (row, vector, lane) = operand · weights for all rows and `vectors` vectors of weights.
 static inline void multiply_all(float* sums, const TileRows& rows, const bf16* operand,
-                                int64_t stride, const bf16* weights, int64_t wide, int64_t depth) {
+                                int64_t stride, const bf16* weights, int64_t vectors,
+                                int64_t depth) {
   for (int64_t tile = 0; tile < rows.tiles; tile += 2) {
     bool is_pair = tile + 1 < rows.tiles;
     int64_t first = rows.begin(tile), second = is_pair ? rows.begin(tile + 1) : first;
     const bf16* const operands[2] = {operand + first * stride, operand + second * stride};
-    for (int64_t n = 0; n < wide; n += 2) {
-      float* const out[2] = {sums + (first * wide + n) * VL, sums + (second * wide + n) * VL};
+    for (int64_t n = 0; n < vectors; n += 2) {
+      float* const out[2] = {sums + (first * vectors + n) * VL,
+                             sums + (second * vectors + n) * VL};
       const bf16* from = weights + n * depth * VL;
-      bool is_wide = n + 1 < wide;
+      bool is_wide = n + 1 < vectors;
       if (is_pair && is_wide)
-        multiply_tiles<2, 2>(out, wide * VL, operands, stride, from, depth);
+        multiply_tiles<2, 2>(out, vectors * VL, operands, stride, from, depth);
       else if (is_pair)
-        multiply_tiles<2, 1>(out, wide * VL, operands, stride, from, depth);
+        multiply_tiles<2, 1>(out, vectors * VL, operands, stride, from, depth);
       else if (is_wide)
-        multiply_tiles<1, 2>(out, wide * VL, operands, stride, from, depth);
+        multiply_tiles<1, 2>(out, vectors * VL, operands, stride, from, depth);
       else
-        multiply_tiles<1, 1>(out, wide * VL, operands, stride, from, depth);
+        multiply_tiles<1, 1>(out, vectors * VL, operands, stride, from, depth);
     }
   }
 }
 #endif
 
-// Which gates a recurrent product adds to, and which rows of which matrix it takes.
+// A recurrent product: a part of the state times a block of rows of a weight matrix.
 struct Product {
-  int matrix;    // 0: weight_recurrent, 1: weight_peephole
-  int row_gate;  // first row block in the matrix
-  int gate;      // first gate it adds to
-  int count;     // gates
-  int state;     // the state part that is its operand; -1: the cell writes it itself
-  bool waits;    // backward: whether it reads what another product's end wrote
+  int matrix;          // 0: weight_recurrent, 1: weight_peephole
+  int row_gate;        // first row block of the matrix, in gates
+  int gate;            // first gate that the product is added to
+  int count;           // number of gates
+  int state;           // part of the state that is the operand; -1: the cell writes the operand
+  bool needs_barrier;  // backward: whether it reads dz that the other product wrote
 };
 
 template <int I> struct Int { static constexpr int value = I; };
 
-// Calls f(row, Int<R>) for tiles of at most MOST_ROWS of these rows, as equal as can be.
+// Calls f(row, Int<R>) for tiles of R <= MAX_TILE_ROWS rows, of nearly equal height.
 template <class F> static inline void for_tiles(int64_t row, int64_t end, F f) {
-  int64_t rows = end - row, tiles = (rows + MOST_ROWS - 1) / MOST_ROWS;
+  int64_t rows = end - row, tiles = (rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS;
   for (int64_t i = 0; i < tiles; ++i) {
     int64_t count = rows / tiles + (i < rows % tiles);
     switch (count) {
@@ -206,92 +218,99 @@ template <class F> static inline void for_tiles(int64_t row, int64_t end, F f) {
   }
 }
 
+// One thread of a scan.
 template <class Cell, class Num> struct Worker {
   static constexpr int G = Cell::gates;
   static constexpr int P = sizeof(Cell::products) / sizeof(Product);
-  const Arguments& a;
-  Team &everyone, &team;         // all threads; those of the own group
-  int id, threads, mates;        // mates: threads a group
-  int64_t first, last;           // own blocks
-  int64_t first_row, last_row;   // of the group, in the current step
-  Pack<Num> packs[P];
+  const ScanArguments& a;
+  Barrier &all_threads, &group_threads;
+  int id, threads, group_size;
+  int64_t first, last;           // blocks of this thread
+  int64_t first_row, last_row;   // rows of the group, in the current step
+  PackedWeights<Num> packed[P];
   Num* operands[P][2];           // forward: (B, depth) each, by parity of the step
-  Num* dz_operand[2];            // backward: (B, G·H padded)
+  Num* dz_operand[2];            // backward: (B, G·H padded), by parity of the step
   int64_t dz_stride;
-  float* bias_sums;              // backward: (groups, G·H)
+  float* bias_sums;              // backward: (G·H) of the group
 #ifdef AMX
   TileRows tile_rows;
-  float* sums[P];                // own, (rows, vectors, VL): what the tile registers leave
+  float* sums[P];                // (rows, vectors, VL): results of this thread's products
 #endif
 
   int64_t T() const { return a.steps; }
   int64_t B() const { return a.rows; }
   int64_t H() const { return a.units; }
-  static int64_t padded(int64_t n) { return (n + STEP - 1) / STEP * STEP; }
+  static int64_t padded(int64_t n) {
+    return (n + DEPTH_MULTIPLE - 1) / DEPTH_MULTIPLE * DEPTH_MULTIPLE;
+  }
   static int64_t blocks(int64_t units) { return (units + VL - 1) / VL; }
   int lanes(int64_t block) const { return (int)std::min<int64_t>(VL, H() - block * VL); }
   int64_t time(int64_t s) const { return a.reverse ? T() - 1 - s : s; }
+  // Indices in the history of the states before and after time t.
   int64_t before(int64_t t) const { return a.reverse ? t + 1 : t; }
   int64_t after(int64_t t) const { return a.reverse ? t : t + 1; }
-  // The first line of a time in what has a line for each row, and of a place in the history.
+  // The first line of time t, and of an index in the history.
   int64_t line(int64_t t) const { return a.offsets ? a.offsets[t] : t * B(); }
-  int64_t state_line(int64_t place) const { return place ? B() + line(place - 1) : 0; }
+  int64_t state_line(int64_t index) const { return index ? B() + line(index - 1) : 0; }
   const float* matrix(int which) const { return which ? a.peephole : a.recurrent; }
 
-  // Bytes of each part of the workspace; every region starts on a cache line.
+  // Bytes of each part of the workspace, which starts on a cache line.
   static int64_t region(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-  static int64_t operand_bytes(const Arguments& a, int64_t numbers) {
-    return region((a.rows * padded(numbers) + STEP) * sizeof(Num));
+  static int64_t operand_bytes(const ScanArguments& a, int64_t depth) {
+    return region((a.rows * padded(depth) + DEPTH_MULTIPLE) * sizeof(Num));
   }
-  static int64_t pack_bytes(const Arguments& a, const Product& p) {
+  static int64_t packed_bytes(const ScanArguments& a, const Product& p) {
     return region(blocks(a.units) * VL * p.count * padded(a.units) * sizeof(Num));
   }
-  static int64_t bias_bytes(const Arguments& a) { return region(G * a.units * sizeof(float)); }
-  static int64_t sums_bytes(const Arguments& a) {
+  static int64_t bias_bytes(const ScanArguments& a) { return region(G * a.units * sizeof(float)); }
+  static int64_t sums_bytes(const ScanArguments& a) {
 #ifdef AMX
     return a.rows * 4 * VL * sizeof(float);
 #else
     return 0;
 #endif
   }
-  static int64_t workspace(const Arguments& a, int threads, bool is_backward) {
-    int64_t need = 2 * P * operand_bytes(a, a.units);
-    if (is_backward) need += 2 * operand_bytes(a, G * a.units) + threads * bias_bytes(a);
-    for (const Product& p : Cell::products) need += pack_bytes(a, p) + threads * sums_bytes(a);
-    return need;
+  static int64_t workspace(const ScanArguments& a, int threads, bool is_backward) {
+    int64_t bytes = 2 * P * operand_bytes(a, a.units);
+    if (is_backward) bytes += 2 * operand_bytes(a, G * a.units) + threads * bias_bytes(a);
+    for (const Product& p : Cell::products) bytes += packed_bytes(a, p) + threads * sums_bytes(a);
+    return bytes;
   }
 
-  // Threads a group: as few as let the weights of each thread stay near it. Groups have rows of
-  // their own and never wait for each other.
-  static int mates_of(const Arguments& a, int threads) {
+  // Threads per group: the fewest with which the weights of each thread fit in its cache. Groups
+  // divide the rows and need no barrier between them.
+  static int choose_group_size(const ScanArguments& a, int threads) {
     if (a.offsets) return threads;
     int64_t bytes = 0;
-    for (const Product& p : Cell::products) bytes += pack_bytes(a, p);
-    for (int mates = 1; mates < threads; ++mates) {
-      int64_t rows = a.rows * mates / threads;
-      if (threads % mates == 0 && rows >= LEAST_ROWS &&
-          bytes <= mates * std::max(NEAR_BYTES, rows * NEAR_BYTES_A_ROW))
-        return mates;
+    for (const Product& p : Cell::products) bytes += packed_bytes(a, p);
+    for (int size = 1; size < threads; ++size) {
+      int64_t rows = a.rows * size / threads;
+      if (threads % size == 0 && rows >= MIN_GROUP_ROWS &&
+          bytes <= size * std::max(CACHED_WEIGHT_BYTES, rows * CACHED_WEIGHT_BYTES_PER_ROW))
+        return size;
     }
     return threads;
   }
 
-  Worker(const Arguments& a, Team* teams, int id, int threads, char* space, bool is_backward)
-      : Worker(a, teams, id, threads, mates_of(a, threads), space, is_backward) {}
-
-  Worker(const Arguments& a, Team* teams, int id, int threads, int mates, char* space,
+  Worker(const ScanArguments& a, Barrier* barriers, int id, int threads, char* workspace,
          bool is_backward)
-      : a(a), everyone(teams[0]), team(teams[1 + id / mates]), id(id), threads(threads),
-        mates(mates), first(blocks(H()) * (id % mates) / mates),
-        last(blocks(H()) * (id % mates + 1) / mates), first_row(B() * group() / groups()),
+      : Worker(a, barriers, id, threads, choose_group_size(a, threads), workspace, is_backward) {}
+
+  Worker(const ScanArguments& a, Barrier* barriers, int id, int threads, int group_size,
+         char* workspace, bool is_backward)
+      : a(a), all_threads(barriers[0]), group_threads(barriers[1 + id / group_size]), id(id),
+        threads(threads), group_size(group_size),
+        first(blocks(H()) * (id % group_size) / group_size),
+        last(blocks(H()) * (id % group_size + 1) / group_size),
+        first_row(B() * group() / groups()),
         last_row(B() * (group() + 1) / groups())
 #ifdef AMX
         , tile_rows(last_row - first_row)
 #endif
   {
     auto take = [&](int64_t bytes) {
-      space += bytes;
-      return (Num*)(space - bytes);
+      workspace += bytes;
+      return (Num*)(workspace - bytes);
     };
     dz_stride = padded(G * H());
     for (int i = 0; i < P; ++i)
@@ -306,9 +325,9 @@ template <class Cell, class Num> struct Worker {
     }
     for (int i = 0; i < P; ++i) {
       const Product& p = Cell::products[i];
-      Num* data = take(pack_bytes(a, p));
-      packs[i] = is_backward ? Pack<Num>{data, padded(p.count * H()), 1}
-                             : Pack<Num>{data, padded(H()), p.count};
+      Num* data = take(packed_bytes(a, p));
+      packed[i] = is_backward ? PackedWeights<Num>{data, padded(p.count * H()), 1}
+                              : PackedWeights<Num>{data, padded(H()), p.count};
       is_backward ? pack_backward(i) : pack_forward(i);
 #ifdef AMX
       sums[i] = (float*)take(threads * sums_bytes(a)) + id * (sums_bytes(a) / 4);
@@ -317,71 +336,71 @@ template <class Cell, class Num> struct Worker {
 #ifdef AMX
     tile_rows.configure();
 #endif
-    everyone.wait(threads);
+    all_threads.wait(threads);
   }
 #ifdef AMX
   ~Worker() { _tile_release(); }
 #endif
 
-  int group() const { return id / mates; }
-  int groups() const { return threads / mates; }
-  // Operands of rows, all 0: the first thread of a group clears its rows.
+  int group() const { return id / group_size; }
+  int groups() const { return threads / group_size; }
+  // An operand filled with 0: the first thread of a group fills the rows of the group.
   Num* zeroed(Num* operand, int64_t stride) const {
-    if (id % mates == 0)
+    if (id % group_size == 0)
       std::fill(operand + first_row * stride,
-                operand + last_row * stride + (last_row == B() ? STEP : 0), Num{});
+                operand + last_row * stride + (last_row == B() ? DEPTH_MULTIPLE : 0), Num{});
     return operand;
   }
-  // What this thread packs of its blocks: the groups divide them, in fours.
+  // The first of its blocks that this thread packs: the groups share the packing, in fours.
   int64_t pack_begin(int group) const {
     return std::min(last, first + (last - first + 3) / 4 * group / groups() * 4);
   }
 
-  // (k, n, lane) = W[(row_gate + n)·H + unit][k] for each block. Words of 32 bits, a
-  // float or a pair of bf16, are moved from rows of k to columns of lanes.
+  // Packs W[(row_gate + n)·H + unit][k] to (k, n, lane) for each block, as a transpose of 32-bit
+  // words: a float or a pair of bf16.
   void pack_forward(int i) {
     const Product& p = Cell::products[i];
     constexpr int K = Pairs<Num>::K, WORDS = 16;
     for (int64_t block = pack_begin(group()); block < pack_begin(group() + 1); ++block)
       for (int n = 0; n < p.count; ++n) {
-        Num* out = packs[i].block(block);
+        Num* out = packed[i].block(block);
         const float* in = matrix(p.matrix) + ((p.row_gate + n) * H() + block * VL) * H();
-        for (int64_t k = 0; k < packs[i].depth; k += WORDS * K) {
+        for (int64_t k = 0; k < packed[i].depth; k += WORDS * K) {
           alignas(64) uint32_t words[VL][WORDS] = {};
           for (int lane = 0; lane < lanes(block); ++lane)
             convert((Num*)words[lane], in + lane * H() + k, std::min<int64_t>(WORDS * K, H() - k));
-          int64_t many = std::min<int64_t>(WORDS, (packs[i].depth - k) / K);
-          for (int64_t word = 0; word < many; ++word) {
+          int64_t count = std::min<int64_t>(WORDS, (packed[i].depth - k) / K);
+          for (int64_t word = 0; word < count; ++word) {
             uint32_t* column =
-                (uint32_t*)(out + place<Num>(k + word * K, n, p.count, packs[i].depth));
+                (uint32_t*)(out + packed_offset<Num>(k + word * K, n, p.count, packed[i].depth));
             for (int lane = 0; lane < VL; ++lane) column[lane] = words[lane][word];
           }
         }
       }
   }
 
-  // (k, n, lane) = W[row_gate·H + k][unit], four blocks side by side.
+  // Packs W[row_gate·H + k][unit] to (k, n, lane), up to four adjacent blocks n at a time.
   void pack_backward(int i) {
     const Product& p = Cell::products[i];
     constexpr int K = Pairs<Num>::K;
     const float* from = matrix(p.matrix) + p.row_gate * H() * H();
     for (int64_t block = pack_begin(group()); block < pack_begin(group() + 1); block += 4) {
-      int wide = (int)std::min<int64_t>(4, last - block);
-      for (int64_t k = 0; k < packs[i].depth; k += K)
-        for (int n = 0; n < wide; ++n) {
+      int count = (int)std::min<int64_t>(4, last - block);
+      for (int64_t k = 0; k < packed[i].depth; k += K)
+        for (int n = 0; n < count; ++n) {
           Num rows[K][VL] = {};
           for (int j = 0; j < K; ++j)
             if (k + j < p.count * H())
               convert(rows[j], from + (k + j) * H() + (block + n) * VL, lanes(block + n));
-          Num* out = packs[i].block(block) + place<Num>(k, n, wide, packs[i].depth);
+          Num* out = packed[i].block(block) + packed_offset<Num>(k, n, count, packed[i].depth);
           for (int lane = 0; lane < VL; ++lane)
             for (int j = 0; j < K; ++j) out[lane * K + j] = rows[j][lane];
         }
     }
   }
 
-  // Takes the rows that have not ended at a step, where rows have lengths.
-  void take_rows(int64_t s) {
+  // Where rows have lengths, sets last_row to the number of rows that have not ended at step s.
+  void set_running_rows(int64_t s) {
     if (!a.offsets || last_row == line(s + 1) - line(s)) return;
     last_row = line(s + 1) - line(s);
 #ifdef AMX
@@ -390,13 +409,14 @@ template <class Cell, class Num> struct Worker {
 #endif
   }
 
-  // The products that a phase of `block` begins with, where they are not made in its tiles.
+  // With AMX, computes the products of a phase of step s for all rows of `block`. Otherwise the
+  // tiles compute them.
   void multiply_before(int64_t s, int64_t block, bool is_second) {
 #ifdef AMX
     for (int i = 0; i < P; ++i)
       if ((Cell::products[i].state < 0) == is_second)
         multiply_all(sums[i], tile_rows, operands[i][s & 1] + first_row * padded(H()),
-                     padded(H()), packs[i].block(block), packs[i].wide, packs[i].depth);
+                     padded(H()), packed[i].block(block), packed[i].vectors, packed[i].depth);
 #endif
   }
 
@@ -404,7 +424,7 @@ template <class Cell, class Num> struct Worker {
   void backward();
 };
 
-// R rows of one block at one step: what a cell's equations are written with.
+// R rows of one block at one step: the interface for the equations of a cell.
 template <class Cell, class Num, int R> struct Tile {
   using W = Worker<Cell, Num>;
   W& w;
@@ -415,12 +435,12 @@ template <class Cell, class Num, int R> struct Tile {
       : w(w), s(s), t(w.time(s)), row(row), block(block), n(w.lanes(block)) {}
 
   int64_t unit() const { return block * VL; }
-  bool is_other() const { return w.a.is_other_form; }
+  bool is_tanh() const { return w.a.is_tanh; }
   Num* gate_at(void* base, int r, int g) const {
     return (Num*)base + ((w.line(t) + row + r) * W::G + g) * w.H() + unit();
   }
-  float* state_at(int part, int64_t place, int r) const {
-    return w.a.history[part] + (w.state_line(place) + row + r) * w.H() + unit();
+  float* state_at(int part, int64_t index, int r) const {
+    return w.a.history[part] + (w.state_line(index) + row + r) * w.H() + unit();
   }
 
   vec gate(int r, int g) const { return load(gate_at(w.a.gates, r, g), n); }
@@ -428,7 +448,7 @@ template <class Cell, class Num, int R> struct Tile {
   vec previous(int part, int r) const { return load(state_at(part, w.before(t), r), n); }
   vec current(int part, int r) const { return load(state_at(part, w.after(t), r), n); }
 
-  // Input products and bias; the next step's are asked for from memory meanwhile.
+  // Input products and bias of N gates from g on; prefetches the input products of the next step.
   template <int N> void inputs(vec (&sums)[R][N], int g) const {
     const int64_t lines = w.a.reverse ? -w.B() : w.line(t + 1) - w.line(t);
     const int64_t to_next = lines * W::G * w.H();
@@ -440,7 +460,7 @@ template <class Cell, class Num, int R> struct Tile {
       }
     }
   }
-  // sums[r][FIRST + n] += what product I gives for the n-th of its gates.
+  // sums[r][FIRST + n] += product I for the n-th of its gates.
   template <int I, int FIRST, int M> void add_product(vec (&sums)[R][M]) const {
     constexpr int N = Cell::products[I].count;
 #ifdef AMX
@@ -450,10 +470,10 @@ template <class Cell, class Num, int R> struct Tile {
 #else
     int64_t stride = W::padded(w.H());
     multiply<FIRST, N>(sums, w.operands[I][s & 1] + row * stride, stride,
-                       w.packs[I].block(block), w.packs[I].depth);
+                       w.packed[I].block(block), w.packed[I].depth);
 #endif
   }
-  // An operand that a product of this step (ahead 0) or of the next (ahead 1) takes.
+  // Stores the operand of product i for this step (ahead 0) or for the next (ahead 1).
   void operand(int i, int ahead, int r, vec v) const {
     store(w.operands[i][(s + ahead) & 1] + (row + r) * W::padded(w.H()) + unit(), v, n);
   }
@@ -465,11 +485,13 @@ template <class Cell, class Num, int R> struct Tile {
       if (Cell::products[i].state == part) operand(i, 1, r, v);
   }
 
-  // Backward.
+  // Backward. delta is δ, the gradient of the state after the step, then of the state before it.
   vec grad_hidden(int r) const {
     return load((const Num*)w.a.grad_hidden + (w.line(t) + row + r) * w.H() + unit(), n);
   }
-  float* delta_at(int part, int r) const { return w.a.delta[part] + (row + r) * w.H() + unit(); }
+  float* delta_at(int part, int r) const {
+    return w.a.grad_state[part] + (row + r) * w.H() + unit();
+  }
   vec delta(int part, int r) const { return load(delta_at(part, r), n); }
   void save_delta(int part, int r, vec v) const { store(delta_at(part, r), v, n); }
   void save_dz(int r, int g, vec v) const {
@@ -488,16 +510,16 @@ template <class Cell, class Num> void Worker<Cell, Num>::forward() {
           Tile<Cell, Num, 1> tile(*this, 0, row, block);
           tile.operand(i, 0, 0, tile.previous(part, 0));
         }
-  team.wait(mates);
+  group_threads.wait(group_size);
   for (int64_t s = 0; s < T(); ++s) {
-    take_rows(s);
+    set_running_rows(s);
     for (int64_t block = first; block < last; ++block) {
       multiply_before(s, block, false);
       for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
         Cell::forward(Tile<Cell, Num, rows.value>(*this, s, row, block));
       });
     }
-    team.wait(mates);
+    group_threads.wait(group_size);
     if constexpr (Cell::has_second_phase) {
       for (int64_t block = first; block < last; ++block) {
         multiply_before(s, block, true);
@@ -505,26 +527,27 @@ template <class Cell, class Num> void Worker<Cell, Num>::forward() {
           Cell::forward_second(Tile<Cell, Num, rows.value>(*this, s, row, block));
         });
       }
-      team.wait(mates);
+      group_threads.wait(group_size);
     }
   }
 }
 
 #ifdef AMX
-// delta += dz · W for all rows and up to four blocks; Cell::after takes each sum.
+// dz · W of product I for all rows and `count` blocks; Cell::add_gradient receives the sums.
 template <class Cell, class Num, int I>
-static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int wide) {
-  const Pack<Num>& pack = w.packs[I];
+static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int count) {
+  const PackedWeights<Num>& packed = w.packed[I];
   multiply_all(w.sums[I], w.tile_rows,
                w.dz_operand[s & 1] + w.first_row * w.dz_stride + Cell::products[I].gate * w.H(),
-               w.dz_stride, pack.block(block), wide, pack.depth);
-  for (int i = 0; i < wide; ++i)
+               w.dz_stride, packed.block(block), count, packed.depth);
+  for (int i = 0; i < count; ++i)
     for (int64_t row = w.first_row; row < w.last_row; ++row)
-      Cell::template after<I>(Tile<Cell, Num, 1>(w, s, row, block + i), 0,
-                              load(w.sums[I] + ((row - w.first_row) * wide + i) * VL, VL));
+      Cell::template add_gradient<I>(
+          Tile<Cell, Num, 1>(w, s, row, block + i), 0,
+          load(w.sums[I] + ((row - w.first_row) * count + i) * VL, VL));
 }
 #else
-// The sums of a backward product; one copy for all cells, since these are the most to compile.
+// dz · W for R rows and N blocks. Not inlined: one copy for all cells saves compile time.
 template <class Num, int R, int N>
 [[gnu::noinline]] static void sum_backward(vec (&out)[R][N], const Num* dz, int64_t stride,
                                            const Num* weights, int64_t depth) {
@@ -534,26 +557,26 @@ template <class Num, int R, int N>
     for (int i = 0; i < N; ++i) out[r][i] = sums[r][i];
 }
 
-// delta += dz · W for R rows and N blocks; Cell::after takes each sum.
+// dz · W of product I for R rows and N blocks; Cell::add_gradient receives the sums.
 template <class Cell, class Num, int I, int R, int N>
 static inline void rows_backward(Worker<Cell, Num>& w, int64_t s, int64_t row, int64_t block) {
   vec sums[R][N];
-  const Pack<Num>& pack = w.packs[I];
+  const PackedWeights<Num>& packed = w.packed[I];
   sum_backward<Num, R, N>(sums, w.dz_operand[s & 1] + row * w.dz_stride +
                                     Cell::products[I].gate * w.H(),
-                          w.dz_stride, pack.block(block), pack.depth);
+                          w.dz_stride, packed.block(block), packed.depth);
   for (int i = 0; i < N; ++i) {
     Tile<Cell, Num, R> tile(w, s, row, block + i);
-    for (int r = 0; r < R; ++r) Cell::template after<I>(tile, r, sums[r][i]);
+    for (int r = 0; r < R; ++r) Cell::template add_gradient<I>(tile, r, sums[r][i]);
   }
 }
 
-// The same for all rows and up to four blocks.
+// The same for all rows and `count` blocks, up to four.
 template <class Cell, class Num, int I>
-static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int wide) {
+static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int count) {
   for_tiles(w.first_row, w.last_row, [&](int64_t row, auto rows) {
     constexpr int R = rows.value;
-    switch (wide) {
+    switch (count) {
       case 1: rows_backward<Cell, Num, I, R, 1>(w, s, row, block); break;
       case 2: rows_backward<Cell, Num, I, R, 2>(w, s, row, block); break;
       case 3: rows_backward<Cell, Num, I, R, 3>(w, s, row, block); break;
@@ -565,31 +588,31 @@ static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int
 
 template <class Cell, class Num, int I>
 static void all_products_backward(Worker<Cell, Num>& w, int64_t s) {
-  if (Cell::products[I].waits) w.team.wait(w.mates);
+  if (Cell::products[I].needs_barrier) w.group_threads.wait(w.group_size);
   for (int64_t block = w.first; block < w.last; block += 4)
     product_backward<Cell, Num, I>(w, s, block, (int)std::min<int64_t>(4, w.last - block));
 }
 
 template <class Cell, class Num> void Worker<Cell, Num>::backward() {
   for (int64_t s = T() - 1; s >= 0; --s) {
-    take_rows(s);
+    set_running_rows(s);
     for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
       for (int64_t block = first; block < last; ++block)
         Cell::backward(Tile<Cell, Num, rows.value>(*this, s, row, block));
     });
-    team.wait(mates);
+    group_threads.wait(group_size);
     all_products_backward<Cell, Num, P - 1>(*this, s);
     if constexpr (P == 2) all_products_backward<Cell, Num, 0>(*this, s);
   }
-  everyone.wait(threads);
+  all_threads.wait(threads);
   const float* sums = bias_sums - group() * (bias_bytes(a) / 4);
   for (int64_t i = G * H() * id / threads; i < G * H() * (id + 1) / threads; ++i)
     for (int other = 0; other < groups(); ++other)
       a.grad_bias[i] += sums[other * (bias_bytes(a) / 4) + i];
 }
 
-template <class Cell, class Num> static void run(const Arguments& a, Team* teams, int id,
-                                                 int threads, void* space, bool is_backward) {
-  Worker<Cell, Num> worker(a, teams, id, threads, (char*)space, is_backward);
+template <class Cell, class Num> static void run(const ScanArguments& a, Barrier* barriers, int id,
+                                                 int threads, void* workspace, bool is_backward) {
+  Worker<Cell, Num> worker(a, barriers, id, threads, (char*)workspace, is_backward);
   is_backward ? worker.backward() : worker.forward();
 }

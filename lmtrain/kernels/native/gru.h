@@ -1,52 +1,53 @@
-// s = Γr ∘ c′, c̃ = tanh(W_cc s + ...), c = Γu ∘ c̃ + (1 − Γu) ∘ c′; see cells/gru.py.
-// Gates: candidate, update, relevance. The candidate's product waits for s of all units.
+// s = Γr ∘ c′, c̃ = tanh(W_cc s + W_cx x + b_c), c = Γu ∘ c̃ + (1 − Γu) ∘ c′; see cells/gru.py.
+// Gates: candidate, update, relevance. State: c. The candidate's product needs s of all units, so a
+// step has two phases with a barrier between them.
 
 struct Gru {
   static constexpr int gates = 3;
   static constexpr bool has_second_phase = true;
-  // Backward runs the candidate's product first; its end writes the relevance gate's dz.
+  // The backward computes product 1 first: add_gradient<1> writes dz of the relevance gate.
   static constexpr std::array<Product, 2> products = {
       {{0, 1, 1, 2, 0, true}, {0, 0, 0, 1, -1, false}}};
 
-  template <class Num, int R> static void forward(const Tile<Gru, Num, R>& at) {
+  template <class Num, int R> static void forward(const Tile<Gru, Num, R>& tile) {
     vec z[R][2];
-    at.inputs(z, 1);
-    at.template add_product<0, 0>(z);
+    tile.inputs(z, 1);
+    tile.template add_product<0, 0>(z);
     for (int r = 0; r < R; ++r) {
       vec relevance = sigmoid(z[r][1]);
-      at.save_gate(r, 1, sigmoid(z[r][0]));
-      at.save_gate(r, 2, relevance);
-      at.operand(1, 0, r, relevance * at.previous(0, r));
+      tile.save_gate(r, 1, sigmoid(z[r][0]));
+      tile.save_gate(r, 2, relevance);
+      tile.operand(1, 0, r, relevance * tile.previous(0, r));
     }
   }
 
-  template <class Num, int R> static void forward_second(const Tile<Gru, Num, R>& at) {
+  template <class Num, int R> static void forward_second(const Tile<Gru, Num, R>& tile) {
     vec z[R][1];
-    at.inputs(z, 0);
-    at.template add_product<1, 0>(z);
+    tile.inputs(z, 0);
+    tile.template add_product<1, 0>(z);
     for (int r = 0; r < R; ++r) {
-      vec candidate = tanh_(z[r][0]), c = at.previous(0, r);
-      at.save_gate(r, 0, candidate);
-      at.save_state(0, r, c + at.gate(r, 1) * (candidate - c));
+      vec candidate = tanh_(z[r][0]), c = tile.previous(0, r);
+      tile.save_gate(r, 0, candidate);
+      tile.save_state(0, r, c + tile.gate(r, 1) * (candidate - c));
     }
   }
 
-  template <class Num, int R> static void backward(const Tile<Gru, Num, R>& at) {
+  template <class Num, int R> static void backward(const Tile<Gru, Num, R>& tile) {
     for (int r = 0; r < R; ++r) {
-      vec candidate = at.gate(r, 0), update = at.gate(r, 1), keep = 1.0f - update;
-      vec delta = at.delta(0, r) + at.grad_hidden(r);
-      at.save_dz(r, 0, delta * update * (1.0f - candidate * candidate));
-      at.save_dz(r, 1, delta * (candidate - at.previous(0, r)) * update * keep);
-      at.save_delta(0, r, delta * keep);
+      vec candidate = tile.gate(r, 0), update = tile.gate(r, 1), keep = 1.0f - update;
+      vec delta = tile.delta(0, r) + tile.grad_hidden(r);
+      tile.save_dz(r, 0, delta * update * (1.0f - candidate * candidate));
+      tile.save_dz(r, 1, delta * (candidate - tile.previous(0, r)) * update * keep);
+      tile.save_delta(0, r, delta * keep);
     }
   }
 
-  template <int I, class Tile> static void after(const Tile& at, int r, vec sum) {
-    if constexpr (I == 1) {  // sum = ds
-      vec relevance = at.gate(r, 2);
-      at.save_dz(r, 2, sum * at.previous(0, r) * relevance * (1.0f - relevance));
+  template <int I, class Tile> static void add_gradient(const Tile& tile, int r, vec sum) {
+    if constexpr (I == 1) {  // sum is ds = dz_c W_cc
+      vec relevance = tile.gate(r, 2);
+      tile.save_dz(r, 2, sum * tile.previous(0, r) * relevance * (1.0f - relevance));
       sum *= relevance;
     }
-    at.save_delta(0, r, at.delta(0, r) + sum);
+    tile.save_delta(0, r, tile.delta(0, r) + sum);
   }
 };

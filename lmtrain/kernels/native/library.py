@@ -1,7 +1,7 @@
-"""The compiled library: found, loaded, and called with pointers to what was checked.
+"""Binding of the compiled library: finds it, loads it, and calls it with checked pointers.
 
-Without it (no compiler when lmtrain was installed, or `LMTRAIN_KERNELS=torch`) the plain-torch
-engine does the same work; `absence` says why.
+Without it (no compiler when lmtrain was installed, or `LMTRAIN_KERNELS=torch`) the plain engine is
+used; `unavailable_reason` says why.
 """
 
 import ctypes
@@ -17,106 +17,109 @@ from torch import Tensor
 from lmtrain.errors import ConfigError, MachineError
 from lmtrain.kernels.variant import VARIANTS, Variant
 
-LEVELS = ("portable", "AVX2", "AVX512", "AVX512-BF16", "AMX-BF16")
-"""What the kernels are compiled for, from the most modest on."""
+INSTRUCTION_SETS = ("portable", "AVX2", "AVX512", "AVX512-BF16", "AMX-BF16")
+"""The instruction sets that the kernels are compiled for; each includes those before it."""
 
-_SWITCH = "LMTRAIN_KERNELS"
-_LEVEL_SWITCH = "LMTRAIN_LEVEL"
+_KERNELS_VARIABLE = "LMTRAIN_KERNELS"
+_INSTRUCTION_SET_VARIABLE = "LMTRAIN_INSTRUCTION_SET"
 
 
-class _Arguments(ctypes.Structure):
+class _ScanArguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("steps", "rows", "units", "reverse")),
-        ("is_other_form", ctypes.c_int64),
+        ("is_tanh", ctypes.c_int64),
         ("offsets", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("gates", "recurrent", "peephole", "bias")),
         ("history", ctypes.c_void_p * 2),
         *((name, ctypes.c_void_p) for name in ("hidden", "grad_hidden", "dz", "grad_bias")),
-        ("delta", ctypes.c_void_p * 2),
+        ("grad_state", ctypes.c_void_p * 2),
     )
 
 
-class _Loss(ctypes.Structure):
+class _CrossEntropyArguments(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "vocab")),
+        *((name, ctypes.c_int64) for name in ("rows", "vocab_size")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("logits", "bias", "targets", "nats", "log_sums", "grad_bias")
+            for name in ("logits", "bias", "targets", "losses", "log_sums", "grad_bias")
         ),
         ("scale", ctypes.c_float),
     )
 
 
-class _Matrix(ctypes.Structure):
+class _TransposeArguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "columns")),
-        *((name, ctypes.c_void_p) for name in ("from", "to")),
+        *((name, ctypes.c_void_p) for name in ("source", "destination")),
     )
 
 
-class _Threads(ctypes.Structure):
+class _ThreadPool(ctypes.Structure):
     _fields_ = (
         ("count", ctypes.c_int),
         ("parallel", ctypes.c_void_p),
-        ("team_size", ctypes.c_void_p),
+        ("num_threads", ctypes.c_void_p),
     )
 
 
 # By their names in native.cpp.
 _STRUCTURES: dict[str, type[ctypes.Structure]] = {
-    "Arguments": _Arguments, "Loss": _Loss, "Matrix": _Matrix, "Threads": _Threads
-}  # fmt: skip
+    "ScanArguments": _ScanArguments,
+    "CrossEntropyArguments": _CrossEntropyArguments,
+    "TransposeArguments": _TransposeArguments,
+    "ThreadPool": _ThreadPool,
+}
 
 
-def absence() -> str | None:
-    """Why there are no native kernels here; None where there are.
+def unavailable_reason() -> str | None:
+    """Why native kernels are not available; None if they are.
 
     Raises:
-        ConfigError: LMTRAIN_KERNELS is none of its values.
+        ConfigError: LMTRAIN_KERNELS has an unknown value.
     """
-    if choice() != "native":
-        return f"{_SWITCH}={choice()}"
+    if requested_kernels() != "native":
+        return f"{_KERNELS_VARIABLE}={requested_kernels()}"
     library = _library()
     return library if isinstance(library, str) else None
 
 
-def choice() -> str:
-    """What the environment's LMTRAIN_KERNELS asks for on the processor.
+def requested_kernels() -> str:
+    """The kernels for CPU tensors, from the environment variable LMTRAIN_KERNELS.
 
-    native is C++, torch is no kernels, triton is Triton's interpreter, for tests.
+    native: C++; torch: no kernels; triton: Triton's interpreter, for tests.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: LMTRAIN_KERNELS has an unknown value.
     """
-    chosen = os.environ.get(_SWITCH, "native")
+    chosen = os.environ.get(_KERNELS_VARIABLE, "native")
     if chosen not in ("native", "torch", "triton"):
-        raise ConfigError(f"{_SWITCH}={chosen} is none of native, torch, triton")
+        raise ConfigError(f"{_KERNELS_VARIABLE}={chosen} is none of native, torch, triton")
     return chosen
 
 
-def level() -> int:
-    """Index into LEVELS of what runs here; the environment's LMTRAIN_LEVEL lowers it.
+def instruction_set() -> int:
+    """Index into INSTRUCTION_SETS of the best one of this CPU, or of LMTRAIN_INSTRUCTION_SET.
 
     Raises:
-        ConfigError: LMTRAIN_LEVEL is a level that this processor does not have.
+        ConfigError: this CPU does not have the instruction set in LMTRAIN_INSTRUCTION_SET.
     """
-    best = _best_level()
-    chosen = os.environ.get(_LEVEL_SWITCH)
-    if chosen is None:
-        return best
-    if chosen not in LEVELS[: best + 1]:
-        raise ConfigError(f"{_LEVEL_SWITCH}={chosen} is none of {', '.join(LEVELS[: best + 1])}")
-    return LEVELS.index(chosen)
+    available = INSTRUCTION_SETS[: _best_instruction_set() + 1]
+    chosen = os.environ.get(_INSTRUCTION_SET_VARIABLE, available[-1])
+    if chosen not in available:
+        raise ConfigError(f"{_INSTRUCTION_SET_VARIABLE}={chosen} is none of {', '.join(available)}")
+    return INSTRUCTION_SETS.index(chosen)
 
 
 @functools.cache
-def _best_level() -> int:
-    return int(_loaded().lmtrain_level())
+def _best_instruction_set() -> int:
+    return int(_loaded().lmtrain_instruction_set())
 
 
 def has_bf16() -> bool:
-    """Whether products of bf16 numbers are native here."""
-    return absence() is None and level() >= LEVELS.index("AVX512-BF16")
+    """Whether this CPU multiplies bf16 natively and the kernels are available."""
+    if unavailable_reason() is not None:
+        return False
+    return instruction_set() >= INSTRUCTION_SETS.index("AVX512-BF16")
 
 
 def scan(
@@ -133,36 +136,38 @@ def scan(
     grad_hidden: Tensor | None = None,
     dz: Tensor | None = None,
     grad_bias: Tensor | None = None,
-    delta: Iterable[Tensor] = (),
+    grad_state: Iterable[Tensor] = (),
 ) -> None:
-    """One scan over time: forward where `hidden` is given, else backward.
+    """Runs one scan over time: forward if `hidden` is given, else backward.
 
-    With `offsets` rows are packed: (T, B, ·) below is (N, ·), and (T + 1, B, ·) is (B + N, ·).
+    T steps, B rows, H hidden_size, G gates. With `offsets` rows are packed (`kernels.layout`):
+    (T, B, ·) below is (N, ·), and (T + 1, B, ·) is (B + N, ·).
 
     Args:
-        variant: what the cell is.
-        gates: input products (T, B, G·H), without the bias, which the forward turns into
-            activations; bf16 or fp32, as `hidden`, `grad_hidden` and `dz` then are.
+        variant: the cell and its options.
+        gates: input products without bias, (T, B, G·H), bf16 or fp32; the forward overwrites them
+            with the activations. `hidden`, `grad_hidden` and `dz` have the same dtype.
         recurrent: (G·H, H), fp32.
-        peephole: (3H, H) or (3H), fp32, or None.
-        bias: (G·H), fp32; the forward's.
-        history: each part of the state, (T + 1, B, H), fp32; the forward fills it.
-        reverse: whether time runs from T to 1; never with `offsets`.
-        offsets: the first line of each step, and N, (T + 1), int64; None where all rows have T
+        peephole: (3H, H) or (3H), fp32; None for a cell without peepholes.
+        bias: (G·H), fp32; forward only.
+        history: each part of the state, (T + 1, B, H), fp32; the forward reads the initial state
+            and writes the others.
+        reverse: whether time runs from T to 1; False with `offsets`.
+        offsets: the first line of each step, then N, (T + 1), int64; None if all rows have T
             steps.
-        hidden: receives the hidden states, (T, B, H).
-        grad_hidden: their gradient, (T, B, H).
-        dz: receives the gradients at the pre-activations, (T, B, G·H).
-        grad_bias: (G·H), fp32; the sum of `dz` over time and rows is added to it.
-        delta: the gradients of each part of the last state, (B, H), fp32; become those of the
-            first.
+        hidden: output of the forward: hidden states, (T, B, H).
+        grad_hidden: gradients of the hidden states, (T, B, H).
+        dz: output of the backward: gradients at the pre-activations, (T, B, G·H).
+        grad_bias: (G·H), fp32; the backward adds the sum of `dz` over time and rows.
+        grad_state: gradient of each part of the final state, (B, H), fp32; the backward
+            overwrites it with the gradient of the initial state.
 
     Raises:
         ConfigError: a tensor that is not as described, or not contiguous; nothing was run.
-        MachineError: no memory.
+        MachineError: out of memory.
     """
-    units, kind = recurrent.shape[1], gates.dtype
-    width = variant.gates * units
+    units, dtype = recurrent.shape[1], gates.dtype
+    width = variant.num_gates * units
     lines: tuple[int, ...]
     states: tuple[int, ...]
     if offsets is None:
@@ -171,32 +176,32 @@ def scan(
     else:
         steps, rows = len(offsets) - 1, len(history[0]) - len(gates)
         lines, states = (int(offsets[-1]),), (rows + int(offsets[-1]),)
-    seen = variant.peephole_shape(units)
-    if (peephole is None) != (seen is None):
+    peephole_shape = variant.peephole_shape(units)
+    if (peephole is None) != (peephole_shape is None):
         raise ConfigError(f"the kernel of {variant.name} and the weights disagree about peepholes")
     if (bias is None) != (hidden is None):
-        raise ConfigError("the forward, and it alone, takes a bias")
-    outputs = (*lines, units)
-    arguments = _Arguments(
-        *(steps, rows, units, int(reverse), int(variant.is_other_form)),
+        raise ConfigError("a bias is needed in the forward, and in the forward only")
+    hidden_shape = (*lines, units)
+    arguments = _ScanArguments(
+        *(steps, rows, units, int(reverse), int(variant.is_tanh)),
         _pointer(offsets, (steps + 1,), torch.int64),
-        _pointer(gates, (*lines, width), kind),
+        _pointer(gates, (*lines, width), dtype),
         _pointer(recurrent, (width, units)),
-        _pointer(peephole, seen or ()),
+        _pointer(peephole, peephole_shape or ()),
         _pointer(bias, (width,)),
         _pair(history, (*states, units)),
-        _pointer(hidden, outputs, kind),
-        _pointer(grad_hidden, outputs, kind),
-        _pointer(dz, (*lines, width), kind),
+        _pointer(hidden, hidden_shape, dtype),
+        _pointer(grad_hidden, hidden_shape, dtype),
+        _pointer(dz, (*lines, width), dtype),
         _pointer(grad_bias, (width,)),
-        _pair(delta, (rows, units)),
+        _pair(grad_state, (rows, units)),
     )
-    is_mixed, is_backward = kind == torch.bfloat16, hidden is None
+    is_bf16, is_backward = dtype == torch.bfloat16, hidden is None
     if _loaded().lmtrain_scan(
-        *(ctypes.byref(arguments), _rows()[variant.name, variant.peephole]),
-        *(is_mixed, is_backward, level(), _threads()),
+        *(ctypes.byref(arguments), _cell_indices()[variant.name, variant.peephole]),
+        *(is_bf16, is_backward, instruction_set(), _thread_pool()),
     ):
-        raise MachineError("no memory for the recurrent weights")
+        raise MachineError("out of memory for the packed recurrent weights")
 
 
 def cross_entropy(
@@ -204,72 +209,74 @@ def cross_entropy(
     bias: Tensor,
     targets: Tensor,
     *,
-    nats: Tensor | None = None,
+    losses: Tensor | None = None,
     log_sums: Tensor | None = None,
     grad_bias: Tensor | None = None,
     scale: float = 1.0,
 ) -> None:
-    """Softmax cross-entropy of rows of logits; with `grad_bias`, they become their gradients.
+    """Softmax cross-entropy of rows of logits; with `grad_bias`, gradients overwrite the logits.
 
     Args:
-        logits: (N, V), bf16 or fp32, without the bias.
-        bias: (V), fp32.
-        targets: (N), int64, below V; below 0 where there is no loss. For a slice of the
-            vocabulary counted from its first token, and any number may stand there.
-        nats: receives the losses, (N), fp32; None for a slice.
-        log_sums: for a slice, (N), fp32: log Σ_v e^(z_v + b_v). Received without `grad_bias`,
-            and given with it, for the whole vocabulary; infinite where there is no loss.
+        logits: z, (N, V), bf16 or fp32, without the bias.
+        bias: b, (V), fp32.
+        targets: (N), int64, below V; below 0 for no loss. For a slice of the vocabulary they count
+            from its first token and may be outside the slice.
+        losses: output, (N), fp32; None for a slice.
+        log_sums: for a slice, (N), fp32: log Σ_v e^(z_v + b_v). Without `grad_bias` an output, over
+            the slice; with it an input, over the whole vocabulary, infinite for no loss.
         grad_bias: (V), fp32, added to; None for no gradient.
-        scale: of the gradients.
+        scale: factor of the gradients.
 
     Raises:
         ConfigError: a tensor that is not as described, or not contiguous; nothing was run.
-        MachineError: no memory.
+        MachineError: out of memory.
     """
-    rows, vocab = logits.shape
-    is_mixed = logits.dtype == torch.bfloat16
-    loss = _Loss(
-        *(rows, vocab),
-        _pointer(logits, (rows, vocab), logits.dtype),
-        _pointer(bias, (vocab,)),
+    rows, vocab_size = logits.shape
+    arguments = _CrossEntropyArguments(
+        *(rows, vocab_size),
+        _pointer(logits, (rows, vocab_size), logits.dtype),
+        _pointer(bias, (vocab_size,)),
         _pointer(targets, (rows,), torch.int64),
-        _pointer(nats, (rows,)),
+        _pointer(losses, (rows,)),
         _pointer(log_sums, (rows,)),
-        _pointer(grad_bias, (vocab,)),
+        _pointer(grad_bias, (vocab_size,)),
         scale,
     )
-    if _loaded().lmtrain_cross_entropy(ctypes.byref(loss), is_mixed, level(), _threads()):
-        raise MachineError("no memory for the softmax")
+    is_bf16 = logits.dtype == torch.bfloat16
+    if _loaded().lmtrain_cross_entropy(
+        ctypes.byref(arguments), is_bf16, instruction_set(), _thread_pool()
+    ):
+        raise MachineError("out of memory for the softmax")
 
 
 def transposed(matrix: Tensor) -> Tensor:
-    """The transpose (M, N) of a matrix (N, M), written out if its numbers are bf16.
+    """The transpose (M, N) of a matrix (N, M); contiguous if bf16 and on a CPU with bf16.
 
-    Torch's bf16 products with an operand transposed in its strides alone take twice as long.
+    torch's bf16 products take twice as long if an operand is transposed by its strides only.
     """
     if matrix.dtype != torch.bfloat16 or matrix.device.type != "cpu" or not has_bf16():
         return matrix.T
     matrix = matrix.contiguous()
     result = matrix.new_empty(matrix.shape[1], matrix.shape[0])
-    given = _Matrix(*matrix.shape, matrix.data_ptr(), result.data_ptr())
-    _loaded().lmtrain_transpose(ctypes.byref(given), _threads())
+    arguments = _TransposeArguments(*matrix.shape, matrix.data_ptr(), result.data_ptr())
+    _loaded().lmtrain_transpose(ctypes.byref(arguments), _thread_pool())
     return result
 
 
 def _pointer(
-    tensor: Tensor | None, shape: tuple[int, ...], kind: torch.dtype = torch.float32
+    tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> int | None:
-    """Where the numbers of a tensor lie.
+    """The data pointer of a tensor; None for None.
 
     Raises:
-        ConfigError: they are not what the kernels take them for.
+        ConfigError: another shape, dtype or device, or not contiguous.
     """
     if tensor is None:
         return None
-    is_kind = tensor.dtype == kind and tensor.dtype != torch.float64 and tensor.is_cpu
-    if tensor.shape != shape or not is_kind or not tensor.is_contiguous():
-        found = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        raise ConfigError(f"a native kernel wants {shape} {kind}, contiguous; this is {found}")
+    has_dtype = tensor.dtype == dtype and tensor.dtype != torch.float64 and tensor.is_cpu
+    if tensor.shape != shape or not has_dtype or not tensor.is_contiguous():
+        actual = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        raise ConfigError(f"a native kernel needs {shape} {dtype}, contiguous; this is {actual}")
     return tensor.data_ptr()
 
 
@@ -279,45 +286,45 @@ def _pair(tensors: Iterable[Tensor], shape: tuple[int, ...]) -> "ctypes.Array[ct
 
 @functools.cache
 def _library() -> ctypes.CDLL | str:
-    """The compiled library, or why there is none."""
+    """The compiled library, or the reason why it is not available."""
     path = next(Path(__file__).parent.glob("compiled*.so"), None)
     if path is None:
         return "lmtrain was installed without a C++ compiler"
     library = ctypes.CDLL(str(path))
-    if _layout(library) != _expected_layout():
-        return "the compiled library is not of this lmtrain; reinstall: pip install -e ."
-    library.lmtrain_scan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, _Threads]
-    library.lmtrain_transpose.argtypes = [ctypes.c_void_p, _Threads]
-    library.lmtrain_cross_entropy.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 2, _Threads]
+    if _abi(library) != _expected_abi():
+        return "the compiled library is of another version; reinstall: pip install -e ."
+    library.lmtrain_scan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, _ThreadPool]
+    library.lmtrain_transpose.argtypes = [ctypes.c_void_p, _ThreadPool]
+    library.lmtrain_cross_entropy.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 2, _ThreadPool]
     return library
 
 
-def _layout(library: ctypes.CDLL) -> dict[str, int]:
-    """Sizes, offsets and gates as the library was compiled with."""
-    if not hasattr(library, "lmtrain_layout"):
+def _abi(library: ctypes.CDLL) -> dict[str, int]:
+    """Sizes and offsets of the structures, and gates of the cells, in the compiled library."""
+    if not hasattr(library, "lmtrain_abi"):
         return {}
-    library.lmtrain_layout.restype = ctypes.c_char_p
-    words = library.lmtrain_layout().decode().split()
+    library.lmtrain_abi.restype = ctypes.c_char_p
+    words = library.lmtrain_abi().decode().split()
     return {name: int(number) for name, _, number in (word.partition("=") for word in words)}
 
 
-def _expected_layout() -> dict[str, int]:
-    """The same as Python has them."""
+def _expected_abi() -> dict[str, int]:
+    """The same in this module."""
     sizes = {name: ctypes.sizeof(structure) for name, structure in _STRUCTURES.items()}
     offsets = {
         f"{name}.{field}": getattr(structure, field).offset
         for name, structure in _STRUCTURES.items()
         for field, *_ in structure._fields_
     }
-    gates = {f"{variant.name}/{variant.peephole}": variant.gates for variant in VARIANTS}
+    gates = {f"{variant.name}/{variant.peephole}": variant.num_gates for variant in VARIANTS}
     return sizes | offsets | gates
 
 
 @functools.cache
-def _rows() -> dict[tuple[str, str], int]:
-    """The rows of table.h by the names and the peepholes of variants."""
-    names = [name.split("/") for name in _layout(_loaded()) if "/" in name]
-    return {(name, peephole): row for row, (name, peephole) in enumerate(names)}
+def _cell_indices() -> dict[tuple[str, str], int]:
+    """Indices into table.h by the names and the peepholes of variants."""
+    names = [name.split("/") for name in _abi(_loaded()) if "/" in name]
+    return {(name, peephole): index for index, (name, peephole) in enumerate(names)}
 
 
 def _loaded() -> ctypes.CDLL:
@@ -327,15 +334,15 @@ def _loaded() -> ctypes.CDLL:
     return library
 
 
-def _threads() -> _Threads:
-    return _Threads(torch.get_num_threads(), *_openmp())
+def _thread_pool() -> _ThreadPool:
+    return _ThreadPool(torch.get_num_threads(), *_openmp())
 
 
 @functools.cache
 def _openmp() -> tuple[int | None, int | None]:
-    """Addresses of GOMP_parallel and omp_get_num_threads in the OpenMP that torch has loaded.
+    """Addresses of GOMP_parallel and omp_get_num_threads in the OpenMP runtime of torch.
 
-    Its threads wait for work already; others beside them would fight them for the processor.
+    Its threads spin while they wait for work; a second pool of threads would compete with them.
     """
     try:
         mapped = Path("/proc/self/maps").read_text()

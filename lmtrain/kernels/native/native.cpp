@@ -1,7 +1,8 @@
-// The native kernels of lmtrain: a plain C interface on raw pointers, no torch headers.
+// The native kernels of lmtrain: a C interface on raw pointers, without torch headers.
 //
-// table.h, with all it includes, is compiled once for each instruction set, in a namespace of its
-// own; which one runs is chosen at each call. library.py calls, and says what the arguments mean.
+// table.h and the headers that it includes are compiled once for each instruction set, each time in
+// another namespace; the caller selects one. library.py calls these functions and documents their
+// arguments. All buffers belong to the caller, except the workspace of each thread.
 
 #include <algorithm>
 #include <array>
@@ -28,46 +29,46 @@
 
 struct bf16 { uint16_t bits; };
 
-// One scan over time of a cell. Num is float, or bf16 where the call is mixed. Where rows have
-// lengths, what is (T, B, ...) below has a line for each row that has not ended, step after step.
-extern "C" struct Arguments {
-  int64_t steps, rows, units, reverse, is_other_form;
-  const int64_t* offsets;   // (T + 1): the first line of each step, and their number; null: T·B
-  void* gates;              // (T, B, G, H) Num: input products; the forward leaves activations
+// One scan of a cell over time. Num is bf16 if is_bf16, else float. With `offsets` rows are packed:
+// (T, B, ...) below has one line for each row that has not ended, step by step.
+extern "C" struct ScanArguments {
+  int64_t steps, rows, units, reverse, is_tanh;
+  const int64_t* offsets;   // (T + 1): the first line of each step, then their number; or null
+  void* gates;              // (T, B, G, H) Num: input products; the forward writes activations
   const float* recurrent;   // (G·H, H)
   const float* peephole;    // (3·H, H), (3·H) or null
   const float* bias;        // forward: (G, H)
-  float* history[2];        // (T + 1, B, H) each: the state parts
+  float* history[2];        // (T + 1, B, H) each: the parts of the state
   void* hidden;             // (T, B, H) Num
   const void* grad_hidden;  // (T, B, H) Num
   void* dz;                 // (T, B, G, H) Num
   float* grad_bias;         // (G, H), added to: the sum of dz over time and rows
-  float* delta[2];          // (B, H): gradient of the last state, then of the first
+  float* grad_state[2];     // (B, H): gradient of the final state, then of the initial state
 };
 
-// Rows of logits that become losses and, where grad_bias is given, gradients. With log_sums the
-// logits are a slice of the vocabulary: first it gives the slice's sums, then, with those over the
-// whole vocabulary, its gradients.
-extern "C" struct Loss {
-  int64_t rows, vocab;
-  void* logits;            // (rows, V) Num, without the bias; the gradient is left here
+// Losses of rows of logits and, with grad_bias, their gradients. With log_sums the logits are a
+// slice of the vocabulary: a call without grad_bias writes log_sums of the slice, a call with grad_bias
+// reads log_sums of the whole vocabulary and computes the gradients of the slice.
+extern "C" struct CrossEntropyArguments {
+  int64_t rows, vocab_size;
+  void* logits;            // (rows, V) Num, without the bias; overwritten with the gradient
   const float* bias;       // (V)
   const int64_t* targets;  // (rows); below 0: no loss
-  float* nats;             // (rows), null for a slice
-  float* log_sums;         // (rows) of a slice, else null: log Σ_v e^(z_v + b_v)
+  float* losses;           // (rows); null for a slice
+  float* log_sums;         // (rows) for a slice, else null: log Σ_v e^(z_v + b_v)
   float* grad_bias;        // (V), added to; null: no gradient
-  float scale;             // of the gradients
+  float scale;             // factor of the gradients
 };
 
-// A matrix of bf16, and where its transpose goes.
-extern "C" struct Matrix {
+// The transpose of a bf16 matrix.
+extern "C" struct TransposeArguments {
   int64_t rows, columns;
-  const void* from;
-  void* to;
+  const void* source;
+  void* destination;
 };
 
-// Threads of one call, and the barrier they meet at.
-struct alignas(64) Team {
+// A spin barrier for the threads of one call.
+struct alignas(64) Barrier {
   std::atomic<int> arrived{0};
   std::atomic<int> round{0};
   void wait(int threads) {
@@ -78,7 +79,7 @@ struct alignas(64) Team {
       round.store(now + 1, std::memory_order_release);
       return;
     }
-    // A core that is busy elsewhere must not be waited for at full speed.
+    // Yield after a while: another thread may need this core.
     for (int spins = 0; round.load(std::memory_order_acquire) == now; ++spins) {
       if (spins >= 4000) {
         std::this_thread::yield();
@@ -91,13 +92,15 @@ struct alignas(64) Team {
   }
 };
 
-using RunScan = void (*)(const Arguments&, Team* teams, int id, int threads, void* space, bool is_backward);
-using Bytes = int64_t (*)(const Arguments&, int threads, bool is_backward);
-using RunLoss = void (*)(const Loss&, Team&, int id, int threads, float* space);
-struct Engine {
+using RunScan = void (*)(const ScanArguments&, Barrier* barriers, int id, int threads,
+                         void* workspace, bool is_backward);
+using WorkspaceBytes = int64_t (*)(const ScanArguments&, int threads, bool is_backward);
+using RunCrossEntropy = void (*)(const CrossEntropyArguments&, Barrier&, int id, int threads,
+                                 float* workspace);
+struct Kernels {
   RunScan run;
-  Bytes workspace;
-  RunLoss cross_entropy;
+  WorkspaceBytes workspace;
+  RunCrossEntropy cross_entropy;
 };
 
 #ifdef IS_X86
@@ -142,11 +145,11 @@ namespace portable {
 
 namespace {
 
-enum Level { PORTABLE, AVX2, AVX512, AVX512_BF16, AMX_BF16 };
+enum InstructionSet { PORTABLE, AVX2, AVX512, AVX512_BF16, AMX_BF16 };
 
 #ifdef IS_X86
-// Whether the processor has tile registers for bf16 and Linux lets this process use them.
-bool has_tiles() {
+// Whether the CPU has AMX tile registers for bf16 and Linux permits this process to use them.
+bool has_amx() {
 #ifdef __linux__
   constexpr unsigned AMX_BF16_BIT = 1u << 22, AMX_TILE_BIT = 1u << 24;
   constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // of arch_prctl
@@ -160,31 +163,33 @@ bool has_tiles() {
 }
 #endif
 
-Engine choose(int row, bool is_mixed, int level) {
+Kernels select_kernels(int cell, bool is_bf16, int instruction_set) {
 #ifdef IS_X86
-  if (is_mixed && level == AMX_BF16) return amx::engine<bf16>(row);
-  if (is_mixed) return avx512_bf16::engine<bf16>(row);
-  if (level >= AVX512) return avx512::engine<float>(row);
-  if (level == AVX2) return avx2::engine<float>(row);
+  if (is_bf16 && instruction_set == AMX_BF16) return amx::kernels<bf16>(cell);
+  if (is_bf16) return avx512_bf16::kernels<bf16>(cell);
+  if (instruction_set >= AVX512) return avx512::kernels<float>(cell);
+  if (instruction_set == AVX2) return avx2::kernels<float>(cell);
 #endif
-  return portable::engine<float>(row);
+  return portable::kernels<float>(cell);
 }
 
-// Denormal numbers are taken for 0 in here: they cost a hundred cycles each.
-struct WithoutDenormals {
+// Flushes denormals to zero in its scope: each would cost a hundred cycles.
+struct FlushDenormals {
 #ifdef IS_X86
   unsigned before = _mm_getcsr();
-  WithoutDenormals() { _mm_setcsr(before | 0x8040); }
-  ~WithoutDenormals() { _mm_setcsr(before); }
+  FlushDenormals() { _mm_setcsr(before | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before); }
 #endif
 };
 
-// Memory that a thread keeps from call to call: fresh pages would cost more than small scans do.
-struct Space {
+// The workspace of the calling thread, reused by later calls: page faults of a new allocation take
+// longer than a small scan.
+struct Workspace {
   void* data = nullptr;
   int64_t size = 0;
-  ~Space() { std::free(data); }
-  void* of(int64_t bytes) {
+  ~Workspace() { std::free(data); }
+  // At least this many bytes; null if there is no memory.
+  void* reserve(int64_t bytes) {
     if (bytes > size) {
       std::free(data);
       size = (bytes + 4095) / 4096 * 4096;
@@ -194,61 +199,61 @@ struct Space {
     return data;
   }
 };
-thread_local Space kept;
+thread_local Workspace workspace;
 
-// GOMP_parallel and omp_get_num_threads of the OpenMP that torch runs on, so that its threads are
-// used rather than others beside them; null for threads of our own.
-struct Threads {
+// The number of threads, and GOMP_parallel and omp_get_num_threads of the OpenMP runtime of torch,
+// whose threads are reused. If these are null, std::thread is used.
+struct ThreadPool {
   int count;
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
-  int (*team_size)();
+  int (*num_threads)();
 };
 
-// Calls f(id, threads) on all threads.
-template <class F> void in_parallel(const Threads& threads, F f) {
+// Calls f(id, threads) on all threads of a pool.
+template <class F> void run_parallel(const ThreadPool& pool, F f) {
   struct Job {
     F& f;
     int size;
-    int (*team_size)();
+    int (*num_threads)();
     std::atomic<int> next{0};
-    static void take_part(void* data) {
+    static void work(void* data) {
       Job& job = *(Job*)data;
-      WithoutDenormals scope;
-      // OpenMP may give fewer threads than were asked for.
-      job.f(job.next.fetch_add(1), job.team_size ? job.team_size() : job.size);
+      FlushDenormals scope;
+      // OpenMP may provide fewer threads than requested.
+      job.f(job.next.fetch_add(1), job.num_threads ? job.num_threads() : job.size);
     }
   };
-  bool is_alone = threads.count == 1;
-  Job job{f, threads.count, is_alone ? nullptr : threads.team_size};
-  if (is_alone) {
-    Job::take_part(&job);
-  } else if (threads.parallel) {
-    threads.parallel(Job::take_part, &job, threads.count, 0);
+  bool is_single = pool.count == 1;
+  Job job{f, pool.count, is_single ? nullptr : pool.num_threads};
+  if (is_single) {
+    Job::work(&job);
+  } else if (pool.parallel) {
+    pool.parallel(Job::work, &job, pool.count, 0);
   } else {
     std::vector<std::thread> others;
-    for (int i = 1; i < threads.count; ++i) others.emplace_back(Job::take_part, &job);
-    Job::take_part(&job);
+    for (int i = 1; i < pool.count; ++i) others.emplace_back(Job::work, &job);
+    Job::work(&job);
     for (std::thread& other : others) other.join();
   }
 }
 
 }  // namespace
 
-// The best level of this processor.
-extern "C" int lmtrain_level() {
+// The best instruction set of this CPU.
+extern "C" int lmtrain_instruction_set() {
 #ifdef IS_X86
   bool is_512 = __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512bw");
-  if (is_512 && __builtin_cpu_supports("avx512bf16")) return has_tiles() ? AMX_BF16 : AVX512_BF16;
+  if (is_512 && __builtin_cpu_supports("avx512bf16")) return has_amx() ? AMX_BF16 : AVX512_BF16;
   if (is_512) return AVX512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
   return PORTABLE;
 }
 
-// What library.py must agree with: the size of each structure, the offset of each of its fields, and
-// the rows of table.h with their gates, as words NAME=NUMBER.
-extern "C" const char* lmtrain_layout() {
+// For comparison with library.py: the size of each structure, the offset of each field, and the
+// cells of table.h with their number of gates, as words NAME=NUMBER.
+extern "C" const char* lmtrain_abi() {
   static const std::string text = [] {
     std::string words;
     auto add = [&](const std::string& name, int64_t number) {
@@ -256,42 +261,42 @@ extern "C" const char* lmtrain_layout() {
     };
 #define SIZE(S) add(#S, sizeof(S))
 #define OFFSET(S, FIELD) add(#S "." #FIELD, offsetof(S, FIELD))
-    SIZE(Arguments);
-    OFFSET(Arguments, steps);
-    OFFSET(Arguments, rows);
-    OFFSET(Arguments, units);
-    OFFSET(Arguments, reverse);
-    OFFSET(Arguments, is_other_form);
-    OFFSET(Arguments, offsets);
-    OFFSET(Arguments, gates);
-    OFFSET(Arguments, recurrent);
-    OFFSET(Arguments, peephole);
-    OFFSET(Arguments, bias);
-    OFFSET(Arguments, history);
-    OFFSET(Arguments, hidden);
-    OFFSET(Arguments, grad_hidden);
-    OFFSET(Arguments, dz);
-    OFFSET(Arguments, grad_bias);
-    OFFSET(Arguments, delta);
-    SIZE(Loss);
-    OFFSET(Loss, rows);
-    OFFSET(Loss, vocab);
-    OFFSET(Loss, logits);
-    OFFSET(Loss, bias);
-    OFFSET(Loss, targets);
-    OFFSET(Loss, nats);
-    OFFSET(Loss, log_sums);
-    OFFSET(Loss, grad_bias);
-    OFFSET(Loss, scale);
-    SIZE(Matrix);
-    OFFSET(Matrix, rows);
-    OFFSET(Matrix, columns);
-    OFFSET(Matrix, from);
-    OFFSET(Matrix, to);
-    SIZE(Threads);
-    OFFSET(Threads, count);
-    OFFSET(Threads, parallel);
-    OFFSET(Threads, team_size);
+    SIZE(ScanArguments);
+    OFFSET(ScanArguments, steps);
+    OFFSET(ScanArguments, rows);
+    OFFSET(ScanArguments, units);
+    OFFSET(ScanArguments, reverse);
+    OFFSET(ScanArguments, is_tanh);
+    OFFSET(ScanArguments, offsets);
+    OFFSET(ScanArguments, gates);
+    OFFSET(ScanArguments, recurrent);
+    OFFSET(ScanArguments, peephole);
+    OFFSET(ScanArguments, bias);
+    OFFSET(ScanArguments, history);
+    OFFSET(ScanArguments, hidden);
+    OFFSET(ScanArguments, grad_hidden);
+    OFFSET(ScanArguments, dz);
+    OFFSET(ScanArguments, grad_bias);
+    OFFSET(ScanArguments, grad_state);
+    SIZE(CrossEntropyArguments);
+    OFFSET(CrossEntropyArguments, rows);
+    OFFSET(CrossEntropyArguments, vocab_size);
+    OFFSET(CrossEntropyArguments, logits);
+    OFFSET(CrossEntropyArguments, bias);
+    OFFSET(CrossEntropyArguments, targets);
+    OFFSET(CrossEntropyArguments, losses);
+    OFFSET(CrossEntropyArguments, log_sums);
+    OFFSET(CrossEntropyArguments, grad_bias);
+    OFFSET(CrossEntropyArguments, scale);
+    SIZE(TransposeArguments);
+    OFFSET(TransposeArguments, rows);
+    OFFSET(TransposeArguments, columns);
+    OFFSET(TransposeArguments, source);
+    OFFSET(TransposeArguments, destination);
+    SIZE(ThreadPool);
+    OFFSET(ThreadPool, count);
+    OFFSET(ThreadPool, parallel);
+    OFFSET(ThreadPool, num_threads);
 #undef OFFSET
 #undef SIZE
     for (const portable::Entry& entry : portable::entries<float>)
@@ -301,36 +306,38 @@ extern "C" const char* lmtrain_layout() {
   return text.c_str();
 }
 
-// Runs one scan over time of a row of table.h, forward or backward. Returns 0, or 1 without memory.
-extern "C" int lmtrain_scan(const Arguments* arguments, int row, int is_mixed, int is_backward,
-                            int level, Threads threads) {
-  Engine engine = choose(row, is_mixed, level);
-  void* space = kept.of(engine.workspace(*arguments, threads.count, is_backward));
-  if (!space) return 1;
-  std::vector<Team> groups(1 + threads.count);  // all threads, then those of each group
-  in_parallel(threads, [&](int id, int size) {
-    engine.run(*arguments, groups.data(), id, size, space, is_backward);
+// Runs one scan of a cell of table.h, forward or backward. Returns 0, or 1 if there is no memory.
+extern "C" int lmtrain_scan(const ScanArguments* arguments, int cell, int is_bf16, int is_backward,
+                            int instruction_set, ThreadPool pool) {
+  Kernels kernels = select_kernels(cell, is_bf16, instruction_set);
+  void* memory = workspace.reserve(kernels.workspace(*arguments, pool.count, is_backward));
+  if (!memory) return 1;
+  std::vector<Barrier> barriers(1 + pool.count);  // of all threads, then of each group
+  run_parallel(pool, [&](int id, int threads) {
+    kernels.run(*arguments, barriers.data(), id, threads, memory, is_backward);
   });
   return 0;
 }
 
-// Turns logits into losses and gradients. Returns 0, or 1 without memory.
-extern "C" int lmtrain_cross_entropy(const Loss* loss, int is_mixed, int level, Threads threads) {
-  Engine engine = choose(0, is_mixed, level);
-  float* space = (float*)kept.of(2 * threads.count * loss->vocab * sizeof(float));
-  if (!space) return 1;
-  Team team;
-  in_parallel(threads, [&](int id, int size) {
-    engine.cross_entropy(*loss, team, id, size, space);
+// Computes losses and gradients of rows of logits. Returns 0, or 1 if there is no memory.
+extern "C" int lmtrain_cross_entropy(const CrossEntropyArguments* arguments, int is_bf16,
+                                     int instruction_set, ThreadPool pool) {
+  Kernels kernels = select_kernels(0, is_bf16, instruction_set);
+  float* memory =
+      (float*)workspace.reserve(2 * pool.count * arguments->vocab_size * sizeof(float));
+  if (!memory) return 1;
+  Barrier barrier;
+  run_parallel(pool, [&](int id, int threads) {
+    kernels.cross_entropy(*arguments, barrier, id, threads, memory);
   });
   return 0;
 }
 
-// Transposes a matrix of bf16, which the processor must have instructions for.
-extern "C" void lmtrain_transpose(const Matrix* matrix, Threads threads) {
+// Transposes a bf16 matrix; the CPU must have AVX512-BF16.
+extern "C" void lmtrain_transpose(const TransposeArguments* arguments, ThreadPool pool) {
 #ifdef IS_X86
-  in_parallel(threads, [&](int id, int size) {
-    avx512_bf16::transpose(*matrix, id, size);
+  run_parallel(pool, [&](int id, int threads) {
+    avx512_bf16::transpose(*arguments, id, threads);
   });
 #endif
 }

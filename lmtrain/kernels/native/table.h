@@ -1,4 +1,4 @@
-// The cells by the name and the peepholes that ../variant.py knows them by, each in both its forms.
+// The cells, by the name and the peephole form of their variants in ../variant.py.
 // Included once for each instruction set, inside its namespace; see native.cpp.
 
 #include "vec.h"
@@ -15,7 +15,7 @@ struct Entry {
   const char* peephole;
   int gates;
   RunScan run;
-  Bytes workspace;
+  WorkspaceBytes workspace;
 };
 
 template <class Cell, class Num>
@@ -33,7 +33,7 @@ template <class Num> static const Entry entries[] = {
     entry<Lstm<DIAGONAL>, Num>("peephole-lstm", "diagonal"),
 };
 
-template <class Num> static Engine engine(int row) {
-  const Entry& e = entries<Num>[row];
+template <class Num> static Kernels kernels(int cell) {
+  const Entry& e = entries<Num>[cell];
   return {e.run, e.workspace, cross_entropy<Num>};
 }

@@ -1,4 +1,4 @@
-// Vectors of VL floats: loads and stores with a tail, bf16 operands, the non-linearities.
+// Vectors of VL floats: masked loads and stores, bf16 conversion, activation functions.
 // Included once for each instruction set, inside its namespace; see native.cpp.
 
 typedef float vec __attribute__((vector_size(4 * VL)));
@@ -6,11 +6,11 @@ typedef int32_t ivec __attribute__((vector_size(4 * VL)));
 
 static inline vec splat(float x) { return x - vec{}; }
 
-// VL numbers, wherever they begin.
-typedef float anywhere __attribute__((vector_size(4 * VL), aligned(4), may_alias));
-static inline vec load(const float* p) { return *(const anywhere*)p; }
+// Unaligned load of VL floats.
+typedef float unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+static inline vec load(const float* p) { return *(const unaligned*)p; }
 
-// The first n of VL numbers; the others are 0.
+// Loads n floats; the other lanes are 0.
 static inline vec load(const float* p, int n) {
 #if VL == 16
   return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
@@ -27,7 +27,7 @@ static inline void store(float* p, vec v, int n) {
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
 #else
   if (n == VL) {
-    *(anywhere*)p = v;
+    *(unaligned*)p = v;
   } else {
     for (int i = 0; i < n; ++i) p[i] = v[i];
   }
@@ -47,8 +47,8 @@ static inline void store(bf16* p, vec v, int n) {
 #endif
 
 #ifdef BF16
-// e^x to 3e-6 of itself, enough where results become bf16: 2^k · 2^f with |f| <= 1/2, 2^f by a
-// polynomial; x is held within ±87.
+// e^x with a relative error of 3e-6, enough for results that are rounded to bf16: 2^k · 2^f with
+// |f| <= 1/2, 2^f by a polynomial; x is clamped to ±87.
 static inline vec exp_(vec x) {
   x = x > 87.0f ? splat(87.0f) : x;
   x = x < -87.0f ? splat(-87.0f) : x;
@@ -62,10 +62,10 @@ static inline vec exp_(vec x) {
   return (vec)_mm512_scalef_ps((__m512)p, (__m512)(t - f));
 }
 
-// 1 / x to 2^-14 of itself.
+// 1 / x with a relative error of 2^-14.
 static inline vec reciprocal(vec x) { return (vec)_mm512_rcp14_ps((__m512)x); }
 
-// tanh x; near 0, where 1 - 2 / (e^2x + 1) would lose digits, an odd polynomial.
+// tanh x: 1 - 2 / (e^2x + 1), or near 0, where that loses precision, an odd polynomial.
 static inline vec tanh_(vec x) {
   vec far = 1.0f - 2.0f * reciprocal(exp_(x + x) + 1.0f);
   vec s = x * x;
@@ -74,7 +74,7 @@ static inline vec tanh_(vec x) {
   return s < 0.390625f ? x + x * s * p : far;
 }
 #else
-// e^x: 2^k · e^r with |r| <= ln 2 / 2, e^r by a polynomial; x is held within ±87. The coefficients
+// e^x: 2^k · e^r with |r| <= ln 2 / 2, e^r by a polynomial; x is clamped to ±87. The coefficients
 // of this and of tanh are those of Moshier's Cephes library.
 static inline vec exp_(vec x) {
   x = x > 87.0f ? splat(87.0f) : x;
@@ -90,11 +90,11 @@ static inline vec exp_(vec x) {
   p = p * r + 1.66666654e-1f;
   p = p * r + 5.00000012e-1f;
   p = p * (r * r) + r + 1.0f;
-  // The low bits of `shifted` hold k; magic's own bits leave at the top.
+  // The low bits of `shifted` are k; the shift discards the bits of `magic`.
   return p * (vec)(((ivec)shifted << 23) + (ivec)splat(1.0f));
 }
 
-// 1 / x for 1 <= x < e^88: an estimate and a step of Newton's, a quarter of a division's time.
+// 1 / x for 1 <= x < e^88: an estimate and a Newton step take a quarter of a division's time.
 static inline vec reciprocal(vec x) {
 #if VL == 16
   vec y = (vec)_mm512_rcp14_ps((__m512)x);
@@ -104,7 +104,7 @@ static inline vec reciprocal(vec x) {
 #endif
 }
 
-// tanh x; near 0, where 1 - 2 / (e^2x + 1) would lose digits, an odd polynomial.
+// tanh x: 1 - 2 / (e^2x + 1), or near 0, where that loses precision, an odd polynomial.
 static inline vec tanh_(vec x) {
   vec far = 1.0f - 2.0f * reciprocal(exp_(x + x) + 1.0f);
   vec s = x * x;

@@ -1,1 +1,1 @@
-"""Cells over time on CUDA, in Triton."""
+"""Triton kernels for CUDA: the scan of each cell over time, and softmax cross-entropy."""

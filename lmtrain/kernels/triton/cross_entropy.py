@@ -1,9 +1,11 @@
-"""Softmax cross-entropy of rows of logits on CUDA, which become their gradients in place.
+"""Softmax cross-entropy of rows of logits on CUDA, which the gradients overwrite.
 
-A program owns a row. It reads it once for log Σ e^z, keeping the largest logit so far so that no
-exponential overflows, and a second time, from the nearest cache, to write the gradients.
+    L = log Σ_v e^(z_v + b_v) − (z_y + b_y),   dz_v = scale · (softmax(z + b)_v − [v = y])
 
-Source: the sum that goes along with its largest term: Milakov & Gimelshein 2018 (arXiv 1805.02867).
+One program per row. It reads the row once for log Σ e^z, with a running maximum against overflow,
+and once more, from the cache, to write the gradients.
+
+Source: online softmax: Milakov & Gimelshein 2018 (arXiv 1805.02867).
 """
 
 import torch
@@ -17,63 +19,66 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _rows(
-    logits, bias, targets, nats, log_sums, columns, scale,
-    HAS_SUMS: tl.constexpr, WANTS_NATS: tl.constexpr, WANTS_GRADIENT: tl.constexpr,
+def _cross_entropy(
+    logits, bias, targets, losses, log_sums, vocab_size, scale,
+    HAS_LOG_SUMS: tl.constexpr, STORE_LOSSES: tl.constexpr, STORE_GRADIENTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row of `cross_entropy`.
 
     Args:
-        logits: (N, V), without the bias; with WANTS_GRADIENT, become dz.
+        logits: (N, V), without the bias; overwritten with dz if STORE_GRADIENTS.
         bias: (V).
         targets: (N).
-        nats: (N): with WANTS_NATS, receives the losses.
-        log_sums: (N): log Σ e^z, with HAS_SUMS, else receives it.
-        columns: V.
-        scale: of the gradients.
-        HAS_SUMS: whether `log_sums` is known.
-        WANTS_NATS: whether the losses are wanted.
-        WANTS_GRADIENT: whether the gradients are wanted.
-        BLOCK: logits at once.
+        losses: output, (N), if STORE_LOSSES.
+        log_sums: log Σ e^z, (N): an input if HAS_LOG_SUMS, an output if neither that nor
+            STORE_LOSSES.
+        vocab_size: V.
+        scale: factor of the gradients.
+        HAS_LOG_SUMS: whether `log_sums` is an input.
+        STORE_LOSSES: whether to write the losses.
+        STORE_GRADIENTS: whether to write the gradients.
+        BLOCK: logits per iteration.
     """
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK)
-    line = logits + row * columns
+    row_logits = logits + row * vocab_size
     target = tl.load(targets + row)
-    # Read before the sums, at which all threads meet: after them, gradients take its place.
-    score = tl.load(line + target, mask=target >= 0, other=0.0).to(tl.float32)
+    # Read before the reduction, which is a barrier: after it, gradients overwrite the logit.
+    score = tl.load(row_logits + target, mask=target >= 0, other=0.0).to(tl.float32)
     score += tl.load(bias + target, mask=target >= 0, other=0.0)
-    if HAS_SUMS:
+    if HAS_LOG_SUMS:
         log_sum = tl.load(log_sums + row)
     else:
         largest = tl.full((BLOCK,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, columns, BLOCK):
-            at = start + block
-            z = tl.load(line + at, mask=at < columns, other=-float("inf")).to(tl.float32)
-            z += tl.load(bias + at, mask=at < columns, other=0.0)
+        for start in range(0, vocab_size, BLOCK):
+            v = start + block
+            z = tl.load(row_logits + v, mask=v < vocab_size, other=-float("inf")).to(tl.float32)
+            z += tl.load(bias + v, mask=v < vocab_size, other=0.0)
             above = tl.maximum(largest, z)
-            # Nothing came yet where all is −∞; there 0 stands for e^(−∞ − −∞).
+            # Where all logits so far are −∞, subtract 0 to avoid −∞ − −∞.
             base = tl.where(above == -float("inf"), 0.0, above)
             total = total * tl.exp(largest - base) + tl.exp(z - base)
             largest = above
-        most = tl.max(largest)
-        log_sum = most + tl.log(tl.sum(total * tl.exp(largest - most)))
-        if WANTS_NATS:
-            # Where there is nothing to predict, there is no loss and no gradient.
+        maximum = tl.max(largest)
+        log_sum = maximum + tl.log(tl.sum(total * tl.exp(largest - maximum)))
+        if STORE_LOSSES:
+            # An infinite sum gives no loss and no gradient to a row without a target.
             log_sum = tl.where(target >= 0, log_sum, float("inf"))
-            tl.store(nats + row, tl.where(target >= 0, log_sum - score, 0.0))
+            tl.store(losses + row, tl.where(target >= 0, log_sum - score, 0.0))
         else:
             tl.store(log_sums + row, log_sum)
-    if WANTS_GRADIENT:
+    if STORE_GRADIENTS:
         one = tl.where(log_sum < float("inf"), 1.0, 0.0)
-        for start in range(0, columns, BLOCK):
-            at = start + block
-            z = tl.load(line + at, mask=at < columns, other=-float("inf")).to(tl.float32)
-            z += tl.load(bias + at, mask=at < columns, other=0.0)
-            dz = tl.exp(z - log_sum) - tl.where(at == target, one, 0.0)
-            tl.store(line + at, (scale * dz).to(line.dtype.element_ty), mask=at < columns)
+        for start in range(0, vocab_size, BLOCK):
+            v = start + block
+            z = tl.load(row_logits + v, mask=v < vocab_size, other=-float("inf")).to(tl.float32)
+            z += tl.load(bias + v, mask=v < vocab_size, other=0.0)
+            dz = tl.exp(z - log_sum) - tl.where(v == target, one, 0.0)
+            tl.store(
+                row_logits + v, (scale * dz).to(row_logits.dtype.element_ty), mask=v < vocab_size
+            )
 
 
 def cross_entropy(
@@ -81,18 +86,19 @@ def cross_entropy(
     bias: Tensor,
     targets: Tensor,
     *,
-    nats: Tensor | None = None,
+    losses: Tensor | None = None,
     log_sums: Tensor | None = None,
     grad_bias: Tensor | None = None,
     scale: float = 1.0,
 ) -> None:
-    """As `kernels.native.library.cross_entropy`, of tensors on CUDA."""
-    rows, columns = logits.shape
-    _rows[(rows,)](
-        logits, bias, targets, bias if nats is None else nats,
-        bias if log_sums is None else log_sums, columns, scale,
-        HAS_SUMS=log_sums is not None and grad_bias is not None, WANTS_NATS=nats is not None,
-        WANTS_GRADIENT=grad_bias is not None, BLOCK=_BLOCK, **engine.OPTIONS,
+    """See `kernels.native.library.cross_entropy`; for CUDA tensors."""
+    rows, vocab_size = logits.shape
+    _cross_entropy[(rows,)](
+        logits, bias, targets, bias if losses is None else losses,
+        bias if log_sums is None else log_sums, vocab_size, scale,
+        HAS_LOG_SUMS=log_sums is not None and grad_bias is not None,
+        STORE_LOSSES=losses is not None, STORE_GRADIENTS=grad_bias is not None,
+        BLOCK=_BLOCK, **engine.COMPILE_OPTIONS,
     )  # fmt: skip
     if grad_bias is not None:
         grad_bias += logits.sum(0, dtype=torch.float32)

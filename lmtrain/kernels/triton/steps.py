@@ -1,26 +1,27 @@
-"""What of a step is no product, for any cell: the kernels of the alternating schedule.
+"""The kernels of the alternating schedule: the elementwise part of a step, for any cell.
 
-A cell is a page of its own (`lstm.py`) with functions of numbers: up to four pre-activations, up to
-two parts of the state. Here these are loaded and stored. Products are done elsewhere, so that a
-step is one product and one launch; the GRU's second product, which waits for s of all units, makes
-it two of each.
+The recurrent product of a step is computed by cuBLAS (`scan`), all else by one launch of a kernel
+here; the GRU, whose candidate's product needs s of all units, takes two of each. The equations are
+functions of the cell's module (`lstm.py`), passed as CELL.
 
-B rows, H units, G gates; matrices lie row after row. All sums are fp32.
+B rows, H units, G gates; matrices are row-major, accumulation is fp32. The caller owns all
+buffers.
 """
 
 import triton
 import triton.language as tl
 
-from lmtrain.kernels.triton.lengths import held, stopped
+from lmtrain.kernels.triton.lengths import keep_ended, mask_ended
 from lmtrain.kernels.triton.memory import load, load_gate, store, store_gate
 
 
 @triton.jit
-def _sum(gates, product, bias, row, unit, mask, H, GATE: tl.constexpr, GATES: tl.constexpr,
-         FIRST: tl.constexpr, COUNT: tl.constexpr):  # fmt: skip
-    """A pre-activation, W_gx x + W_ga a + b_g, if the product is of this gate; else what is there.
+def _pre_activation(gates, product, bias, row, unit, mask, H, GATE: tl.constexpr,
+                    GATES: tl.constexpr, FIRST: tl.constexpr,
+                    COUNT: tl.constexpr):  # fmt: skip
+    """W_gx x + W_ga a + b_g of a gate below FIRST + COUNT; of another gate, what is stored.
 
-    The product's columns are COUNT gates from FIRST on.
+    The columns of `product` are COUNT gates from FIRST on.
     """
     z = load_gate(gates, row, unit, mask, H, GATE, GATES)
     if GATE < FIRST + COUNT:
@@ -30,11 +31,12 @@ def _sum(gates, product, bias, row, unit, mask, H, GATE: tl.constexpr, GATES: tl
 
 
 @triton.jit
-def _seen(seen, peephole, second, row, unit, mask, H, GATE: tl.constexpr, KIND: tl.constexpr):
-    """What the peepholes of a gate see: P_g c′, a product done before, or p_g ∘ c′."""
-    if KIND == "full":
-        return load(seen, row * 3 * H + (GATE - 1) * H + unit, mask)
-    if KIND == "diagonal":
+def _peephole_term(peephole_product, peephole, second, row, unit, mask, H, GATE: tl.constexpr,
+                   PEEPHOLE: tl.constexpr):  # fmt: skip
+    """P_g c′ from the product of full peepholes, or p_g ∘ c′; 0 without peepholes."""
+    if PEEPHOLE == "full":
+        return load(peephole_product, row * 3 * H + (GATE - 1) * H + unit, mask)
+    if PEEPHOLE == "diagonal":
         return load(peephole, (GATE - 1) * H + unit, mask) * second
     return second * 0.0
 
@@ -43,94 +45,94 @@ def _seen(seen, peephole, second, row, unit, mask, H, GATE: tl.constexpr, KIND: 
 def prepare(
     gates, product, bias, before, operand, rows, H, CELL: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The first half of a GRU's step: update and relevance, and s for the candidate's product.
+    """The first half of a GRU step: Γu, Γr, and s for the candidate's product.
 
     Args:
-        gates: (B, 3H): the inputs' share of the pre-activations; receives Γu and Γr.
-        product: (B, 2H): their recurrent product.
+        gates: (B, 3H): input products; Γu and Γr overwrite theirs.
+        product: (B, 2H): recurrent product of update and relevance.
         bias: (3H).
-        before: the state before, (B, H).
-        operand: (B, H): receives s.
+        before: (B, H): the state before the step.
+        operand: output s, (B, H).
         rows: B.
         H: units.
         CELL: the cell's `prepare`.
-        BLOCK: numbers of a program.
+        BLOCK: elements per program.
     """
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < rows * H
-    row = at // H
-    unit = at % H
-    z1 = _sum(gates, product, bias, row, unit, mask, H, 1, 3, 1, 2)
-    z2 = _sum(gates, product, bias, row, unit, mask, H, 2, 3, 1, 2)
-    g1, g2, s = CELL(z1, z2, load(before, at, mask))
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < rows * H
+    row = offset // H
+    unit = offset % H
+    z1 = _pre_activation(gates, product, bias, row, unit, mask, H, 1, 3, 1, 2)
+    z2 = _pre_activation(gates, product, bias, row, unit, mask, H, 2, 3, 1, 2)
+    g1, g2, s = CELL(z1, z2, load(before, offset, mask))
     store_gate(gates, g1, row, unit, mask, H, 1, 3, 3)
     store_gate(gates, g2, row, unit, mask, H, 2, 3, 3)
-    store(operand, at, s, mask)
+    store(operand, offset, s, mask)
 
 
 @triton.jit(do_not_specialize=["t"])
 def forward(
-    gates, product, seen, bias, peephole, before_first, before_second, after_first, after_second,
-    hidden, operand, operand_second, lengths, t, rows, H,
+    gates, product, peephole_product, bias, peephole, before_first, before_second, after_first,
+    after_second, hidden, operand, operand_second, lengths, t, rows, H,
     CELL: tl.constexpr, LENGTHS: tl.constexpr, COUNT: tl.constexpr, GATES: tl.constexpr,
-    PARTS: tl.constexpr, PEEPHOLE: tl.constexpr, OTHER: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, PEEPHOLE: tl.constexpr, TANH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pre-activations become activations, and the state before a step that after it.
+    """Activations and the state after a step, from pre-activations and the state before it.
 
     Args:
-        gates: (B, G·H): the inputs' share of the pre-activations; receives the activations.
+        gates: (B, G·H): input products; overwritten with the activations.
         product: (B, COUNT·H): the recurrent product.
-        seen: (B, 3H): what full peepholes see.
+        peephole_product: (B, 3H): the product of full peepholes.
         bias: (G·H).
         peephole: (3H): diagonal peepholes.
-        before_first: the first part of the state before, (B, H).
-        before_second: the second.
-        after_first: receives the first part of the state after, (B, H).
-        after_second: receives the second.
-        hidden: (B, H): receives the first part in the precision of the inputs.
-        operand: (B, H): the same, for the next product.
-        operand_second: (B, H): the second part, for the product of full peepholes.
+        before_first: (B, H): the first part of the state before the step.
+        before_second: (B, H): the second part.
+        after_first: output, (B, H): the first part of the state after the step.
+        after_second: output, (B, H): the second part.
+        hidden: output, (B, H): the hidden state, in the dtype of the inputs.
+        operand: output, (B, H): the first part, as operand of the next product.
+        operand_second: output, (B, H): the second part, as operand of full peepholes.
         lengths: steps of each row, (B,).
-        t: the time of the step.
+        t: time of the step.
         rows: B.
         H: units.
         CELL: the cell's `forward`.
         LENGTHS: whether rows have lengths.
-        COUNT: gates of the product, the first ones; the others are activations already.
+        COUNT: gates of the product, the first ones; the others already are activations.
         GATES: G.
         PARTS: parts of the state.
         PEEPHOLE: none, full or diagonal.
-        OTHER: whether the cell has its other form.
-        BLOCK: numbers of a program.
+        TANH: whether the cell's activation is tanh; see `kernels.variant`.
+        BLOCK: elements per program.
     """
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < rows * H
-    row = at // H
-    unit = at % H
-    first = load(before_first, at, mask)
-    second = load(before_second, at, mask)
-    z0 = _sum(gates, product, bias, row, unit, mask, H, 0, GATES, 0, COUNT)
-    z1 = _sum(gates, product, bias, row, unit, mask, H, 1, GATES, 0, COUNT)
-    z2 = _sum(gates, product, bias, row, unit, mask, H, 2, GATES, 0, COUNT)
-    z3 = _sum(gates, product, bias, row, unit, mask, H, 3, GATES, 0, COUNT)
-    z1 += _seen(seen, peephole, second, row, unit, mask, H, 1, PEEPHOLE)
-    z2 += _seen(seen, peephole, second, row, unit, mask, H, 2, PEEPHOLE)
-    z3 += _seen(seen, peephole, second, row, unit, mask, H, 3, PEEPHOLE)
-    g0, g1, g2, g3, new_first, new_second = CELL(z0, z1, z2, z3, first, second, OTHER)
-    new_first, new_second, output = held(
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < rows * H
+    row = offset // H
+    unit = offset % H
+    first = load(before_first, offset, mask)
+    second = load(before_second, offset, mask)
+    z0 = _pre_activation(gates, product, bias, row, unit, mask, H, 0, GATES, 0, COUNT)
+    z1 = _pre_activation(gates, product, bias, row, unit, mask, H, 1, GATES, 0, COUNT)
+    z2 = _pre_activation(gates, product, bias, row, unit, mask, H, 2, GATES, 0, COUNT)
+    z3 = _pre_activation(gates, product, bias, row, unit, mask, H, 3, GATES, 0, COUNT)
+    z1 += _peephole_term(peephole_product, peephole, second, row, unit, mask, H, 1, PEEPHOLE)
+    z2 += _peephole_term(peephole_product, peephole, second, row, unit, mask, H, 2, PEEPHOLE)
+    z3 += _peephole_term(peephole_product, peephole, second, row, unit, mask, H, 3, PEEPHOLE)
+    g0, g1, g2, g3, new_first, new_second = CELL(z0, z1, z2, z3, first, second, TANH)
+    new_first, new_second, output = keep_ended(
         lengths, row, t, rows, new_first, new_second, first, second, LENGTHS
     )
     store_gate(gates, g0, row, unit, mask, H, 0, GATES, COUNT)
     store_gate(gates, g1, row, unit, mask, H, 1, GATES, COUNT)
     store_gate(gates, g2, row, unit, mask, H, 2, GATES, COUNT)
     store_gate(gates, g3, row, unit, mask, H, 3, GATES, COUNT)
-    store(after_first, at, new_first, mask)
-    store(hidden, at, output, mask)
-    store(operand, at, new_first, mask)
+    store(after_first, offset, new_first, mask)
+    store(hidden, offset, output, mask)
+    store(operand, offset, new_first, mask)
     if PARTS > 1:
-        store(after_second, at, new_second, mask)
+        store(after_second, offset, new_second, mask)
     if PEEPHOLE == "full":
-        store(operand_second, at, new_second, mask)
+        store(operand_second, offset, new_second, mask)
 
 
 @triton.jit(do_not_specialize=["t"])
@@ -138,88 +140,90 @@ def backward(
     gates, product, product_second, peephole, before_first, before_second, after_second,
     grad_hidden, dz, delta_first, delta_second, lengths, t, rows, H,
     CELL: tl.constexpr, LENGTHS: tl.constexpr, COUNT: tl.constexpr, GATES: tl.constexpr,
-    PARTS: tl.constexpr, PEEPHOLE: tl.constexpr, OTHER: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, PEEPHOLE: tl.constexpr, TANH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the state after a step become those at its pre-activations.
+    """Dz of a step and δ of the state before it, from δ of the state after it.
 
     Args:
-        gates: (B, G·H): the activations.
-        product: (B, H): Σ_g dz_g W_ga of the step after this one.
-        product_second: (B, H): Σ_g dz_g P_g of the step after this one, with full peepholes.
+        gates: (B, G·H): activations.
+        product: (B, H): Σ_g dz_g W_ga of the following step.
+        product_second: (B, H): Σ_g dz_g P_g of the following step, with full peepholes.
         peephole: (3H): diagonal peepholes.
-        before_first: the first part of the state before, (B, H).
-        before_second: the second.
-        after_second: the second part of the state after, (B, H).
-        grad_hidden: (B, H): the gradient of the hidden state.
-        dz: (B, G·H): receives the gradients at the pre-activations.
-        delta_first: (B, H): the gradient of the first part of the state after, without the
-            product; receives that of the state before, without this step's.
-        delta_second: the same of the second part.
+        before_first: (B, H): the first part of the state before the step.
+        before_second: (B, H): the second part.
+        after_second: (B, H): the second part of the state after the step.
+        grad_hidden: (B, H): gradient of the hidden state.
+        dz: output, (B, G·H): gradients at the pre-activations.
+        delta_first: (B, H): δ of the first part of the state after the step, without `product`;
+            overwritten with that of the state before it, without the product of this step.
+        delta_second: (B, H): the same for the second part.
         lengths: steps of each row, (B,).
-        t: the time of the step.
+        t: time of the step.
         rows: B.
         H: units.
         CELL: the cell's `backward`.
         LENGTHS: whether rows have lengths.
-        COUNT: gates whose dz is known now, the first ones.
+        COUNT: gates whose dz CELL computes, the first ones.
         GATES: G.
         PARTS: parts of the state.
         PEEPHOLE: none, full or diagonal.
-        OTHER: whether the cell has its other form.
-        BLOCK: numbers of a program.
+        TANH: whether the cell's activation is tanh; see `kernels.variant`.
+        BLOCK: elements per program.
     """
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < rows * H
-    row = at // H
-    unit = at % H
-    later = load(delta_first, at, mask) + load(product, at, mask)
-    later_second = load(delta_second, at, mask)
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < rows * H
+    row = offset // H
+    unit = offset % H
+    d_after = load(delta_first, offset, mask) + load(product, offset, mask)
+    d_after_second = load(delta_second, offset, mask)
     if PEEPHOLE == "full":
-        later_second += load(product_second, at, mask)
+        d_after_second += load(product_second, offset, mask)
     g0 = load_gate(gates, row, unit, mask, H, 0, GATES)
     g1 = load_gate(gates, row, unit, mask, H, 1, GATES)
     g2 = load_gate(gates, row, unit, mask, H, 2, GATES)
     g3 = load_gate(gates, row, unit, mask, H, 3, GATES)
-    dz0, dz1, dz2, dz3, past, past_second = CELL(
-        g0, g1, g2, g3, load(before_first, at, mask), load(before_second, at, mask),
-        load(after_second, at, mask), later + load(grad_hidden, at, mask), later_second, OTHER,
+    dz0, dz1, dz2, dz3, d_before, d_before_second = CELL(
+        g0, g1, g2, g3, load(before_first, offset, mask), load(before_second, offset, mask),
+        load(after_second, offset, mask), d_after + load(grad_hidden, offset, mask), d_after_second,
+        TANH,
     )  # fmt: skip
     if PEEPHOLE == "diagonal":
-        past_second += _seen(dz, peephole, dz1, row, unit, mask, H, 1, PEEPHOLE)
-        past_second += _seen(dz, peephole, dz2, row, unit, mask, H, 2, PEEPHOLE)
-        past_second += _seen(dz, peephole, dz3, row, unit, mask, H, 3, PEEPHOLE)
-    dz0, dz1, dz2, dz3, past, past_second = stopped(
-        lengths, row, t, rows, dz0, dz1, dz2, dz3, past, past_second, later, later_second, LENGTHS
-    )
+        d_before_second += _peephole_term(dz, peephole, dz1, row, unit, mask, H, 1, PEEPHOLE)
+        d_before_second += _peephole_term(dz, peephole, dz2, row, unit, mask, H, 2, PEEPHOLE)
+        d_before_second += _peephole_term(dz, peephole, dz3, row, unit, mask, H, 3, PEEPHOLE)
+    dz0, dz1, dz2, dz3, d_before, d_before_second = mask_ended(
+        lengths, row, t, rows, dz0, dz1, dz2, dz3, d_before, d_before_second, d_after,
+        d_after_second, LENGTHS,
+    )  # fmt: skip
     store_gate(dz, dz0, row, unit, mask, H, 0, GATES, COUNT)
     store_gate(dz, dz1, row, unit, mask, H, 1, GATES, COUNT)
     store_gate(dz, dz2, row, unit, mask, H, 2, GATES, COUNT)
     store_gate(dz, dz3, row, unit, mask, H, 3, GATES, COUNT)
-    store(delta_first, at, past, mask)
+    store(delta_first, offset, d_before, mask)
     if PARTS > 1:
-        store(delta_second, at, past_second, mask)
+        store(delta_second, offset, d_before_second, mask)
 
 
 @triton.jit
 def finish(gates, product, before, dz, delta, rows, H, CELL: tl.constexpr, BLOCK: tl.constexpr):
-    """The second half of a GRU's backward step: the relevance's dz.
+    """The second half of a GRU backward step: dz_r.
 
     Args:
-        gates: (B, 3H): the activations.
-        product: (B, H): ds.
-        before: the state before, (B, H).
-        dz: (B, 3H): receives the relevance's.
-        delta: (B, H): what goes on to the state before, added to.
+        gates: (B, 3H): activations.
+        product: (B, H): ds = dz_c W_cc.
+        before: (B, H): the state before the step.
+        dz: (B, 3H): output dz_r.
+        delta: (B, H): δ of the state before the step; ds ∘ Γr is added.
         rows: B.
         H: units.
         CELL: the cell's `finish`.
-        BLOCK: numbers of a program.
+        BLOCK: elements per program.
     """
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < rows * H
-    row = at // H
-    unit = at % H
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < rows * H
+    row = offset // H
+    unit = offset % H
     relevance = load_gate(gates, row, unit, mask, H, 2, 3)
-    dz2, through = CELL(load(product, at, mask), relevance, load(before, at, mask))
+    dz2, ds_relevance = CELL(load(product, offset, mask), relevance, load(before, offset, mask))
     store_gate(dz, dz2, row, unit, mask, H, 2, 3, 3)
-    store(delta, at, load(delta, at, mask) + through, mask)
+    store(delta, offset, load(delta, offset, mask) + ds_relevance, mask)
