@@ -34,10 +34,10 @@ def one_line(text: str) -> str:
     return printable(text.strip("\n")).replace("\n", " ⏎ ")
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first names, each in one line and shortened, for messages."""
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(map(shortened, names[:_LISTED])) + more
+def listed(names: Sequence[str], most: int = _LISTED) -> str:
+    """The first names, `most` of them, each in one line and shortened, for messages."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(shortened, names[:most])) + more
 
 
 def shortened(name: str) -> str:
