@@ -100,13 +100,17 @@ def _require_unicode(path: str, value: object, origin: str) -> None:
 
 
 def _with_none(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the word none for what TOML has no value for."""
+    """The tree with the word none, in any case, for what TOML has no value for."""
     return {
-        section: {name: None if value == "none" else value for name, value in part.items()}
+        section: {name: _or_none(value) for name, value in part.items()}
         if isinstance(part, dict)
         else part
         for section, part in tree.items()
     }
+
+
+def _or_none(value: object) -> object:
+    return None if isinstance(value, str) and value.lower() == "none" else value
 
 
 def _read(source: str | Path) -> str:

@@ -1,10 +1,19 @@
 """The tree of settings: a sentence with the range of each, which is also its help text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 # Strict: true is not taken for 1.
 PositiveInt = Annotated[int, Field(ge=1, le=10**12, strict=True)]
@@ -45,12 +54,49 @@ def _with_cell(*names: str) -> For:
     return For("model.cell", names)
 
 
+@dataclass(frozen=True)
+class Names:
+    """Says that certain values of a setting whose values are free are names of a fixed set.
+
+    Args:
+        names: the names.
+    """
+
+    names: tuple[str, ...]
+
+
+def canonical(value: Any, names: Iterable[str]) -> Any:
+    """The one of `names` that a text is in upper or lower case, or with `_` for `-`; else `value`.
+
+    Example:
+        >>> canonical("Peephole_LSTM", ["lstm", "peephole-lstm"])
+        'peephole-lstm'
+    """
+    if not isinstance(value, str):
+        return value
+    folded = value.lower().replace("_", "-")
+    return folded if folded in names else value
+
+
+def _names(field: FieldInfo) -> list[str]:
+    """The names that are values of a setting."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    found = [name for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)]
+    marked = (each.names for each in field.metadata if isinstance(each, Names))
+    return [*found, *(name for names in marked for name in names)]
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object, info: ValidationInfo) -> object:
+        return canonical(value, _names(cls.model_fields[info.field_name or ""]))
 
 
 class DataConfig(Section):
@@ -120,7 +166,7 @@ CELLS = ("rnn", "simple-gru", "gru", "lstm", "peephole-lstm")
 class ModelConfig(Section, extra="allow"):
     """The network and its regularization. Other names are options of a user-defined cell."""
 
-    cell: str = "lstm"
+    cell: Annotated[str, Names(CELLS)] = "lstm"
     """Recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or FILE.py:NAME for a cell of your
     own."""
     embedding_size: Annotated[Size | None, _TOKENS] = None

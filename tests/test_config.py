@@ -33,7 +33,7 @@ VALUES = {
     "data.min_count": POSITIVE,
     "data.lowercase": st.booleans(),
     # The word none stands for no value, so that no cell can be called none.
-    "model.cell": st.text().filter(lambda name: name != "none"),
+    "model.cell": st.text().filter(lambda name: name.lower() != "none"),
     "model.embedding_size": st.none() | st.integers(1, 10**6),
     "model.hidden_size": st.integers(1, 10**6),
     "model.num_layers": st.integers(1, 1000),
@@ -330,6 +330,46 @@ def test_the_word_none_takes_a_value_away():
     assert found.train.patience is None
     assert 'max_grad_norm = "none"' in to_toml(found)
     assert "\npatience" not in to_toml(found)
+
+
+NAMES = [
+    (path, name) for path, field in schema._fields() for name in schema._names(field)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "name"), NAMES)
+def test_names_are_understood_in_any_case(path, name):
+    section, setting = path.split(".")
+    kind = Config.model_fields[section].annotation
+    for written in (name, name.upper(), name.title(), name.replace("-", "_")):
+        assert getattr(kind.model_validate({setting: written}), setting) == name
+
+
+def test_the_settings_with_names_are_those_promised():
+    paths = {path for path, _ in NAMES}
+
+    assert {"model.cell", "data.task", "data.level", "optimizer.average", "train.device"} <= paths
+    assert "data.train" not in paths
+
+
+def test_what_is_recorded_has_the_names_as_they_are_written_here():
+    text = "[model]\ncell = 'Peephole_LSTM'\npeephole = 'DIAGONAL'\n"
+    found = parse(text, "", assignments(["optimizer.average=NT_ASGD", "train.patience=None"]))
+
+    written = to_toml(found)
+
+    assert 'cell = "peephole-lstm"' in written
+    assert 'average = "nt-asgd"' in written
+    assert "patience" not in written.replace("average_patience", "")
+
+
+def test_options_of_a_cell_of_lmtrain_are_checked_in_any_case():
+    assert "unknown setting 'model.leak'" in message("[model]\ncell = 'GRU'\nleak = 1\n")
+
+
+def test_cells_of_ones_own_are_told_apart_by_case():
+    assert parse("[model]\ncell = 'my.py:LSTM'\n", "").model.cell == "my.py:LSTM"
+    assert parse("[model]\ncell = 'Leaky'\n", "").model.cell == "Leaky"
 
 
 def test_a_file_may_be_called_none():

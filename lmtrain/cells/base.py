@@ -16,6 +16,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from lmtrain.errors import ConfigError
+from lmtrain.schema import CELLS, canonical
 
 CellState = tuple[Tensor, ...]
 Weights = Mapping[str, Tensor]
@@ -217,8 +218,10 @@ def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
     A class that is defined again, as when its file is run again, takes the place of the old one.
 
     Raises:
-        ConfigError: another class has this name.
+        ConfigError: another class has this name, or it is read as that of another.
     """
+    if (known := canonical(name, CELLS)) != name:
+        raise ConfigError(f"the cell name {name!r} is read as {known!r}, which is taken")
 
     def add(cell: type[Cell]) -> type[Cell]:
         known = _CELLS.setdefault(name, cell)

@@ -175,10 +175,8 @@ def _measure_cells(
 ) -> list[Network]:
     overrides = chosen_settings({}, assignments) | ({"data.train": texts} if texts else {})
     recipe = None if texts else "python-docs"
-    chosen = {
-        cell: configuration.load(recipe, overrides | {"model.cell": cell})
-        for cell in dict.fromkeys(cells)
-    }
+    loaded = [configuration.load(recipe, overrides | {"model.cell": cell}) for cell in cells]
+    chosen = {config.model.cell: config for config in loaded}
     for cell, config in chosen.items():
         if config.data.task != "language-model":
             raise ConfigError(f"gradients does not work with data.task = {config.data.task}")

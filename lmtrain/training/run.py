@@ -11,7 +11,7 @@ from lmtrain import checkpoint, device, files, launched, screen, untrusted
 from lmtrain import config as configuration
 from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, out_of_memory_explained
 from lmtrain.kernels.native import library
-from lmtrain.schema import Config
+from lmtrain.schema import Config, canonical
 from lmtrain.tasks.base import Data, Metrics, Shard, Task, uses_bf16, weight_shapes
 from lmtrain.tasks.registry import task_of
 from lmtrain.training import folder
@@ -271,7 +271,8 @@ def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     # What the run holds may mean nothing with another task, and would be blamed.
-    is_same_task = overrides.get("data.task", stored.data.task) == stored.data.task
+    task = stored.data.task
+    is_same_task = canonical(overrides.get("data.task", task), (task,)) == task
     config = configuration.parse(text, origin, overrides) if is_same_task else stored
     if not is_same_task or _kept(config) != _kept(stored):
         raise ConfigError(

@@ -36,6 +36,8 @@ def test_a_cell_of_ones_own_is_found_by_name_and_runs_on_the_reference(leaky):
 def test_a_name_is_taken_once(leaky):
     with pytest.raises(ConfigError, match=r"'lstm' is taken by LSTM"):
         cells.register("lstm")(leaky)
+    with pytest.raises(ConfigError, match=r"'Peephole_LSTM' is read as 'peephole-lstm'"):
+        cells.register("Peephole_LSTM")
 
 
 def test_an_unknown_cell_names_those_there_are():
