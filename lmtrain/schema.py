@@ -136,6 +136,9 @@ class DataConfig(Section):
     splitter: Annotated[Literal["whitespace", "words"], _TEXT] = "words"
     """Word splitting: words separates punctuation in raw prose; whitespace only splits at spaces,
     for text that is already tokenized."""
+    vocabulary: Annotated[str | None, _TOKENS, For("data.level", ("word",))] = None
+    """Vocabulary file, one word a line in the order of the ids, which makes perplexities comparable
+    with other programs; none means the words of the training data."""
     vocab_size: Annotated[int, Field(ge=3, le=10**9, strict=True), _TOKENS] = 10_000
     """Vocabulary size, 3 or more, `<UNK>` and `<EOS>` included; less frequent words become
     `<UNK>`."""
@@ -156,6 +159,19 @@ class DataConfig(Section):
     def _check(self) -> "DataConfig":
         if (self.valid_fraction or 0) + (self.test_fraction or 0) >= 1:
             raise ValueError("data.valid_fraction and data.test_fraction leave no training text")
+        if self.vocabulary is not None:
+            for name in ("vocab_size", "min_count"):
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"data.{name} = {value} cannot be combined with data.vocabulary, which is "
+                        "the vocabulary as it is"
+                    )
+            if self.task == "translate":
+                raise ValueError(
+                    "data.vocabulary is one vocabulary, and data.task = translate has one for "
+                    "each language"
+                )
         return self
 
 
@@ -171,6 +187,12 @@ class ModelConfig(Section, extra="allow"):
     own."""
     embedding_size: Annotated[Size | None, _TOKENS] = None
     """Embedding size, 1 or more; none means model.hidden_size."""
+    embeddings: Annotated[str | None, _TOKENS, For("data.level", ("word",))] = None
+    """File of pretrained word vectors (word2vec text, GloVe or fastText, `.gz` too) that initializes
+    the embeddings, of the source in translation; use it when training data is scarce."""
+    freeze_embeddings: Annotated[bool, _TOKENS] = False
+    """Keep the embeddings initialized by model.embeddings fixed during training, words without a
+    vector included; use it on very small training data."""
     hidden_size: Size = 200
     """Hidden units per layer, 1 or more; more units fit more data, cost more time per step and
     overfit sooner."""
@@ -246,6 +268,8 @@ class ModelConfig(Section, extra="allow"):
             )
         if self.tied_embeddings and self.softmax == "adaptive":
             raise ValueError("model.tied_embeddings: an adaptive softmax has weights of its own")
+        if self.freeze_embeddings and self.embeddings is None:
+            raise ValueError("model.freeze_embeddings needs model.embeddings")
         return self
 
 
@@ -364,6 +388,12 @@ class Config(Section):
         """Settings that have no effect with the values of others, as messages."""
         for name in unknown_options(self.model.model_dump()):
             yield f"{UNKNOWN}model.{name}"
+        is_tied = self.model.tied_embeddings and self.data.task != "translate"
+        if self.model.freeze_embeddings and is_tied:
+            yield (
+                "model.freeze_embeddings cannot be combined with model.tied_embeddings: the output "
+                "weights would be frozen, too"
+            )
         for path, field in _fields():
             section, name = path.split(".")
             value = getattr(getattr(self, section), name)

@@ -29,12 +29,15 @@ VALUES = {
     "data.test_fraction": FRACTION,
     "data.level": st.sampled_from(["word", "char", "byte"]),
     "data.splitter": st.sampled_from(["whitespace", "words"]),
+    "data.vocabulary": st.none() | st.text(min_size=1).filter(lambda name: name.lower() != "none"),
     "data.vocab_size": st.integers(3, 10**9),
     "data.min_count": POSITIVE,
     "data.lowercase": st.booleans(),
     # The word none stands for no value, so that no cell can be called none.
     "model.cell": st.text().filter(lambda name: name.lower() != "none"),
     "model.embedding_size": st.none() | st.integers(1, 10**6),
+    "model.embeddings": st.none() | st.text(min_size=1).filter(lambda name: name.lower() != "none"),
+    "model.freeze_embeddings": st.booleans(),
     "model.hidden_size": st.integers(1, 10**6),
     "model.num_layers": st.integers(1, 1000),
     "model.dropout": FRACTION,
@@ -132,6 +135,12 @@ def test_what_is_written_is_read_again(overrides):
     assume(overrides.get("data.valid_fraction", 0.1) + overrides.get("data.test_fraction", 0) < 1)
     if "model.tied_embeddings" in overrides:
         overrides |= {"model.embedding_size": None, "model.softmax": "full"}
+        overrides.pop("model.freeze_embeddings", None)
+    if overrides.get("data.vocabulary") is not None:
+        overrides |= {"data.vocab_size": 10_000, "data.min_count": 1}
+        assume(overrides.get("data.task") != "translate")
+    if "model.freeze_embeddings" in overrides:
+        overrides |= {"model.embeddings": "vectors.txt"}
     overrides = with_what_they_need(overrides)
     found = config.load(overrides=overrides)
 

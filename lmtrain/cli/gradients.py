@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmtrain import config as configuration
-from lmtrain import files
+from lmtrain import files, screen
 from lmtrain.cli import gradient_figure, pictures
 from lmtrain.cli.loading import DeviceOption, load_user_cell, load_with
 from lmtrain.cli.output import JsonOption, print_json, print_table, shown
@@ -184,6 +184,7 @@ def _measure_cells(
     # torch is imported only here, so that wrong settings are reported at once.
     from lmtrain.cells import cell_class
     from lmtrain.device import choose
+    from lmtrain.tasks.base import load_embeddings
     from lmtrain.tasks.gradient_norms import gradient_norms
     from lmtrain.tasks.registry import task_of
 
@@ -196,6 +197,8 @@ def _measure_cells(
     text, networks = data.texts["train"], []
     for cell, config in chosen.items():
         model: Any = task.build(config, data).to(place)
+        if found := load_embeddings(config, model, data):
+            screen.note(found)
         networks.append(Network(cell, cell, text.name, gradient_norms(model, text.ids, lags)))
     return networks
 

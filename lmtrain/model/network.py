@@ -31,7 +31,7 @@ class Network(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers, shared ones counted once."""
+        """Weights, shared ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def initialize(self, init_scale: float | None = None, forget_bias: float = 1.0) -> None:

@@ -87,7 +87,7 @@ class Optimizer:
     """Updates the parameters of a model.
 
     Args:
-        model: whose parameters.
+        model: whose parameters, but those that are frozen.
         name: sgd, adam or adamw.
         weight_decay: as in torch.
         clip: l2 or l1, the norm that is limited.
@@ -107,7 +107,9 @@ class Optimizer:
         schedule: Callable[[int], Schedule],
         total_steps: int,
     ) -> None:
-        self._parameters = dict(model.named_parameters())
+        self._parameters = {
+            name: weight for name, weight in model.named_parameters() if weight.requires_grad
+        }
         self._schedules = schedule
         self.expect(total_steps)
         self._clip = clip

@@ -12,7 +12,7 @@ from lmtrain import config as configuration
 from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, out_of_memory_explained
 from lmtrain.kernels.native import library
 from lmtrain.schema import Config, canonical
-from lmtrain.tasks.base import Data, Metrics, Shard, Task, uses_bf16, weight_shapes
+from lmtrain.tasks.base import Data, Metrics, Shard, Task, load_embeddings, uses_bf16, weight_shapes
 from lmtrain.tasks.registry import task_of
 from lmtrain.training import folder
 from lmtrain.training.average import Average
@@ -113,7 +113,7 @@ def _start(run: Path, config: Config, ranks: Ranks, *, began: float, is_quiet: b
     if not is_quiet and screen.STDERR.isatty():
         screen.note(f"reading {', '.join(config.data.train)}")
     data = _read(config, ranks)
-    task = prepared(config, data, ranks.shard)
+    task = _new(config, data, ranks.shard, is_quiet=is_quiet)
 
     def claim() -> None:
         contents = {name: text.encode() for name, text in _texts(task).items()}
@@ -189,6 +189,19 @@ def prepared(config: Config, data: Data, shard: Shard) -> Task:
     return task
 
 
+def _new(config: Config, data: Data, shard: Shard, *, is_quiet: bool = False) -> Task:
+    """As `prepared`, where training begins: with the vectors of model.embeddings, if it is set.
+
+    Raises:
+        ConfigError: as `prepared`, or vectors of another size.
+        TextError: as `prepared`, or vectors that cannot be read.
+    """
+    task = prepared(config, data, shard)
+    if (found := load_embeddings(config, task.model, data)) and not is_quiet:
+        screen.note(found)
+    return task
+
+
 def _checkpoint_bytes(task: Task) -> int:
     """Roughly what a checkpoint takes: fp32 weights, what the update rule and an average keep."""
     rule = task.config.optimizer
@@ -230,7 +243,7 @@ def _resume(
     with contextlib.ExitStack() as held:
         step = ranks.agreed(claim)
         if step is None:
-            task = _begun(run, overrides, ranks)
+            task = _begun(run, overrides, ranks, is_quiet=is_quiet)
             return _train(run, task, None, ranks, began=began, is_quiet=is_quiet)
         saved = checkpoint.read(checkpoint.folder(run, step))
         config = _resumed_config(saved, overrides)
@@ -243,7 +256,7 @@ def _resume(
         return _train(run, task, saved, ranks, began=began, is_quiet=is_quiet)
 
 
-def _begun(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> Task:
+def _begun(run: Path, overrides: Mapping[str, object], ranks: Ranks, *, is_quiet: bool) -> Task:
     """A run that ended before its first checkpoint, from its beginning.
 
     Raises:
@@ -261,7 +274,7 @@ def _begun(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> Task:
                 raise CheckpointError(f"the text of {run} is not what it was")
 
     ranks.agreed(compare)
-    return prepared(config, data, ranks.shard)
+    return _new(config, data, ranks.shard, is_quiet=is_quiet)
 
 
 def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object]) -> Config:
@@ -409,7 +422,7 @@ def find_learning_rate(config: Config, *, first: float, last: float, steps: int)
         LmtrainError: the others of `lmtrain.errors`, from what training calls.
     """
     with out_of_memory_explained(_SMALLER):
-        task = prepared(config, task_of(config).read(config), Shard())
+        task = _new(config, task_of(config).read(config), Shard())
         rates = rising(first, last, steps)
         optimizer = _optimizer(task, lambda _: rates, steps)
         return range_test(task, Stepper(task, optimizer, Ranks(), screen.note), steps)
