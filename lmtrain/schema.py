@@ -188,11 +188,11 @@ class ModelConfig(Section, extra="allow"):
     embedding_size: Annotated[Size | None, _TOKENS] = None
     """Embedding size, 1 or more; none means model.hidden_size."""
     embeddings: Annotated[str | None, _TOKENS, For("data.level", ("word",))] = None
-    """File of pretrained word vectors (word2vec text, GloVe or fastText, `.gz` too) that initializes
-    the embeddings, of the source in translation; use it when training data is scarce."""
+    """File of pretrained word vectors (word2vec text, GloVe or fastText, also `.gz`) to initialize
+    the embeddings with, those of the source in translation; use it for small training data."""
     freeze_embeddings: Annotated[bool, _TOKENS] = False
     """Keep the embeddings initialized by model.embeddings fixed during training, words without a
-    vector included; use it on very small training data."""
+    vector included; use it for very small training data."""
     hidden_size: Size = 200
     """Hidden units per layer, 1 or more; more units fit more data, cost more time per step and
     overfit sooner."""

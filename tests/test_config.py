@@ -506,6 +506,33 @@ def test_a_long_value_is_shown_shortened():
             "with data.task = classify: it is for language-model",
         ),
         ({"model.cell": "lstm", "model.leak": 1}, "unknown setting 'model.leak'"),
+        (
+            {"data.vocabulary": "v.txt", "data.level": "char"},
+            "data.vocabulary = v.txt means nothing with data.level = char: it is for word",
+        ),
+        (
+            {"data.vocabulary": "v.txt", "data.task": "translate"},
+            "data.vocabulary is one vocabulary, and data.task = translate has one for each",
+        ),
+        (
+            {"data.vocabulary": "v.txt", "data.vocab_size": 417},
+            "data.vocab_size = 417 cannot be combined with data.vocabulary",
+        ),
+        (
+            {"data.vocabulary": "v.txt", "data.min_count": 3},
+            "data.min_count = 3 cannot be combined with data.vocabulary",
+        ),
+        ({"model.embeddings": "v.txt", "data.task": "frames"}, "with data.task = frames"),
+        ({"model.embeddings": "v.txt", "data.level": "byte"}, "with data.level = byte"),
+        ({"model.freeze_embeddings": True}, "model.freeze_embeddings needs model.embeddings"),
+        (
+            {
+                "model.embeddings": "v.txt",
+                "model.freeze_embeddings": True,
+                "model.tied_embeddings": True,
+            },
+            "model.freeze_embeddings cannot be combined with model.tied_embeddings",
+        ),
     ],
 )
 def test_a_setting_that_means_nothing_is_refused_with_the_reason(overrides, told):

@@ -112,26 +112,31 @@ def _form(line: str) -> tuple[int | None, int]:
     return None, min(_count_numbers(fields), len(fields) - 1)
 
 
-def _divided(line: str, size: int, where: str) -> tuple[str, list[str]]:
-    """The word of a line and its numbers; the word may have blanks in it.
+def _divided(line: str, size: int, where: str) -> tuple[str, str]:
+    """The word of a line, which may have blanks in it, and its numbers.
 
     Raises:
         TextError: there are more numbers, or fewer.
     """
-    word, *numbers = line.rsplit(" ", size)
-    has_more = " " in word and _is_number(word.rpartition(" ")[2])
-    if len(numbers) < size or has_more or not _is_number(numbers[0]):
+    word, _, numbers = line.partition(" ")
+    is_whole = numbers.count(" ") == size - 1
+    if not is_whole:
+        word, *fields = line.rsplit(" ", size)
+        is_whole = len(fields) == size and not _is_number(word.rpartition(" ")[2])
+        numbers = " ".join(fields)
+    if not is_whole or not _is_number(numbers.partition(" ")[0]):
         found = min(_count_numbers(fields := line.split(" ")), len(fields) - 1)
         raise TextError(f"{where} has {found:,} numbers after its word, not {size:,}")
     return word, numbers
 
 
-def _vector(numbers: list[str], where: str) -> NDArray[np.float32]:
+def _vector(text: str, where: str) -> NDArray[np.float32]:
     """The numbers of a vector.
 
     Raises:
         TextError: one is none, or is not finite.
     """
+    numbers = text.split(" ")
     for number in numbers:
         if not _is_number(number):
             raise TextError(f"{where}: {screen.shortened(number)!r} is not a number")
