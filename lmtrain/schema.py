@@ -46,6 +46,7 @@ _ENCODER = For("data.task", ("classify", "tag", "translate"))
 _TOKENS = For("data.task", ("language-model", "classify", "tag", "translate"))
 _TEXT = For("data.task", ("language-model", "classify", "translate"))
 _LEVELS = For("data.task", ("language-model", "classify"))
+_ONE_LANGUAGE = For("data.task", ("language-model", "classify", "tag"))
 _TRANSLATION = For("data.task", ("translate",))
 _TIED = For("data.task", ("language-model", "translate"))
 
@@ -136,7 +137,7 @@ class DataConfig(Section):
     splitter: Annotated[Literal["whitespace", "words"], _TEXT] = "words"
     """Word splitting: words separates punctuation in raw prose; whitespace only splits at spaces,
     for text that is already tokenized."""
-    vocabulary: Annotated[str | None, _TOKENS, For("data.level", ("word",))] = None
+    vocabulary: Annotated[str | None, _ONE_LANGUAGE, For("data.level", ("word",))] = None
     """Vocabulary file, one word a line in the order of the ids, which makes perplexities comparable
     with other programs; none means the words of the training data."""
     vocab_size: Annotated[int, Field(ge=3, le=10**9, strict=True), _TOKENS] = 10_000
