@@ -101,13 +101,17 @@ def _require_unicode(path: str, value: object, origin: str) -> None:
 
 
 def _with_none(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with None for the word `none`, since TOML has no such value."""
+    """The tree with None for the word `none`, in any case, since TOML has no such value."""
     return {
-        section: {name: None if value == "none" else value for name, value in values.items()}
+        section: {name: _or_none(value) for name, value in values.items()}
         if isinstance(values, dict)
         else values
         for section, values in tree.items()
     }
+
+
+def _or_none(value: object) -> object:
+    return None if isinstance(value, str) and value.lower() == "none" else value
 
 
 def _read(source: str | Path) -> str:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from lmtrain import torchrun
 from lmtrain.errors import ConfigError, MachineError
+from lmtrain.schema import canonical
 
 # Parameters of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_NAMES = ("auto", "cpu", "cuda")
 
 _Result = TypeVar("_Result")
 
@@ -28,7 +30,7 @@ def choose(name: str) -> torch.device:
         ConfigError: another name, or fewer GPUs than processes.
         MachineError: `cuda`, but CUDA is not available.
     """
-    if name not in ("auto", "cpu", "cuda"):
+    if (name := canonical(name, _NAMES)) not in _NAMES:
         raise ConfigError(f"device {name!r}: must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("no CUDA device on this machine", "try: --device cpu")

@@ -1,10 +1,19 @@
 """The tree of settings: a sentence with the range of each, which is also its help text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 # Strict: true is not taken for 1.
 PositiveInt = Annotated[int, Field(ge=1, le=10**12, strict=True)]
@@ -37,6 +46,7 @@ _ENCODER = For("data.task", ("classify", "tag", "translate"))
 _TOKENS = For("data.task", ("language-model", "classify", "tag", "translate"))
 _TEXT = For("data.task", ("language-model", "classify", "translate"))
 _LEVELS = For("data.task", ("language-model", "classify"))
+_ONE_LANGUAGE = For("data.task", ("language-model", "classify", "tag"))
 _TRANSLATION = For("data.task", ("translate",))
 _TIED = For("data.task", ("language-model", "translate"))
 
@@ -45,12 +55,49 @@ def _with_cell(*names: str) -> For:
     return For("model.cell", names)
 
 
+@dataclass(frozen=True)
+class Names:
+    """Says that certain values of a setting whose values are free are names of a fixed set.
+
+    Args:
+        names: the names.
+    """
+
+    names: tuple[str, ...]
+
+
+def canonical(value: Any, names: Iterable[str]) -> Any:
+    """The one of `names` that a text is in upper or lower case, or with `_` for `-`; else `value`.
+
+    Example:
+        >>> canonical("Peephole_LSTM", ["lstm", "peephole-lstm"])
+        'peephole-lstm'
+    """
+    if not isinstance(value, str):
+        return value
+    folded = value.lower().replace("_", "-")
+    return folded if folded in names else value
+
+
+def _names(field: FieldInfo) -> list[str]:
+    """The names that are values of a setting."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    found = [name for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)]
+    marked = (each.names for each in field.metadata if isinstance(each, Names))
+    return [*found, *(name for names in marked for name in names)]
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object, info: ValidationInfo) -> object:
+        return canonical(value, _names(cls.model_fields[info.field_name or ""]))
 
 
 class DataConfig(Section):
@@ -90,6 +137,9 @@ class DataConfig(Section):
     splitter: Annotated[Literal["whitespace", "words"], _TEXT] = "words"
     """Word splitting: words separates punctuation in raw prose; whitespace only splits at spaces,
     for text that is already tokenized."""
+    vocabulary: Annotated[str | None, _ONE_LANGUAGE, For("data.level", ("word",))] = None
+    """Vocabulary file, one word a line in the order of the ids, which makes perplexities comparable
+    with other programs; none means the words of the training data."""
     vocab_size: Annotated[int, Field(ge=3, le=10**9, strict=True), _TOKENS] = 10_000
     """Vocabulary size, 3 or more, `<UNK>` and `<EOS>` included; less frequent words become
     `<UNK>`."""
@@ -110,6 +160,19 @@ class DataConfig(Section):
     def _check(self) -> "DataConfig":
         if (self.valid_fraction or 0) + (self.test_fraction or 0) >= 1:
             raise ValueError("data.valid_fraction and data.test_fraction leave no training text")
+        if self.vocabulary is not None:
+            for name in ("vocab_size", "min_count"):
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"data.{name} = {value} cannot be combined with data.vocabulary, which is "
+                        "the vocabulary as it is"
+                    )
+            if self.task == "translate":
+                raise ValueError(
+                    "data.vocabulary is one vocabulary, and data.task = translate has one for "
+                    "each language"
+                )
         return self
 
 
@@ -120,11 +183,17 @@ CELLS = ("rnn", "simple-gru", "gru", "lstm", "peephole-lstm")
 class ModelConfig(Section, extra="allow"):
     """The network and its regularization. Other names are options of a user-defined cell."""
 
-    cell: str = "lstm"
+    cell: Annotated[str, Names(CELLS)] = "lstm"
     """Recurrent cell: rnn, simple-gru, gru, lstm, peephole-lstm, or FILE.py:NAME for a cell of your
     own."""
     embedding_size: Annotated[Size | None, _TOKENS] = None
     """Embedding size, 1 or more; none means model.hidden_size."""
+    embeddings: Annotated[str | None, _TOKENS, For("data.level", ("word",))] = None
+    """File of pretrained word vectors (word2vec text, GloVe or fastText, also `.gz`) to initialize
+    the embeddings with, those of the source in translation; use it for small training data."""
+    freeze_embeddings: Annotated[bool, _TOKENS] = False
+    """Keep the embeddings initialized by model.embeddings fixed during training, words without a
+    vector included; use it for very small training data."""
     hidden_size: Size = 200
     """Hidden units per layer, 1 or more; more units fit more data, cost more time per step and
     overfit sooner."""
@@ -200,6 +269,8 @@ class ModelConfig(Section, extra="allow"):
             )
         if self.tied_embeddings and self.softmax == "adaptive":
             raise ValueError("model.tied_embeddings: an adaptive softmax has weights of its own")
+        if self.freeze_embeddings and self.embeddings is None:
+            raise ValueError("model.freeze_embeddings needs model.embeddings")
         return self
 
 
@@ -318,6 +389,12 @@ class Config(Section):
         """Settings that have no effect with the values of others, as messages."""
         for name in unknown_options(self.model.model_dump()):
             yield f"{UNKNOWN}model.{name}"
+        is_tied = self.model.tied_embeddings and self.data.task != "translate"
+        if self.model.freeze_embeddings and is_tied:
+            yield (
+                "model.freeze_embeddings cannot be combined with model.tied_embeddings: the output "
+                "weights would be frozen, too"
+            )
         for path, field in _fields():
             section, name = path.split(".")
             value = getattr(getattr(self, section), name)

@@ -35,10 +35,10 @@ def one_line(text: str) -> str:
     return printable(text.strip("\n")).replace("\n", " ⏎ ")
 
 
-def join_names(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str], max_names: int = _MAX_NAMES) -> str:
     """The first names, shortened and separated by commas, and how many more there are."""
-    more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(map(shorten, names[:_MAX_NAMES])) + more
+    more = f" and {len(names) - max_names:,} more" if len(names) > max_names else ""
+    return ", ".join(map(shorten, names[:max_names])) + more
 
 
 def shorten(name: str) -> str:

@@ -40,6 +40,8 @@ from lmtrain import config as configuration
 from lmtrain.cli import main as door
 from lmtrain.data import corpus
 from lmtrain.data.tokenizer import Tokenizer
+from lmtrain.data.vocabulary import read_vocabulary
+from lmtrain.data.word_vectors import read_word_vectors
 from lmtrain.errors import LmtrainError
 from lmtrain.training import run as training
 
@@ -398,6 +400,19 @@ def damaged_bytes(ground: Ground, number: int) -> list[Row]:
     return [flips, cuts]
 
 
+VECTORS = b"3 3\nthe 1 2.5 -3e-2\n. . . 0 0 0\ncat 4 5 6 \n"
+
+
+def text(place: str) -> list[str]:
+    """A text in pieces."""
+    return list(corpus.open_text([place]).chunks())
+
+
+def vectors(place: str) -> object:
+    """The vectors of some words."""
+    return read_word_vectors(place, ["<UNK>", "the", "cat"], 3)
+
+
 def readers(ground: Ground) -> Iterator[tuple[str, bytes, Callable[[bytes], object]]]:
     """Every reader of a file that may come from anyone: its name, a good file, how it is read."""
     place = checkpoint.folder(ground.run, checkpoint.steps(ground.run)[-1])
@@ -423,10 +438,13 @@ def readers(ground: Ground) -> Iterator[tuple[str, bytes, Callable[[bytes], obje
         (hurt / "checkpoints" / place.name / "MANIFEST.json").write_bytes(content)
         return api.load(hurt)
 
-    def text(content: bytes) -> object:
-        path = ground.folder / "hurt.txt"
-        path.write_bytes(content)
-        return list(corpus.open_text([str(path)]).chunks())
+    def of_a_file(read: Callable[[str], object]) -> Callable[[bytes], object]:
+        def load(content: bytes) -> object:
+            path = ground.folder / "hurt.txt"
+            path.write_bytes(content)
+            return read(str(path))
+
+        return load
 
     def resumed(name: str) -> Callable[[bytes], object]:
         def resume(content: bytes) -> object:
@@ -442,7 +460,9 @@ def readers(ground: Ground) -> Iterator[tuple[str, bytes, Callable[[bytes], obje
     for name in ("config.toml", "tokenizer.json", "state.json", "model.safetensors"):
         yield f"{name} of a checkpoint", (place / name).read_bytes(), in_a_run(name)
     yield "MANIFEST.json", (place / "MANIFEST.json").read_bytes(), manifest
-    yield "text", (TEXT + "é 你好 🙂").encode(), text
+    yield "text", (TEXT + "é 你好 🙂").encode(), of_a_file(text)
+    yield "vocabulary", "the\n</s>\né\n".encode(), of_a_file(read_vocabulary)
+    yield "word vectors", VECTORS, of_a_file(vectors)
     settings = (ground.folder / "settings.toml").read_bytes()
     yield "settings", settings, lambda c: configuration.parse(c.decode("utf-8", "replace"), "x")
     tokens = (place / "tokenizer.json").read_bytes()

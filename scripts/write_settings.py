@@ -31,9 +31,10 @@ patience = 3
 ```
 
 Precedence: defaults < `--config` < `--set` < named options. The value `none` removes a limit, as in
-`--set train.max_seconds=none`. A setting that has no effect with the task, cell, softmax, schedule
-or average in use is refused, and the message names the values that it needs. `lmtrain info RUN`
-prints the settings of a run.
+`--set train.max_seconds=none`. Names such as `peephole-lstm` are not case-sensitive and may have
+`_` for `-`. A setting that has no effect with the task, cell, softmax, schedule or average in use
+is refused, and the message names the values that it needs. `lmtrain info RUN` prints the settings
+of a run.
 
 The column "Applies to" is empty for settings of every task.
 """

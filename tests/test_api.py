@@ -95,7 +95,7 @@ def test_a_model_has_the_validation_and_test_text_of_its_run(model):
     [
         ({"num": 0}, "num 0"),
         ({"max_tokens": -3}, "max_tokens -3"),
-        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"temperature": -0.5}, "temperature -0.5"),
         ({"temperature": math.nan}, "temperature nan"),
         ({"top_k": 0}, "top_k 0"),
         ({"top_p": 1.5}, "top_p 1.5"),

@@ -29,12 +29,15 @@ VALUES = {
     "data.test_fraction": FRACTION,
     "data.level": st.sampled_from(["word", "char", "byte"]),
     "data.splitter": st.sampled_from(["whitespace", "words"]),
+    "data.vocabulary": st.none() | st.text(min_size=1).filter(lambda name: name.lower() != "none"),
     "data.vocab_size": st.integers(3, 10**9),
     "data.min_count": POSITIVE,
     "data.lowercase": st.booleans(),
     # The word none means None, so that no cell can have this name.
-    "model.cell": st.text().filter(lambda name: name != "none"),
+    "model.cell": st.text().filter(lambda name: name.lower() != "none"),
     "model.embedding_size": st.none() | st.integers(1, 10**6),
+    "model.embeddings": st.none() | st.text(min_size=1).filter(lambda name: name.lower() != "none"),
+    "model.freeze_embeddings": st.booleans(),
     "model.hidden_size": st.integers(1, 10**6),
     "model.num_layers": st.integers(1, 1000),
     "model.dropout": FRACTION,
@@ -133,6 +136,12 @@ def test_settings_are_unchanged_by_writing_and_reading(overrides):
     assume(overrides.get("data.valid_fraction", 0.1) + overrides.get("data.test_fraction", 0) < 1)
     if "model.tied_embeddings" in overrides:
         overrides |= {"model.embedding_size": None, "model.softmax": "full"}
+        overrides.pop("model.freeze_embeddings", None)
+    if overrides.get("data.vocabulary") is not None:
+        overrides |= {"data.vocab_size": 10_000, "data.min_count": 1}
+        assume(overrides.get("data.task") != "translate")
+    if "model.freeze_embeddings" in overrides:
+        overrides |= {"model.embeddings": "vectors.txt"}
     overrides = with_required_settings(overrides)
     loaded = config.load(overrides=overrides)
 
@@ -333,6 +342,46 @@ def test_the_word_none_means_no_value():
     assert "\npatience" not in to_toml(loaded)
 
 
+NAMES = [
+    (path, name) for path, field in schema._fields() for name in schema._names(field)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "name"), NAMES)
+def test_names_are_understood_in_any_case(path, name):
+    section, setting = path.split(".")
+    kind = Config.model_fields[section].annotation
+    for written in (name, name.upper(), name.title(), name.replace("-", "_")):
+        assert getattr(kind.model_validate({setting: written}), setting) == name
+
+
+def test_the_settings_with_names_are_those_promised():
+    paths = {path for path, _ in NAMES}
+
+    assert {"model.cell", "data.task", "data.level", "optimizer.average", "train.device"} <= paths
+    assert "data.train" not in paths
+
+
+def test_what_is_recorded_has_the_names_as_they_are_written_here():
+    text = "[model]\ncell = 'Peephole_LSTM'\npeephole = 'DIAGONAL'\n"
+    found = parse(text, "", assignments(["optimizer.average=NT_ASGD", "train.patience=None"]))
+
+    written = to_toml(found)
+
+    assert 'cell = "peephole-lstm"' in written
+    assert 'average = "nt-asgd"' in written
+    assert "patience" not in written.replace("average_patience", "")
+
+
+def test_options_of_a_cell_of_lmtrain_are_checked_in_any_case():
+    assert "unknown setting 'model.leak'" in message("[model]\ncell = 'GRU'\nleak = 1\n")
+
+
+def test_cells_of_ones_own_are_told_apart_by_case():
+    assert parse("[model]\ncell = 'my.py:LSTM'\n", "").model.cell == "my.py:LSTM"
+    assert parse("[model]\ncell = 'Leaky'\n", "").model.cell == "Leaky"
+
+
 def test_a_file_may_be_called_none():
     assert parse("[data]\ntrain = ['none']\n", "").data.train == ("none",)
 
@@ -458,6 +507,33 @@ def test_a_long_value_is_abbreviated():
             "with data.task = classify: it is for language-model",
         ),
         ({"model.cell": "lstm", "model.leak": 1}, "unknown setting 'model.leak'"),
+        (
+            {"data.vocabulary": "v.txt", "data.level": "char"},
+            "data.vocabulary = v.txt means nothing with data.level = char: it is for word",
+        ),
+        (
+            {"data.vocabulary": "v.txt", "data.task": "translate"},
+            "data.vocabulary is one vocabulary, and data.task = translate has one for each",
+        ),
+        (
+            {"data.vocabulary": "v.txt", "data.vocab_size": 417},
+            "data.vocab_size = 417 cannot be combined with data.vocabulary",
+        ),
+        (
+            {"data.vocabulary": "v.txt", "data.min_count": 3},
+            "data.min_count = 3 cannot be combined with data.vocabulary",
+        ),
+        ({"model.embeddings": "v.txt", "data.task": "frames"}, "with data.task = frames"),
+        ({"model.embeddings": "v.txt", "data.level": "byte"}, "with data.level = byte"),
+        ({"model.freeze_embeddings": True}, "model.freeze_embeddings needs model.embeddings"),
+        (
+            {
+                "model.embeddings": "v.txt",
+                "model.freeze_embeddings": True,
+                "model.tied_embeddings": True,
+            },
+            "model.freeze_embeddings cannot be combined with model.tied_embeddings",
+        ),
     ],
 )
 def test_a_setting_without_effect_is_refused_with_the_reason(overrides, expected):

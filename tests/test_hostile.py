@@ -1,21 +1,28 @@
-"""Malicious checkpoints are refused with a message, quickly and with little memory.
+"""Malicious files are refused with a message, quickly and with little memory.
 
-Their manifests match their files, as those of an attacker would.
+The manifests of checkpoints match their files, as those of an attacker would.
 """
 
 import json
 import os
+import random
 import resource
 import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from corpora import TINY
 from lmtrain import api, checkpoint, config, files
-from lmtrain.errors import CheckpointError
+from lmtrain.data.vocabulary import read_vocabulary
+from lmtrain.data.word_vectors import read_word_vectors
+from lmtrain.errors import CheckpointError, LmtrainError
 from lmtrain.training.run import run_training
 
 
@@ -300,3 +307,55 @@ def test_a_logged_validation_without_metrics_is_worse_than_any_other(valid, tmp_
     summary = run_training(out=run, resume=True, overrides={"train.max_steps": 5}, is_quiet=True)
 
     assert summary.progress.best_step == 5
+
+
+PIECES = [
+    b"", b" ", b"\n", b"\r", b"\0", b"\xff", b"\xc3", b"\xc2\xa0", b"nan", b"-inf", b"1e999",
+    b"0x1p3", b"1_0", b"9" * 400, b"\n\n", b"   ", b"the ", b". . .", b"<unk>",
+    b"\xef\xbb\xbf", b"-", b"\t",
+]  # fmt: skip
+
+
+def damaged(content: bytes, generator: random.Random) -> bytes:
+    """The content with pieces replaced at some places."""
+    changed = bytearray(content)
+    for _ in range(generator.randint(1, 4)):
+        at = generator.randrange(len(changed) + 1)
+        changed[at : at + generator.choice([0, 0, 1, 2, 9, 400])] = generator.choice(PIECES)
+    return bytes(changed)
+
+
+def outcomes(good: bytes, path: Path, read: Callable[[str], Any]) -> list[Any]:
+    """What a reader makes of 2,000 damaged files; a refusal is its message."""
+    generator, found = random.Random(1), []
+    for _ in range(2000):
+        path.write_bytes(damaged(good, generator))
+        try:
+            found.append(read(str(path)))
+        except LmtrainError as error:
+            found.append(str(error))
+    messages = [each for each in found if isinstance(each, str)]
+    assert all(len(message.splitlines()) <= 3 for message in messages)
+    assert 200 < len(messages) < 1990
+    return [each for each in found if not isinstance(each, str)]
+
+
+@pytest.mark.parametrize("head", [b"", b"3 3\n"])
+def test_damaged_word_vectors_are_read_or_refused(tmp_path, head):
+    good = head + b"the 1 2.5 -3e-2\n. . . 0 0 0\ncat 4 5 6 \n"
+    words = ["<UNK>", "the", "cat", "a"]
+
+    for indices, vectors in outcomes(
+        good, tmp_path / "vectors.txt", lambda place: read_word_vectors(place, words, 3)
+    ):
+        assert np.isfinite(vectors).all()
+        assert 1 <= len(set(indices.tolist())) == len(vectors)
+
+
+def test_damaged_vocabularies_are_read_or_refused(tmp_path):
+    good = "the\ncat\n</s>\né\n".encode()
+
+    for words in outcomes(good, tmp_path / "words.txt", read_vocabulary):
+        assert len(set(words)) == len(words) > 2
+        assert {"<UNK>", "<EOS>"} <= set(words)
+        assert all(len(word.encode().split()) == 1 for word in words)

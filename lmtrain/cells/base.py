@@ -16,6 +16,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from lmtrain.errors import ConfigError
+from lmtrain.schema import CELLS, canonical
 
 CellState = tuple[Tensor, ...]
 Weights = Mapping[str, Tensor]
@@ -237,8 +238,11 @@ def register(name: str) -> Callable[[type[Cell]], type[Cell]]:
     A class that is defined again, for example in a file that is run again, replaces the old one.
 
     Raises:
-        ConfigError: another class is registered under this name.
+        ConfigError: another class is registered under this name, or the name is read as that of a
+            cell of lmtrain.
     """
+    if (known := canonical(name, CELLS)) != name:
+        raise ConfigError(f"the cell name {name!r} is read as {known!r}, which is taken")
 
     def add(cell: type[Cell]) -> type[Cell]:
         known = _CELLS.setdefault(name, cell)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmtrain import config as configuration
-from lmtrain import files
+from lmtrain import files, screen
 from lmtrain.cli import gradient_figure, pictures
 from lmtrain.cli.loading import DeviceOption, load_user_cell, load_with
 from lmtrain.cli.output import JsonOption, print_json, print_table, shown
@@ -175,10 +175,8 @@ def _measure_cells(
 ) -> list[Network]:
     overrides = chosen_settings({}, assignments) | ({"data.train": texts} if texts else {})
     recipe = None if texts else "python-docs"
-    chosen = {
-        cell: configuration.load(recipe, overrides | {"model.cell": cell})
-        for cell in dict.fromkeys(cells)
-    }
+    loaded = [configuration.load(recipe, overrides | {"model.cell": cell}) for cell in cells]
+    chosen = {config.model.cell: config for config in loaded}
     for cell, config in chosen.items():
         if config.data.task != "language-model":
             raise ConfigError(f"gradients does not work with data.task = {config.data.task}")
@@ -186,6 +184,7 @@ def _measure_cells(
     # torch is imported only here, so that wrong settings are reported at once.
     from lmtrain.cells import cell_class
     from lmtrain.device import choose
+    from lmtrain.tasks.base import load_embeddings
     from lmtrain.tasks.gradient_norms import gradient_norms
     from lmtrain.tasks.registry import task_of
 
@@ -198,6 +197,8 @@ def _measure_cells(
     text, networks = data.texts["train"], []
     for cell, config in chosen.items():
         model: Any = task.build(config, data).to(place)
+        if found := load_embeddings(config, model, data):
+            screen.note(found)
         networks.append(Network(cell, cell, text.name, gradient_norms(model, text.ids, lags)))
     return networks
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 import lmtrain
-from lmtrain import files, torchrun, screen
+from lmtrain import files, screen, torchrun
 from lmtrain.cli import (
     corpora,
     evaluate,

@@ -6,15 +6,28 @@ from typing import Annotated
 
 import typer
 
-from lmtrain import files
+from lmtrain import files, screen
 from lmtrain.cli.loading import DeviceOption, RunArgument, load_with
 from lmtrain.cli.output import JsonOption, print_json, shown
 from lmtrain.errors import ConfigError
 
+_MOST_UNKNOWN = 5
+
 
 def command(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to continue.", show_default=False)
+    ] = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            help="A file with the text to continue, without its last newline; - for standard "
+            "input.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     label: Annotated[
         str | None,
         typer.Option(help="What to write, of a model with labels.", show_default=False),
@@ -24,12 +37,21 @@ def command(
         int, typer.Option(min=1, help="Maximum number of tokens of a sample, or steps of music.")
     ] = 200,
     temperature: Annotated[
-        float, typer.Option(help="Above 0; lower values make likely tokens more likely.")
+        float, typer.Option(help="0 is greedy; lower values make likely tokens more likely.")
     ] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens.")] = None,
     top_p: Annotated[
         float | None,
         typer.Option(help="Sample from the most likely tokens that sum to this, 0 to 1."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A text ends before the first occurrence of this string after the prompt; may be "
+            "repeated.",
+            metavar="STRING",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same sample.")] = 1,
     out: Annotated[
@@ -45,21 +67,25 @@ def command(
 ) -> None:
     """Write novel text, or music, with a trained model.
 
-    A word model ends a text at the end of its sentence; other texts end after --max-tokens.
+    A word model ends a text at the end of its sentence; other texts end at --stop or after
+    --max-tokens.
 
     \b
     lmtrain sample runs/python-docs-lstm-1 --num 5
     lmtrain sample runs/plays --prompt "ROMEO:" --temperature 0.8 --max-tokens 500
+    lmtrain sample runs/plays --prompt-file scene.txt --stop "JULIET:" --temperature 0
     lmtrain sample runs/names --label Russian --num 10
     lmtrain sample runs/chorales --out tune.mid
     """
     if out:
-        if prompt or label or num > 1 or top_k is not None or top_p is not None or json:
+        texts_only = (prompt, prompt_file, label, top_k, top_p, stop)
+        if num > 1 or json or any(each is not None for each in texts_only):
             raise ConfigError(
                 "--out writes one sample of music, by --max-tokens, --temperature and --seed alone"
             )
         _write_music(run, out, device, max_tokens, temperature, seed)
         return
+    prompt = _prompt(prompt, prompt_file)
     model = load_with("stream", run, device, feature="sampling text")
     if label is not None and not model.config.data.labelled:
         raise ConfigError(f"{run} was trained without labels: it has no --label")
@@ -72,7 +98,10 @@ def command(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        stop=stop or (),
     )
+    if unknown := model.data.tokenizer.unknown(prompt):
+        screen.note(f"the model does not know: {screen.join_names(unknown, _MOST_UNKNOWN)}")
     if num == 1 and not json:
         for _, piece in pieces:
             _write(piece)
@@ -86,6 +115,22 @@ def command(
             print_json("lmtrain.sample/1", {"index": index, "text": text}, indent=None)
         else:
             _write(text + "\n")
+
+
+def _prompt(typed: str | None, file: str | None) -> str:
+    """The prompt, as it was typed or from a file.
+
+    Raises:
+        ConfigError: both are given.
+        TextError: the file cannot be read as text.
+    """
+    if file is None:
+        return typed or ""
+    if typed is not None:
+        raise ConfigError("--prompt cannot be combined with --prompt-file: give one of them")
+    from lmtrain.data import corpus
+
+    return "".join(corpus.open_text([file], parts=()).chunks()).removesuffix("\n")
 
 
 def _write(text: str) -> None:

@@ -4,7 +4,7 @@ Words are spaced as prose is written, bytes are held back until a character is w
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 Level = Literal["word", "char", "byte"]
@@ -32,7 +32,7 @@ class Detokenizer:
         self._vocabulary = vocabulary
         self._level = level
         self._splitter = splitter
-        self._eos_id = eos_id
+        self._line_end = None if eos_id is None else vocabulary[eos_id]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._glued = True
         self._open: set[str] = set()
@@ -44,7 +44,26 @@ class Detokenizer:
             return token
         if self._level == "byte":
             return self._decoder.decode(bytes([index]))
-        if index == self._eos_id:
+        return self._spaced(token)
+
+    def follow(self, words: Iterable[str], *, is_spaced: bool) -> None:
+        """Makes the next word go on from a text that was not written here.
+
+        Args:
+            words: those of the text.
+            is_spaced: whether the text ends with white space.
+        """
+        for word in words:
+            self._spaced(word)
+        self._glued |= is_spaced
+
+    def end(self) -> str:
+        """What is left to write: at byte level, the replacement for a broken character."""
+        return self._decoder.decode(b"", final=True)
+
+    def _spaced(self, token: str) -> str:
+        """A word with the space before it, if there is one."""
+        if token == self._line_end:
             self._glued = True
             self._open.clear()
             return "\n"
@@ -52,10 +71,6 @@ class Detokenizer:
             space, self._glued = ("" if self._glued else " "), False
             return space + token
         return self._prose(token)
-
-    def end(self) -> str:
-        """What is left to write: at byte level, the replacement for a broken character."""
-        return self._decoder.decode(b"", final=True)
 
     def _prose(self, token: str) -> str:
         closes = token in self._open

@@ -130,6 +130,13 @@ class Tokenizer:
         """The words of a text that holds no part of a word."""
         return split_words(text, self.splitter, lowercase=self.lowercase)
 
+    def unknown(self, text: str) -> list[str]:
+        """The words or characters of a text that are `<UNK>`, each once."""
+        if self.unk_id is None:
+            return []
+        tokens = self.words(text) if self.level == "word" else text
+        return [token for token in dict.fromkeys(tokens) if token not in self._ids]
+
     def _encode_words(self, text: str) -> NDArray[np.int64]:
         return self.word_ids(self.words(text))
 
@@ -156,9 +163,12 @@ class Tokenizer:
         detokenizer = self.detokenizer()
         return "".join(detokenizer.add(index) for index in ids) + detokenizer.end()
 
-    def detokenizer(self) -> Detokenizer:
-        """What turns ids into text one after the other."""
-        return Detokenizer(self.vocabulary, self.level, self.splitter, self.eos_id)
+    def detokenizer(self, before: str = "") -> Detokenizer:
+        """What turns ids into text one after the other, where the text `before` is written."""
+        found = Detokenizer(self.vocabulary, self.level, self.splitter, self.eos_id)
+        if self.level == "word":
+            found.follow(self.words(before), is_spaced=before[-1:].isspace())
+        return found
 
     def to_json(self) -> str:
         """The content of `tokenizer.json`, in the format of the `tokenizers` library."""

@@ -21,6 +21,7 @@ from lmtrain import files
 from lmtrain.data.detokenizer import Level
 from lmtrain.data.division import Cuts, Division
 from lmtrain.data.tokenizer import Numbering, Pieces, Tokenizer, build_tokenizer
+from lmtrain.data.vocabulary import tokenizer_of
 from lmtrain.errors import CheckpointError
 from lmtrain.schema import DataConfig
 
@@ -64,6 +65,9 @@ def read_tokens(division: Division, data: DataConfig) -> tuple[Tokenizer, dict[s
     if data.level == "byte":
         # The bytes are a vocabulary without a text.
         tokenizer = build_tokenizer([], "byte")
+        return tokenizer, tokenize(division, tokenizer)
+    if data.vocabulary is not None:
+        tokenizer = tokenizer_of(data.vocabulary, data.splitter, lowercase=data.lowercase)
         return tokenizer, tokenize(division, tokenizer)
     rules = [data.level, data.splitter, data.vocab_size, data.min_count, data.lowercase]
     path = _cache() / f"{_hash([*rules, *_divided(division)])}.tokenizer.json"

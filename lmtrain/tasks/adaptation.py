@@ -154,7 +154,7 @@ class Adaptation:
         self._cache = cache
         self._memory = Memory(cache) if cache else None
         self._dynamic = dynamic
-        self._weights: list[Tensor] = list(model.parameters())
+        self._weights = _learning(model)
         self._trained = [weight.detach().clone() for weight in self._weights] if dynamic else []
         if dynamic:
             mean = sum(float(r.sum()) for r in scales) / sum(r.numel() for r in scales)
@@ -207,7 +207,7 @@ def gradient_scales(model: LanguageModel, ids: NDArray[np.integer]) -> list[Tens
     """
     streams = max(1, min(_STREAMS, len(ids) // (_STEPS + 1)))
     starts = np.linspace(0, max(0, len(ids) - _STEPS - 1), _WINDOWS * streams).astype(np.int64)
-    weights = list(model.parameters())
+    weights = _learning(model)
     squares = [torch.zeros_like(weight) for weight in weights]
     for first in starts.reshape(_WINDOWS, streams):
         window = np.stack([ids[start : start + _STEPS + 1] for start in first], axis=1)
@@ -217,3 +217,8 @@ def gradient_scales(model: LanguageModel, ids: NDArray[np.integer]) -> list[Tens
         gradients = torch.autograd.grad(loss, weights)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 / _WINDOWS)
     return [square.sqrt_() for square in squares]
+
+
+def _learning(model: LanguageModel) -> list[Tensor]:
+    """The weights that are not frozen."""
+    return [weight for weight in model.parameters() if weight.requires_grad]

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmtrain import checkpoint
+from lmtrain.data.word_vectors import read_word_vectors
 from lmtrain.errors import CheckpointError
 from lmtrain.kernels.native import library
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import State
+from lmtrain.model.word_characters import WordCharacters
 from lmtrain.schema import Config, TrainConfig
 
 
@@ -388,6 +390,36 @@ def weight_shapes(task: type[Task], config: Config, data: Data) -> dict[str, tup
     with torch.device("meta"):
         model = task.build(config, data)
     return {name: tuple(weight.shape) for name, weight in checkpoint.weights(model).items()}
+
+
+def load_embeddings(config: Config, model: nn.Module, data: Any) -> str:
+    """Puts the vectors of model.embeddings in the place of first weights.
+
+    Words that the file does not have keep theirs.
+
+    Args:
+        config: the settings; without model.embeddings nothing is done.
+        model: a new network.
+        data: its vocabularies.
+
+    Returns:
+        How many words have a vector, for a person.
+
+    Raises:
+        ConfigError: the file has vectors of another size.
+        TextError: it cannot be read, or has no word of the vocabulary.
+    """
+    place = config.model.embeddings
+    if place is None:
+        return ""
+    words = data.tokenizer.vocabulary
+    indices, vectors = read_word_vectors(place, words, config.embedding_size)
+    embedding: Any = model.get_submodule("encoder.embedding")
+    weight = (embedding.words if isinstance(embedding, WordCharacters) else embedding).weight
+    with torch.no_grad():
+        rows = torch.from_numpy(indices).to(weight.device)
+        weight[rows] = torch.from_numpy(vectors).to(weight.device)
+    return f"{place} has vectors of {len(indices):,} of the {len(words):,} words of the vocabulary"
 
 
 def require_same(split: str, name: str, found: str | None, saved: str) -> None:

@@ -36,10 +36,15 @@ class Builder:
         p = network.dropout if p is None else p
         return Dropout(p, self.generator, is_locked=network.locked_dropout)
 
-    def embedding(self, vocab_size: int) -> Embedding:
-        """The vectors of so many tokens."""
+    def embedding(self, vocab_size: int, *, can_freeze: bool = True) -> Embedding:
+        """The vectors of so many tokens.
+
+        Args:
+            vocab_size: V, tokens.
+            can_freeze: whether they are those that model.freeze_embeddings speaks of.
+        """
         config, network = self.config, self.config.model
-        return Embedding(
+        embedding = Embedding(
             vocab_size,
             config.embedding_size,
             self.generator,
@@ -49,6 +54,8 @@ class Builder:
             and config.optimizer.weight_decay == 0
             and not (self._is_shared or network.tied_embeddings),
         )
+        embedding.weight.requires_grad_(not (network.freeze_embeddings and can_freeze))
+        return embedding
 
     def word_characters(self, vocab_size: int, num_characters: int) -> WordCharacters:
         """The vectors of so many words, with so many characters."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from lmtrain.data import labelled, vectors
 from lmtrain.data.labelled import Example
 from lmtrain.data.padded import pad
+from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.vectors import VectorSequence, is_vectors
 from lmtrain.model.classifier import Classifier
 from lmtrain.model.head import Softmax
@@ -80,6 +81,11 @@ class LabelledData(ExampleData):
 
     inputs: TextInputs | VectorInputs
     labels: Sequence[str]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Text to ids and back; None for vectors."""
+        return self.inputs.tokenizer if isinstance(self.inputs, TextInputs) else None
 
     def files(self) -> dict[str, str]:
         """The tokenizer or the size of vectors, and the labels."""

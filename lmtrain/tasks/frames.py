@@ -130,15 +130,16 @@ class TrainedFrames(TrainedExamples):
 
         Args:
             num_steps: frames, 1 or more.
-            temperature: above 0; the logits are divided by it.
+            temperature: 0 or more; the logits are divided by it, and 0 is greedy: an output is on
+                where its probability is above one half.
             seed: the same seed gives the same frames.
 
         Raises:
             ConfigError: an argument out of its range.
             DivergedError: the model's probabilities are not finite.
         """
-        if num_steps < 1 or not 0 < temperature < float("inf"):
-            raise ConfigError("compose: num_steps must be 1 or more, temperature above 0")
+        if num_steps < 1 or not 0 <= temperature < float("inf"):
+            raise ConfigError("compose: num_steps must be 1 or more, temperature 0 or more")
         return _composed(self.model, self.data.outputs, num_steps, temperature, seed)
 
 
@@ -269,10 +270,10 @@ def _composed(
     for step in range(num_steps):
         last = device.from_numpy(frames[step].astype(np.float32)[None, None], device.of(model))
         logits, state = model(last, None, state)
-        likelihoods = (logits[0, 0].double() / temperature).sigmoid().cpu().numpy()
+        likelihoods = (logits[0, 0].double() / (temperature or 1.0)).sigmoid().cpu().numpy()
         if not np.isfinite(likelihoods).all():
             raise DivergedError("the model's probabilities are not finite numbers")
-        frames[step + 1] = generator.random(outputs) < likelihoods
+        frames[step + 1] = (generator.random(outputs) if temperature else 0.5) < likelihoods
     return frames[1:]
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
 from lmtrain.data.vectors import require_width
+from lmtrain.data.vocabulary import tokenizer_of
 from lmtrain.errors import CheckpointError, ConfigError
 from lmtrain.model.embedding import Embedding, Vectors
 from lmtrain.schema import Config, default
@@ -21,8 +22,8 @@ TOKENIZER_FILE, VECTORS_FILE = "tokenizer.json", "vectors.json"
 _CONTENT = TypeAdapter(dict[Literal["size"], Annotated[int, Field(ge=1, le=10**6, strict=True)]])
 # Settings that mean something for tokens alone.
 _OF_TOKENS = (
-    "data.level", "data.splitter", "data.vocab_size", "data.min_count", "data.lowercase",
-    "model.embedding_size", "model.word_dropout",
+    "data.level", "data.splitter", "data.vocabulary", "data.vocab_size", "data.min_count",
+    "data.lowercase", "model.embedding_size", "model.embeddings", "model.word_dropout",
 )  # fmt: skip
 
 
@@ -36,6 +37,8 @@ class TextInputs:
     def of(cls, texts: Iterable[str], config: Config) -> "TextInputs":
         """The vocabulary of training texts."""
         data = config.data
+        if data.vocabulary is not None:
+            return cls(tokenizer_of(data.vocabulary, data.splitter, lowercase=data.lowercase))
         return cls(
             build_tokenizer(
                 (f"{text}\n" for text in texts),

@@ -110,7 +110,7 @@ class TrainedLabelledLanguageModel(TrainedExamples):
         Args:
             label: one of the training data's.
             prompt: text before the first drawn token; may be empty.
-            settings: those of `Sampling`: num, max_tokens, temperature, top_k, top_p, seed.
+            settings: those of `Sampling`: num, max_tokens, temperature, top_k, top_p, seed, stop.
 
         Raises:
             ConfigError: no such label, or an argument out of its range.

@@ -106,7 +106,7 @@ class TrainedLanguageModel(Trained):
 
         Args:
             prompt: text before the first drawn token; may be empty.
-            settings: those of `Sampling`: num, max_tokens, temperature, top_k, top_p, seed.
+            settings: those of `Sampling`: num, max_tokens, temperature, top_k, top_p, seed, stop.
 
         Raises:
             ConfigError: an argument out of its range.

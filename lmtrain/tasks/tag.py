@@ -13,6 +13,7 @@ from lmtrain.data import conll
 from lmtrain.data.conll import Sentence
 from lmtrain.data.padded import NOTHING
 from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
+from lmtrain.data.vocabulary import tokenizer_of
 from lmtrain.errors import ConfigError
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
@@ -194,14 +195,17 @@ class Tagging(ExampleTask):
     def vocabularies(cls, examples: Sequence[Sentence], config: Config) -> TaggedData:
         """The tokens and the tags of training sentences."""
         data = config.data
-        tokenizer = build_tokenizer(
-            (" ".join(map(_word, each.tokens)) + "\n" for each in examples),
-            "word",
-            "whitespace",
-            vocab_size=data.vocab_size,
-            min_count=data.min_count,
-            lowercase=data.lowercase,
-        )
+        if data.vocabulary is not None:
+            tokenizer = tokenizer_of(data.vocabulary, "whitespace", lowercase=data.lowercase)
+        else:
+            tokenizer = build_tokenizer(
+                (" ".join(map(_word, each.tokens)) + "\n" for each in examples),
+                "word",
+                "whitespace",
+                vocab_size=data.vocab_size,
+                min_count=data.min_count,
+                lowercase=data.lowercase,
+            )
         tags = labels_of(
             {tag for each in examples for tag in each.tags}, place_names(config, "train")
         )

@@ -59,6 +59,11 @@ class ParallelData(ExampleData):
     source: TextInputs
     target: TextInputs
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the source."""
+        return self.source.tokenizer
+
     def files(self) -> dict[str, str]:
         """Both tokenizers."""
         return self.source.files() | {_TARGET_FILE: self.target.tokenizer.to_json()}
@@ -245,7 +250,7 @@ class Translation(ExampleTask):
         network, builder = config.model, Builder(config, is_shared=is_shared)
         size = network.hidden_size
         encoder = builder.encoder(data.source.first_layer(builder))
-        embedding = data.target.first_layer(builder)
+        embedding = builder.embedding(data.target.tokenizer.vocab_size, can_freeze=False)
         decoder = builder.encoder(embedding, is_bidirectional=False)
         output = config.embedding_size if network.tied_embeddings else size
         attention = None

@@ -87,7 +87,7 @@ class Optimizer:
     """Updates the parameters of a model.
 
     Args:
-        model: the model.
+        model: the model; frozen parameters are not updated.
         name: sgd, adam or adamw.
         weight_decay: as in torch.optim.
         clip: l2 or l1, the norm for gradient clipping.
@@ -110,7 +110,9 @@ class Optimizer:
         schedule: Callable[[int], Schedule],
         total_steps: int,
     ) -> None:
-        self._parameters = dict(model.named_parameters())
+        self._parameters = {
+            name: weight for name, weight in model.named_parameters() if weight.requires_grad
+        }
         self._make_schedule = schedule
         self.set_total_steps(total_steps)
         self._clip = clip

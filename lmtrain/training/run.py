@@ -11,8 +11,8 @@ from lmtrain import checkpoint, device, files, screen, torchrun, untrusted
 from lmtrain import config as configuration
 from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, map_out_of_memory
 from lmtrain.kernels.native import library
-from lmtrain.schema import Config
-from lmtrain.tasks.base import Data, Metrics, Shard, Task, uses_bf16, weight_shapes
+from lmtrain.schema import Config, canonical
+from lmtrain.tasks.base import Data, Metrics, Shard, Task, load_embeddings, uses_bf16, weight_shapes
 from lmtrain.tasks.registry import task_of
 from lmtrain.training import run_folder
 from lmtrain.training.average import WeightAverage
@@ -114,7 +114,7 @@ def _start(
     if not is_quiet and screen.STDERR.isatty():
         screen.note(f"reading {', '.join(config.data.train)}")
     data = _read(config, ranks)
-    task = build_task(config, data, ranks.shard)
+    task = _new_task(config, data, ranks.shard, is_quiet=is_quiet)
 
     def create_folder() -> None:
         contents = {name: text.encode() for name, text in _texts(task).items()}
@@ -198,6 +198,19 @@ def build_task(config: Config, data: Data, shard: Shard) -> Task:
     return task
 
 
+def _new_task(config: Config, data: Data, shard: Shard, *, is_quiet: bool = False) -> Task:
+    """The task of a new training, with the vectors of `model.embeddings` if it is set.
+
+    Raises:
+        ConfigError: as `build_task`, or vectors of another size.
+        TextError: as `build_task`, or vectors that cannot be read.
+    """
+    task = build_task(config, data, shard)
+    if (summary := load_embeddings(config, task.model, data)) and not is_quiet:
+        screen.note(summary)
+    return task
+
+
 def _checkpoint_bytes(task: Task) -> int:
     """Approximate size of a checkpoint: fp32 weights, their average and the optimizer state."""
     optimizer = task.config.optimizer
@@ -239,7 +252,7 @@ def _resume(
     with contextlib.ExitStack() as locks:
         step = ranks.run_on_rank_zero(lock_folder)
         if step is None:
-            task = _restart(run, overrides, ranks)
+            task = _restart(run, overrides, ranks, is_quiet=is_quiet)
             return _train(run, task, None, ranks, start_time=start_time, is_quiet=is_quiet)
         saved = checkpoint.read(checkpoint.folder(run, step))
         config = _resumed_config(saved, overrides)
@@ -252,7 +265,7 @@ def _resume(
         return _train(run, task, saved, ranks, start_time=start_time, is_quiet=is_quiet)
 
 
-def _restart(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> Task:
+def _restart(run: Path, overrides: Mapping[str, object], ranks: Ranks, *, is_quiet: bool) -> Task:
     """The task of a run that ended before its first checkpoint, as it started.
 
     Raises:
@@ -270,7 +283,7 @@ def _restart(run: Path, overrides: Mapping[str, object], ranks: Ranks) -> Task:
                 raise CheckpointError(f"the data of {run} has changed since it started")
 
     ranks.run_on_rank_zero(compare)
-    return build_task(config, data, ranks.shard)
+    return _new_task(config, data, ranks.shard, is_quiet=is_quiet)
 
 
 def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object]) -> Config:
@@ -280,7 +293,8 @@ def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     # With another task, other settings of the run could be reported as invalid instead.
-    is_same_task = overrides.get("data.task", stored.data.task) == stored.data.task
+    task = stored.data.task
+    is_same_task = canonical(overrides.get("data.task", task), (task,)) == task
     config = configuration.parse(text, origin, overrides) if is_same_task else stored
     if not is_same_task or _fixed_settings(config) != _fixed_settings(stored):
         raise ConfigError(
@@ -420,7 +434,7 @@ def find_learning_rate(config: Config, *, first: float, last: float, steps: int)
         LmtrainError: other errors of training, see `lmtrain.errors`.
     """
     with map_out_of_memory(_MEMORY_ADVICE):
-        task = build_task(config, task_of(config).read(config), Shard())
+        task = _new_task(config, task_of(config).read(config), Shard())
         increasing = geometric_schedule(first, last, steps)
         optimizer = _optimizer(task, lambda _: increasing, steps)
         return range_test(task, Stepper(task, optimizer, Ranks(), screen.note), steps)

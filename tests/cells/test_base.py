@@ -36,6 +36,8 @@ def test_a_user_defined_cell_is_created_by_name_and_uses_the_reference_engine(le
 def test_a_registered_name_cannot_be_taken_by_another_class(leaky):
     with pytest.raises(ConfigError, match=r"'lstm' is taken by LSTM"):
         cells.register("lstm")(leaky)
+    with pytest.raises(ConfigError, match=r"'Peephole_LSTM' is read as 'peephole-lstm'"):
+        cells.register("Peephole_LSTM")
 
 
 def test_the_error_of_an_unknown_cell_lists_the_cells():

@@ -181,3 +181,58 @@ def test_a_run_ended_by_a_signal_is_saved_and_shows_how_to_resume(
         f"  resume with: lmtrain train --resume {run}",
     ]
     assert "Traceback" not in stderr
+
+
+def test_names_are_understood_in_any_case_and_recorded_as_they_are(lmtrain, small, tmp_path):
+    (tmp_path / "text.txt").write_text(TINY)
+    (tmp_path / "mine.toml").write_text("[optimizer]\nname = 'SGD'\n")
+
+    outcome = lmtrain(
+        "train", "text.txt", *small, "--config", "mine.toml", "--cell", "Peephole_LSTM", "--level",
+        "Word", "--device", "CPU", "--set", "model.peephole=DIAGONAL", "--out", "run",
+    )  # fmt: skip
+
+    assert outcome.returncode == 0, outcome.stderr
+    settings = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert settings["model"]["cell"] == "peephole-lstm"
+    assert settings["model"]["peephole"] == "diagonal"
+    assert settings["data"]["level"] == "word"
+    assert settings["optimizer"]["name"] == "sgd"
+    assert settings["train"]["device"] == "cpu"
+
+
+def test_a_vocabulary_and_word_vectors_from_files(lmtrain, small, tmp_path, parsed):
+    (tmp_path / "text.txt").write_text(TINY)
+    (tmp_path / "words.txt").write_text("cat\n</s>\nzebra\n")
+    (tmp_path / "vectors.vec").write_text("2 16\ncat" + " 0.5" * 16 + "\ndog" + " 1" * 16 + "\n")
+    given = ("--set", "data.vocabulary=words.txt", "--set", "model.embeddings=vectors.vec")
+
+    outcome = lmtrain("train", "text.txt", *small, *given, "--out", "run", "--json")
+
+    assert outcome.returncode == 0, outcome.stderr
+    assert "vectors.vec has vectors of 1 of the 4 words of the vocabulary\n" in outcome.stderr
+    assert parsed(outcome.stdout)["vocab_size"] == 4
+    tokens = parsed(lmtrain("tokenize", "run", "cat dog zebra", "--json").stdout)
+    assert tokens["ids"] == [1, 0, 3]
+
+
+def test_a_vocabulary_and_word_vectors_that_cannot_be_used(
+    lmtrain, small, tmp_path, assert_refused
+):
+    (tmp_path / "text.txt").write_text(TINY)
+    (tmp_path / "words.txt").write_text("cat\ndog\ncat\n")
+    (tmp_path / "vectors.txt").write_text("cat 1 2 3\n")
+    words = ("train", "text.txt", *small, "--out", "run", "--set")
+
+    assert_refused(
+        lmtrain(*words, "data.vocabulary=words.txt"), 3, "words.txt, line 3: 'cat' is in line 1 too"
+    )
+    assert_refused(
+        lmtrain(*words, "data.vocabulary=words.txt", "--vocab-size", "9"), 2,
+        "data.vocab_size = 9 cannot be combined with data.vocabulary",
+    )  # fmt: skip
+    assert_refused(
+        lmtrain(*words, "model.embeddings=vectors.txt"), 2,
+        "vectors of 3 numbers, and model.embedding_size is 16",
+    )  # fmt: skip
+    assert not (tmp_path / "run").exists()

@@ -35,6 +35,16 @@ def test_what_was_learned_is_composed(model):
     assert frames.tolist() == [[1, 0, 0], [0, 0, 1]] * 3
 
 
+def test_greedy_frames_have_what_is_more_likely_on_than_off(model):
+    composed = model.compose(num_steps=20, temperature=0, seed=5)
+    before = np.concatenate([np.zeros((1, 3)), composed[:-1]]).astype(np.float32)
+    with torch.no_grad():
+        logits, _ = model.model(torch.from_numpy(before)[:, None])
+
+    np.testing.assert_array_equal(composed, logits[:, 0].numpy() > 0)
+    np.testing.assert_array_equal(composed, model.compose(num_steps=20, temperature=0, seed=6))
+
+
 def test_the_seed_decides_what_is_composed(model):
     first, again, other = (model.compose(temperature=9.0, seed=seed) for seed in (5, 5, 6))
 
@@ -59,7 +69,7 @@ def test_each_frame_is_drawn_from_the_probabilities_after_those_before_it(model)
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"num_steps": 0}, {"temperature": 0.0}, {"temperature": math.inf}, {"temperature": math.nan}],
+    [{"num_steps": 0}, {"temperature": -1.0}, {"temperature": math.inf}, {"temperature": math.nan}],
 )
 def test_what_cannot_be_composed_is_refused(model, arguments):
     with pytest.raises(ConfigError, match="compose: num_steps must be 1 or more, temperature"):

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import language_model
 
-from lmtrain.errors import DivergedError
+from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
+from lmtrain.errors import ConfigError, DivergedError
 from lmtrain.model.language_model import LanguageModel
-from lmtrain.tasks.sampling import Sampling, draw, draw_known, generate
+from lmtrain.tasks.sampling import Sampling, Until, draw, draw_known, generate, stream
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,9 @@ def test_nothing_but_unknown_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "cut", [{"top_k": 1}, {"top_p": 0.01}, {"temperature": 1e-4}], ids=lambda cut: next(iter(cut))
+    "cut",
+    [{"top_k": 1}, {"top_p": 0.01}, {"temperature": 1e-4}, {"temperature": 0}],
+    ids=str,
 )
 def test_where_unknown_is_likeliest_the_likeliest_known_word_is_drawn(model, cut):
     with torch.no_grad():
@@ -91,6 +94,8 @@ LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
         (1.0, None, 0.75, [0.625, 0.375, 0, 0]),
         (1.0, None, 0.1, [1, 0, 0, 0]),
         (1.0, None, 1.0, [0.5, 0.3, 0.15, 0.05]),
+        (0, None, None, [1, 0, 0, 0]),
+        (0, 3, 0.75, [1, 0, 0, 0]),
     ],
 )
 def test_the_distribution_is_cut_as_asked(temperature, top_k, top_p, expected):
@@ -100,6 +105,21 @@ def test_the_distribution_is_cut_as_asked(temperature, top_k, top_p, expected):
 
 def test_a_tiny_temperature_takes_the_likeliest():
     np.testing.assert_allclose(Sampling(temperature=1e-300).distribution(LOGITS), [1, 0, 0, 0])
+
+
+def test_greedy_takes_the_first_of_equally_likely_tokens():
+    np.testing.assert_array_equal(Sampling(temperature=0).distribution(np.array([1.0, 2, 2])),
+                                  [0, 1, 0])  # fmt: skip
+
+
+def test_greedy_texts_do_not_depend_on_the_seed(model):
+    assert sequences(model, temperature=0, seed=4) == sequences(model, temperature=0, seed=5)
+
+
+def test_greedy_of_a_model_that_diverged_is_an_error():
+    with pytest.raises(DivergedError, match="not finite"):
+        draw_known(Sampling(temperature=0).distribution(np.array([1.0, np.nan])),
+                   np.random.default_rng(1), None)  # fmt: skip
 
 
 def test_the_seed_gives_the_text(model):
@@ -144,3 +164,117 @@ def test_frequencies_are_the_models(model):
     counts = np.bincount(drawn, minlength=12)
     # Six standard deviations of a binomial count.
     assert (np.abs(counts - 4000 * p) <= 6 * np.sqrt(4000 * p * (1 - p)) + 1e-9).all()
+
+
+def until_naive(text: str, strings: list[str]) -> str:
+    """The text up to the first of the strings, looked for after every character."""
+    for end in range(len(text) + 1):
+        if found := [each for each in strings if text[:end].endswith(each)]:
+            return text[: end - max(map(len, found))]
+    return text
+
+
+@given(
+    st.lists(st.text("ab", max_size=4), max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+)
+def test_text_ends_before_the_first_stop_string_wherever_its_pieces_end(pieces, strings):
+    until = Until(strings)
+
+    written = "".join(map(until.add, pieces)) + until.end()
+
+    text = "".join(pieces)
+    assert written == until_naive(text, strings)
+    assert until.is_reached == any(each in text for each in strings)
+
+
+@given(
+    st.lists(st.text("ab", max_size=4), max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+)
+def test_only_the_beginning_of_a_stop_string_is_held_back(pieces, strings):
+    until, written, text = Until(strings), "", ""
+    for piece in pieces:
+        written += until.add(piece)
+        text += piece
+        if until.is_reached:
+            return
+        held = text.removeprefix(written)
+        assert not held or any(each.startswith(held) for each in strings)
+
+
+@pytest.mark.parametrize("wrong", ["END", [""], [3], ["a", ""]])
+def test_stop_strings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ConfigError, match="stop"):
+        Sampling(stop=wrong)
+
+
+LETTERS = Tokenizer(["\n", *"abcdefghijk"], "char")
+
+
+def streamed(model, prompt="", tokenizer=LETTERS, **settings) -> tuple[list[str], list[str]]:
+    """The texts, and the pieces of the first."""
+    chosen = Sampling(**{"num": 1, "max_tokens": 40, **settings})
+    texts, pieces = [""] * chosen.num, []
+    for row, piece in stream(model, tokenizer, prompt, chosen):
+        texts[row] += piece
+        pieces += [piece] if not row else []
+    return texts, pieces
+
+
+def test_each_text_ends_before_its_own_first_stop_string(model):
+    whole, _ = streamed(model, num=5)
+    stop = [whole[0][7:10], whole[1][20:22]]
+
+    stopped, pieces = streamed(model, num=5, stop=stop)
+
+    assert stopped == [until_naive(text, stop) for text in whole]
+    assert stopped[0] != whole[0]
+    assert stopped[0] == "".join(pieces)
+
+
+def test_drawing_ends_when_all_texts_have_stopped(model):
+    (whole,), _ = streamed(model)
+
+    (stopped,), pieces = streamed(model, stop=[whole[:3]], max_tokens=1_000_000)
+
+    assert stopped == ""
+    assert len(pieces) < 10
+
+
+def test_a_stop_string_in_the_prompt_ends_nothing(model):
+    (whole,), _ = streamed(model, "abab")
+
+    assert streamed(model, "abab", stop=["abab" + whole[4:6]])[0] == [whole]
+    assert whole.startswith("abab")
+
+
+PROSE = build_tokenizer(["( a b . ' s\n"], level="word", splitter="words")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "expected"),
+    [
+        ("a  zyx", "b", "a  zyx b"),
+        ("A,B ", "b", "A,B b"),
+        ("zyx.", "a", "zyx. a"),
+        ("zyx (", "a", "zyx (a"),
+        ("say [", "a", "say [a"),
+        ("zyx", ".", "zyx."),
+        ("one\n", "a", "one\na"),
+        ('he said "', "a", 'he said "a'),
+        ('"he" said', "a", '"he" said a'),
+        ("", "a", "a"),
+    ],
+)
+def test_a_text_goes_on_from_its_prompt_as_it_was_typed(prompt, word, expected):
+    following = PROSE.detokenizer(prompt).add(PROSE.vocabulary.index(word))
+
+    assert prompt + following == expected
+
+
+def test_the_words_that_a_model_does_not_know_are_told_once_each():
+    assert PROSE.unknown("zyx a zyx, b <UNK>\n") == ["zyx", ","]
+    assert LETTERS.unknown("zzz") == []
+    assert build_tokenizer(["Ab c\n"], "word", lowercase=True).unknown("AB D") == ["d"]
+    assert Tokenizer(["<UNK>", "a"], "char").unknown("abba") == ["b"]

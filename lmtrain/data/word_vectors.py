@@ -1,0 +1,164 @@
+"""Vectors of words from text files in the form of word2vec, GloVe or fastText.
+
+A line is a word and its numbers, with blanks between them; a first line with the number of words
+and of numbers may precede. Files are read line by line, and what is not asked for is left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmtrain import screen
+from lmtrain.data.corpus import Text, open_text
+from lmtrain.data.vocabulary import named
+from lmtrain.errors import ConfigError, TextError
+
+# Characters of a line at most: a word, and so many for each of its numbers.
+_LONGEST_WORD, _LONGEST_NUMBER = 1 << 16, 64
+
+
+class WordVectors(NamedTuple):
+    """The vectors that a file has of some words."""
+
+    indices: NDArray[np.int64]
+    """Which of the words they belong to, (N,)."""
+    vectors: NDArray[np.float32]
+    """One a row, (N, E)."""
+
+
+def read_word_vectors(place: str, words: Sequence[str], size: int) -> WordVectors:
+    """The vectors of some words; of a word that the file has twice, the first.
+
+    `<unk>` stands for `<UNK>`, `</s>` and `<eos>` for `<EOS>`. The numbers of other words are
+    counted by the blanks between them and not read.
+
+    Args:
+        place: the file; compressed by gzip where its name ends in .gz.
+        words: the words.
+        size: E, numbers in a vector.
+
+    Raises:
+        ConfigError: the file has vectors of another size.
+        TextError: it cannot be read, a line has more or fewer numbers than the others or one that
+            is not finite, there are more or fewer lines than its first line says, or it has none of
+            the words.
+    """
+    text = open_text([place], parts=())
+    missing = {word: index for index, word in enumerate(words)}
+    vectors = np.zeros((len(words), size), np.float32)
+    indices: list[int] = []
+    said, count = None, 0
+    for number, line in _lines(text, _LONGEST_WORD + _LONGEST_NUMBER * size):
+        where = f"{text.name}, line {number}"
+        # The word2vec program ends lines with a blank.
+        line = line.rstrip(" ")
+        if number == 1:
+            said, found = _form(line)
+            if not found:
+                raise TextError(f"{where} is not a word and its numbers, with blanks between them")
+            if found != size:
+                raise ConfigError(
+                    f"model.embeddings: {text.name} has vectors of {found:,} numbers, and "
+                    f"model.embedding_size is {size:,}",
+                    f"try: --set model.embedding_size={found}",
+                )
+            if said is not None:
+                continue
+        if not line:
+            continue
+        count += 1
+        word, numbers = _divided(line, size, where)
+        if (index := missing.pop(named(word), None)) is not None:
+            vectors[len(indices)] = _vector(numbers, where)
+            indices.append(index)
+    if said not in (None, count):
+        raise TextError(
+            f"{text.name} has {count:,} vectors, and its first line says {said:,}",
+            "it is cut short, or its first line is to be corrected",
+        )
+    if not indices:
+        raise TextError(
+            f"{text.name} has no vector of any of the {len(words):,} words of the vocabulary"
+        )
+    return WordVectors(np.array(indices, np.int64), vectors[: len(indices)])
+
+
+def _lines(text: Text, longest: int) -> Iterator[tuple[int, str]]:
+    """The lines of a text with their numbers, from 1.
+
+    Raises:
+        TextError: the text cannot be read, or a line has more than `longest` characters.
+    """
+    number, rest = 1, ""
+    for chunk in text.chunks():
+        *lines, rest = (rest + chunk).split("\n")
+        yield from enumerate(lines, start=number)
+        number += len(lines)
+        if len(rest) > longest:
+            raise TextError(f"{text.name}, line {number} has more than {longest:,} characters")
+    if rest:
+        yield number, rest
+
+
+def _form(line: str) -> tuple[int | None, int]:
+    """The number of vectors, if a first line tells it, and of the numbers in one."""
+    fields = line.split(" ")
+    if len(fields) == 2 and all(field.isascii() and field.isdigit() for field in fields):
+        count, size = (int(field[:18]) for field in fields)
+        return count, size
+    # The word may itself be a number.
+    return None, min(_count_numbers(fields), len(fields) - 1)
+
+
+def _divided(line: str, size: int, where: str) -> tuple[str, str]:
+    """The word of a line, which may have blanks in it, and its numbers.
+
+    Raises:
+        TextError: there are more numbers, or fewer.
+    """
+    word, _, numbers = line.partition(" ")
+    is_whole = numbers.count(" ") == size - 1
+    if not is_whole:
+        word, *fields = line.rsplit(" ", size)
+        is_whole = len(fields) == size and not _is_number(word.rpartition(" ")[2])
+        numbers = " ".join(fields)
+    if not is_whole or not _is_number(numbers.partition(" ")[0]):
+        found = min(_count_numbers(fields := line.split(" ")), len(fields) - 1)
+        raise TextError(f"{where} has {found:,} numbers after its word, not {size:,}")
+    return word, numbers
+
+
+def _vector(text: str, where: str) -> NDArray[np.float32]:
+    """The numbers of a vector.
+
+    Raises:
+        TextError: one is none, or is not finite.
+    """
+    numbers = text.split(" ")
+    for number in numbers:
+        if not _is_number(number):
+            raise TextError(f"{where}: {screen.shorten(number)!r} is not a number")
+    with np.errstate(over="ignore"):
+        vector = np.array([float(number) for number in numbers]).astype(np.float32)
+    if not np.isfinite(vector).all():
+        wrong = numbers[int(np.isfinite(vector).argmin())]
+        raise TextError(f"{where}: {screen.shorten(wrong)} is not a finite number")
+    return vector
+
+
+def _count_numbers(fields: list[str]) -> int:
+    """How many of the last fields are numbers."""
+    count = 0
+    while count < len(fields) and _is_number(fields[-1 - count]):
+        count += 1
+    return count
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
