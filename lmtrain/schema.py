@@ -98,6 +98,9 @@ class DataConfig(Section):
     def _check(self) -> "DataConfig":
         if (self.valid_fraction or 0) + (self.test_fraction or 0) >= 1:
             raise ValueError("data.valid_fraction and data.test_fraction leave no training text")
+        for split in ("valid", "test"):
+            if getattr(self, f"{split}_target") and not getattr(self, split):
+                raise ValueError(f"data.{split}_target needs data.{split}, the sources")
         return self
 
 

@@ -130,6 +130,8 @@ def with_what_they_need(overrides: dict[str, object]) -> dict[str, object]:
 @given(VALID)
 def test_what_is_written_is_read_again(overrides):
     assume(overrides.get("data.valid_fraction", 0.1) + overrides.get("data.test_fraction", 0) < 1)
+    for split in ("valid", "test"):
+        assume(overrides.get(f"data.{split}") or not overrides.get(f"data.{split}_target"))
     if "model.tied_embeddings" in overrides:
         overrides |= {"model.embedding_size": None, "model.softmax": "full"}
     overrides = with_what_they_need(overrides)
@@ -305,6 +307,13 @@ def test_parts_that_leave_no_training_text_are_refused():
     told = message("[data]\nvalid_fraction = 0.5\ntest_fraction = 0.5\n")
 
     assert told == "my.toml: data.valid_fraction and data.test_fraction leave no training text"
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_translations_without_their_sources_are_refused(split):
+    told = message(f"[data]\ntask = 'translate'\n{split}_target = 'a.en'\n")
+
+    assert told == f"my.toml: data.{split}_target needs data.{split}, the sources"
 
 
 def test_a_single_layer_needs_the_size_of_tied_embeddings():

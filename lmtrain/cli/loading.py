@@ -82,10 +82,10 @@ def load_for(use: str, run: str, device: str, *, named: str = "") -> Any:
 
     trained = load(run, device)
     if not hasattr(trained, use):
-        command = task_of(trained.config).command
+        command, data = task_of(trained.config).command, trained.config.data
+        kind = "data.labelled = true" if data.labelled else f"data.task = {data.task}"
         raise ConfigError(
-            f"{run} was trained with data.task = {trained.config.data.task}: "
-            f"{named or use} does not work with it",
+            f"{run} was trained with {kind}: {named or use} does not work with it",
             f"try: lmtrain {command} {run}",
         )
     return trained
