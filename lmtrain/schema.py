@@ -173,6 +173,9 @@ class DataConfig(Section):
                     "data.vocabulary is one vocabulary, and data.task = translate has one for "
                     "each language"
                 )
+        for split in ("valid", "test"):
+            if getattr(self, f"{split}_target") and not getattr(self, split):
+                raise ValueError(f"data.{split}_target needs data.{split}, the sources")
         return self
 
 

@@ -134,6 +134,9 @@ def with_required_settings(overrides: dict[str, object]) -> dict[str, object]:
 @given(VALID)
 def test_settings_are_unchanged_by_writing_and_reading(overrides):
     assume(overrides.get("data.valid_fraction", 0.1) + overrides.get("data.test_fraction", 0) < 1)
+    for split in ("valid", "test"):
+        if overrides.get(f"data.{split}_target"):
+            overrides |= {f"data.{split}": ("sources",)}
     if "model.tied_embeddings" in overrides:
         overrides |= {"model.embedding_size": None, "model.softmax": "full"}
         overrides.pop("model.freeze_embeddings", None)
@@ -315,6 +318,13 @@ def test_fractions_that_leave_no_training_text_are_refused():
     text = message("[data]\nvalid_fraction = 0.5\ntest_fraction = 0.5\n")
 
     assert text == "my.toml: data.valid_fraction and data.test_fraction leave no training text"
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_translations_without_their_sources_are_refused(split):
+    text = message(f"[data]\ntask = 'translate'\n{split}_target = 'a.en'\n")
+
+    assert text == f"my.toml: data.{split}_target needs data.{split}, the sources"
 
 
 def test_tied_embeddings_of_a_single_layer_need_its_size():

@@ -81,10 +81,10 @@ def load_with(method: str, run: str, device: str, *, feature: str = "") -> Any:
 
     trained = load(run, device)
     if not hasattr(trained, method):
-        command = task_of(trained.config).command
+        command, data = task_of(trained.config).command, trained.config.data
+        task = "data.labelled = true" if data.labelled else f"data.task = {data.task}"
         raise ConfigError(
-            f"{run} was trained with data.task = {trained.config.data.task}: "
-            f"{feature or method} does not work with it",
+            f"{run} was trained with {task}: {feature or method} does not work with it",
             f"try: lmtrain {command} {run}",
         )
     return trained

@@ -32,8 +32,8 @@ def read(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
         targets: the same of the translations; none where lines hold both.
 
     Raises:
-        TextError: missing, unreadable, of unequal length, a line without a tab, or an empty
-            sentence.
+        TextError: missing, unreadable, of unequal length, a line that is not source, tab and
+            target, or an empty sentence.
     """
     found = False
     for pair in _aligned(sources, targets) if targets else _tabbed(sources):
@@ -59,10 +59,14 @@ def fingerprint(pairs: Iterable[Pair]) -> str:
 
 
 def _aligned(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
-    both = (corpus.numbered_lines(places) for places in (sources, targets))
-    for pair in itertools.zip_longest(*both):
+    both = [corpus.numbered_lines(places) for places in (sources, targets)]
+    for count, pair in enumerate(itertools.zip_longest(*both)):
         if pair[0] is None or pair[1] is None:
-            counts = [len(list(corpus.numbered_lines(each))) for each in (sources, targets)]
+            # Counted, not read again: standard input gives its lines once.
+            counts = [
+                count + (line is not None) + sum(1 for _ in lines)
+                for line, lines in zip(pair, both, strict=True)
+            ]
             raise TextError(
                 f"{', '.join(sources)} has {counts[0]:,} lines, "
                 f"{', '.join(targets)} has {counts[1]:,}",
@@ -83,4 +87,6 @@ def _tabbed(places: Sequence[str]) -> Iterator[Pair]:
         source, tab, target = line.partition("\t")
         if not tab or not source.strip() or not target.strip():
             raise TextError(f"{name}, line {number}: no source and target with a tab between", _TRY)
+        if "\t" in target.strip():
+            raise TextError(f"{name}, line {number}: more columns than source and target", _TRY)
         yield Pair(source.strip(), target.strip())

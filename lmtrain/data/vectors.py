@@ -26,10 +26,12 @@ from lmtrain.errors import TextError
 
 _TRY = "try: numpy.savez(FILE, inputs=vectors, lengths=steps_of_each)"
 _SUFFIX = ".npz"
+MOST_NUMBERS = 10**6
+"""The most numbers that a vector may have, F."""
 # What zipfile and NumPy raise for files that are damaged, encrypted or hostile.
 _DAMAGE = (
     ValueError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError, KeyError,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 
 
@@ -116,6 +118,10 @@ def _file(path: Path, name: str, *, labels: bool) -> Iterator[VectorSequence]:
     inputs, lengths = arrays["inputs"], arrays["lengths"]
     if inputs.ndim != 2 or not inputs.shape[1] or inputs.dtype.kind not in "fiub":
         raise TextError(f"{name}: inputs {inputs.shape} {inputs.dtype} are not numbers (steps, F)")
+    if inputs.shape[1] > MOST_NUMBERS:
+        raise TextError(
+            f"{name}: vectors of {inputs.shape[1]:,} numbers; at most {MOST_NUMBERS:,} are read"
+        )
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not len(lengths):
         raise TextError(f"{name}: lengths {lengths.shape} {lengths.dtype} are not integers (N,)")
     if lengths.min() < 1:

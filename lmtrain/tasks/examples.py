@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmtrain import device
+from lmtrain import device, launched
 from lmtrain.data.padded import NOTHING, PaddedBatches, in_order, pad
 from lmtrain.errors import ConfigError, TextError
 from lmtrain.schema import Config
@@ -278,8 +278,10 @@ class ExampleTask(Task):
 
         Raises:
             TextError: a file is missing or unreadable, or there are too few examples.
+            ConfigError: several processes would read standard input.
         """
         data = config.data
+        _require_one_reader(config)
         places = {"valid": data.valid, "test": data.test}
         splits = {s: cls.read_split(config, s) for s in wanted if places.get(s)}
         if splits.keys() == set(wanted):
@@ -343,11 +345,11 @@ def require_texts(items: Sequence[Any]) -> None:
 
 
 def batched(
-    model: Any, inputs: Sequence[NDArray[Any]]
+    model: Any, inputs: Sequence[NDArray[Any]], at_once: int = AT_ONCE
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
     """Batches of similar length and limited size: indices, padded inputs and lengths."""
     sizes = np.array([len(each) for each in inputs], np.int64)
-    for indices in in_order(sizes, AT_ONCE, _MOST_STEPS):
+    for indices in in_order(sizes, at_once, _MOST_STEPS):
         padded, lengths = pad([inputs[index] for index in indices])
         inputs_of, lengths_of = _placed(model, (padded, lengths))
         yield indices, inputs_of, lengths_of
@@ -355,6 +357,22 @@ def batched(
 
 def _placed(model: Any, arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, ...]:
     return tuple(device.from_numpy(array, device.of(model)) for array in arrays)
+
+
+def _require_one_reader(config: Config) -> None:
+    """Checks that several processes do not share standard input: all of them read the examples.
+
+    Raises:
+        ConfigError: they do.
+    """
+    data = config.data
+    splits = (data.train, data.valid, data.test)
+    targets = (data.target, data.valid_target, data.test_target)
+    is_alone = not launched.is_worker() or launched.number("WORLD_SIZE") == 1
+    if not is_alone and any("-" in places for places in (*splits, *targets)):
+        raise ConfigError(
+            "several processes cannot read examples from standard input", "try: a file"
+        )
 
 
 def place_names(config: Config, split: str) -> str:

@@ -26,7 +26,8 @@ from lmtrain.tasks.building import Builder
 from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask, TrainedExamples
 
 _FILE = "frames.json"
-_CONTENT = TypeAdapter(dict[Literal["outputs"], Annotated[int, Field(ge=1, strict=True)]])
+_SIZE = Field(ge=1, le=vectors.MOST_NUMBERS, strict=True)
+_CONTENT = TypeAdapter(dict[Literal["outputs"], Annotated[int, _SIZE]])
 _PREVIEWED = 64
 
 

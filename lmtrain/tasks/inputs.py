@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
-from lmtrain.data.vectors import require_width
+from lmtrain.data.vectors import MOST_NUMBERS, require_width
 from lmtrain.data.vocabulary import tokenizer_of
 from lmtrain.errors import CheckpointError, ConfigError
 from lmtrain.model.embedding import Embedding, Vectors
@@ -19,7 +19,8 @@ from lmtrain.tasks.base import Files
 from lmtrain.tasks.building import Builder
 
 TOKENIZER_FILE, VECTORS_FILE = "tokenizer.json", "vectors.json"
-_CONTENT = TypeAdapter(dict[Literal["size"], Annotated[int, Field(ge=1, le=10**6, strict=True)]])
+_SIZE = Field(ge=1, le=MOST_NUMBERS, strict=True)
+_CONTENT = TypeAdapter(dict[Literal["size"], Annotated[int, _SIZE]])
 # Settings that mean something for tokens alone.
 _OF_TOKENS = (
     "data.level", "data.splitter", "data.vocabulary", "data.vocab_size", "data.min_count",

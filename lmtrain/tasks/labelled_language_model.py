@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmtrain import screen
 from lmtrain.data import labelled
 from lmtrain.data.labelled import Example
 from lmtrain.data.padded import NOTHING
 from lmtrain.data.tokenizer import Tokenizer
-from lmtrain.errors import ConfigError
+from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.model.head import Softmax
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
@@ -64,7 +65,9 @@ class LabelledTextData(ExampleData):
             ConfigError: the training data does not have it.
         """
         if label not in self.labels:
-            raise ConfigError(f"no label {label!r}", f"labels: {', '.join(self.labels)}")
+            raise ConfigError(
+                f"no label {screen.shortened(label)!r}", f"labels: {screen.listed(self.labels)}"
+            )
         return self.tokenizer.vocab_size + self.labels.index(label)
 
     def files(self) -> dict[str, str]:
@@ -129,7 +132,7 @@ class TrainedLabelledLanguageModel(TrainedExamples):
             ConfigError: no label, no such label, or an argument out of its range.
         """
         if label is None:
-            labels = ", ".join(self.data.labels)
+            labels = screen.listed(self.data.labels)
             raise ConfigError(f"{self.path} was trained with labels: give one", f"labels: {labels}")
         ends = Ends(self.data.label_id(label), self.data.end_id)
         return sampling.stream(self.model, self.data.tokenizer, prompt, Sampling(**settings), ends)
@@ -160,15 +163,29 @@ class LabelledLanguageModelling(ExampleTask):
         """The tokens and the labels.
 
         Raises:
-            TextError: there is only one label.
+            TextError: there is only one label, or there are too few texts for data.min_count.
         """
-        labels = labels_of([each.label for each in examples], place_names(config, "train"))
-        return LabelledTextData(TextInputs.of((each.text for each in examples), config), labels)
+        name = place_names(config, "train")
+        labels = labels_of([each.label for each in examples], name)
+        text = TextInputs.of((each.text for each in examples), config)
+        if text.tokenizer.line_end_id is None:
+            raise TextError(
+                f"{name} has {len(examples):,} texts: the ends of texts are rarer than "
+                f"data.min_count = {config.data.min_count:,}",
+                "try: a smaller data.min_count",
+            )
+        return LabelledTextData(text, labels)
 
     @classmethod
     def restore(cls, files: Files, config: Config) -> LabelledTextData:
-        """The tokenizer and the labels of a checkpoint."""
+        """The tokenizer and the labels of a checkpoint.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
         tokenizer = Tokenizer.from_json(files.text(TOKENIZER_FILE))
+        if tokenizer.line_end_id is None:
+            raise CheckpointError(f"{TOKENIZER_FILE} is damaged: it has no newline")
         return LabelledTextData(TextInputs(tokenizer), restored_labels(files))
 
     @classmethod

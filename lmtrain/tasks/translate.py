@@ -14,7 +14,7 @@ from lmtrain.data import parallel
 from lmtrain.data.padded import NOTHING
 from lmtrain.data.parallel import Pair
 from lmtrain.data.tokenizer import Tokenizer
-from lmtrain.errors import ConfigError
+from lmtrain.errors import CheckpointError, ConfigError
 from lmtrain.model.attention import Attention
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
@@ -181,7 +181,9 @@ class TrainedTranslator(TrainedExamples):
             require_texts(group)
             arrays = [self.data.source.encode(text, "predict") for text in group]
             found: list[list[tuple[str, float]]] = [[]] * len(group)
-            for indices, inputs, lengths in batched(self.model, arrays):
+            # With a wider beam, fewer sentences: the outputs followed at once are as many.
+            at_once = max(1, AT_ONCE * _BEAM // beam)
+            for indices, inputs, lengths in batched(self.model, arrays, at_once):
                 some = self.data.translated(self.model, inputs, lengths, beam)
                 for index, each in zip(indices, some, strict=True):
                     found[index] = each[:nbest]
@@ -233,11 +235,17 @@ class Translation(ExampleTask):
 
     @classmethod
     def restore(cls, files: Files, config: Config) -> ParallelData:
-        """The tokenizers of a checkpoint."""
+        """The tokenizers of a checkpoint.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
         source, target = (
             TextInputs(Tokenizer.from_json(files.text(name)))
             for name in (TOKENIZER_FILE, _TARGET_FILE)
         )
+        if target.tokenizer.eos_id is None:
+            raise CheckpointError(f"{_TARGET_FILE} is damaged: its tokens are not words")
         return ParallelData(source, target)
 
     @classmethod

@@ -28,7 +28,7 @@ OPTIONS = (
 def runs(tmp_path_factory):
     """A run of a few steps of each of some tasks, by name, with their data beside them."""
     found = {}
-    for name in ("tag", "frames", "translate-dot", "vectors"):
+    for name in ("tag", "frames", "translate-dot", "vectors", "labelled"):
         folder = tmp_path_factory.mktemp(name)
         run_training(settings(name, write(name, folder)), folder / "run", is_quiet=True)
         found[name] = folder / "run"
@@ -147,7 +147,8 @@ def test_tags_are_predicted_of_columns_and_read_again(runs, here, tmp_path):
 def test_info_names_the_task_and_its_sizes(runs, here):
     found = {name: json.loads(here("info", run, "--json")) for name, run in runs.items()}
 
-    assert [each["task"] for each in found.values()] == ["tag", "frames", "translate", "classify"]
+    tasks = ["tag", "frames", "translate", "classify", "language-model"]
+    assert [each["task"] for each in found.values()] == tasks
     assert (found["tag"]["labels"], found["frames"]["outputs"]) == (4, 4)
     assert (found["vectors"]["input_size"], found["vectors"]["labels"]) == (3, 2)
     assert {"vocab_size", "target_vocab_size"} <= found["translate-dot"].keys()
@@ -167,6 +168,7 @@ def test_info_names_the_task_and_its_sizes(runs, here):
         ("vectors", ("predict", "{run}", "--beam", "2"), "are for translation models"),
         ("tag", ("predict", "{run}", "--nbest", "2"), "are for translation models"),
         ("translate-dot", ("predict", "{run}", "{file}", "--nbest", "9"), "nbest 9 and beam 5"),
+        ("labelled", ("score", "{run}"), "with data.labelled = true: score does not work with it"),
         ("tag", ("score", "{run}"), "task = tag: score does not work with it"),
         ("tag", ("evaluate", "{run}", "--cache", "9,1,1"), "task = tag: --cache does not work"),
         ("tag", ("train", "--resume", "{run}", "--task", "classify"), "cannot change its task"),

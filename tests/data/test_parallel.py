@@ -2,6 +2,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lmtrain.data import pipes
 from lmtrain.data.parallel import Pair, read, read_sentences
 from lmtrain.errors import TextError
 
@@ -39,6 +40,7 @@ def test_one_file_has_source_tab_and_target(write):
         ("a\tA\n\nb A\n", None, "a.de, line 3: no source and target with a tab between"),
         ("\tA\n", None, "a.de, line 1: no source and target with a tab between"),
         ("a\tA\nb\t \n", None, "a.de, line 2: no source and target with a tab between"),
+        ("a\tA\nb\tB\tCC-BY\n", None, "a.de, line 2: more columns than source and target"),
         ("\n\n", None, "a.de has no sentences"),
     ],
 )
@@ -51,6 +53,14 @@ def test_what_is_wrong_is_said_with_its_place(write, tmp_path, source, target, t
     first, *others = str(caught.value).splitlines()
     assert first == f"{tmp_path}/{told.format(f'{tmp_path}/')}"
     assert len(others) <= 1
+
+
+def test_lines_of_a_pipe_are_counted_though_it_gives_them_once(write, monkeypatch):
+    given = iter([[b"a\nb\nc\n"]])
+    monkeypatch.setattr(pipes, "pieces", lambda pipe, name: next(given, []))
+
+    with pytest.raises(TextError, match=r"^- has 3 lines, .*a\.en has 1\n"):
+        list(read(["-"], [write("A\n", "a.en")]))
 
 
 def test_sentences_of_a_file_are_its_lines(write):

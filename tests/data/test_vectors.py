@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.vectors import fingerprint, npz, read, require_width
+from lmtrain.data.vectors import MOST_NUMBERS, fingerprint, npz, read, require_width
 from lmtrain.errors import TextError
 
 FUZZED = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -146,6 +146,16 @@ WRONG = {
             inputs=headed(b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d,)}" % 2**50)
         ),
         "is not a .npz file of NumPy",
+    ),
+    "beyond all numbers": (
+        zipped(
+            inputs=headed(b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d,)}" % 2**70)
+        ),
+        "is not a .npz file of NumPy",
+    ),
+    "too wide": (
+        saved(inputs=np.ones((5, MOST_NUMBERS + 1), "int8")),
+        "vectors of 1,000,001 numbers; at most 1,000,000 are read",
     ),
     "encrypted": (zipped(inputs=npy(1)).replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"),
                   "is not a .npz file of NumPy: File 'inputs.npy' is encrypted"),

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, linear
 
 import lmtrain
 from lmtrain import checkpoint
-from lmtrain.errors import CheckpointError
+from lmtrain.errors import CheckpointError, ConfigError
 from lmtrain.tasks.base import Shard
 from lmtrain.tasks.registry import task_of
 from lmtrain.training import trainer
@@ -306,6 +306,15 @@ def test_a_single_target_that_changed_is_refused(name, places):
 
     with pytest.raises(CheckpointError, match=r"the train text .* is not the one this run was"):
         kind.find(chosen, data, data.references(), ("train",))
+
+
+def test_several_processes_do_not_read_standard_input(name, places, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    chosen = settings(name, {**places, "data.valid": ["-"]})
+
+    with pytest.raises(ConfigError, match=r"^several processes cannot read examples from standard"):
+        task_of(chosen).read(chosen)
 
 
 def test_without_validation_data_a_part_of_the_examples_is_drawn(name, places):

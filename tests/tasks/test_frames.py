@@ -162,7 +162,10 @@ def test_a_preview_that_was_changed_does_no_harm(tmp_path, preview):
     assert found.picture(preview).shape == (16, 384)
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", '{"outputs": 0}', '{"outputs": "3"}', "[1]"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "{}", '{"outputs": 0}', '{"outputs": "3"}', "[1]", '{"outputs": 1000001}'],
+)
 def test_a_damaged_number_of_outputs_is_refused(content):
     class Files:
         def text(self, name):

@@ -7,7 +7,9 @@ import pytest
 from example_tasks import settings, task, write
 
 import lmtrain
-from lmtrain.errors import ConfigError, TextError
+from lmtrain.data.tokenizer import build_tokenizer
+from lmtrain.errors import CheckpointError, ConfigError, TextError
+from lmtrain.tasks import beam
 from lmtrain.tasks.translate import Translation
 from lmtrain.training.run import run_training
 
@@ -75,6 +77,35 @@ def test_a_beam_out_of_its_range_is_refused(model, options):
 def test_what_is_no_list_of_texts_is_refused(model, sentences, told):
     with pytest.raises(ConfigError, match=told):
         list(model.predict(sentences))
+
+
+def test_a_wide_beam_takes_fewer_sentences_at_once(model, monkeypatch):
+    rows, searched = [], beam.search
+    monkeypatch.setattr(
+        beam, "search",
+        lambda *args, **named: rows.append(args[1].shape[1] * named["beam"])
+        or searched(*args, **named),
+    )  # fmt: skip
+    sentences = ["eins * vier", "fünf * drei", "zwei * zwei"] * 40
+
+    narrow, wide = (list(model.predict(sentences, beam=width)) for width in (1, 8))
+
+    assert len(narrow) == len(wide) == 120
+    assert max(rows) <= 64 * 5
+
+
+def test_a_checkpoint_whose_translations_cannot_end_is_refused():
+    contents = {
+        "tokenizer.json": build_tokenizer(["a b\n"], "word").to_json(),
+        "target.json": build_tokenizer(["ab\n"], "char").to_json(),
+    }
+
+    class Files:
+        def text(self, name):
+            return contents[name]
+
+    with pytest.raises(CheckpointError, match=r"^target\.json is damaged: its tokens are no"):
+        Translation.restore(Files(), settings("translate-dot", {}))
 
 
 def test_an_empty_sentence_is_translated_too(model):

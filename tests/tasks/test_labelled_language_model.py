@@ -1,0 +1,50 @@
+"""What is special to texts that follow a label."""
+
+import pytest
+from example_tasks import settings, write
+
+import lmtrain
+from lmtrain.data.tokenizer import build_tokenizer
+from lmtrain.errors import CheckpointError, ConfigError, TextError
+from lmtrain.tasks.labelled_language_model import LabelledLanguageModelling
+from lmtrain.training.run import run_training
+
+
+def test_a_message_lists_some_of_many_labels(tmp_path):
+    (tmp_path / "train.tsv").write_text("".join(f"label {n}\tw{n % 3}\n" for n in range(3000)))
+    places = [str(tmp_path / "train.tsv")]
+    chosen = settings(
+        "labelled", {"data.train": places, "data.valid": places}, train__max_steps=1,
+        train__batch_size=3000,
+    )  # fmt: skip
+    run_training(chosen, tmp_path / "run", is_quiet=True)
+    model = lmtrain.load(tmp_path / "run")
+
+    for sampled in (lambda: model.stream(), lambda: model.sample("none")):
+        with pytest.raises(ConfigError) as caught:
+            sampled()
+        assert "labels: label 0, label 1, label 10, " in str(caught.value)
+        assert str(caught.value).endswith("and 2,990 more")
+
+
+def test_texts_fewer_than_the_least_count_of_a_character_are_refused(tmp_path):
+    chosen = settings(
+        "labelled", write("labelled", tmp_path), data__level="char", data__min_count=13
+    )
+
+    with pytest.raises(TextError, match=r"has 12 texts: .* data\.min_count = 13\n"):
+        LabelledLanguageModelling.read(chosen)
+
+
+def test_a_checkpoint_whose_texts_cannot_end_is_refused():
+    contents = {
+        "tokenizer.json": build_tokenizer(["ab"], "char").to_json(),
+        "labels.json": '{"labels": ["a", "b"]}',
+    }
+
+    class Files:
+        def text(self, name):
+            return contents[name]
+
+    with pytest.raises(CheckpointError, match=r"^tokenizer\.json is damaged: it has no newline$"):
+        LabelledLanguageModelling.restore(Files(), settings("labelled", {}))
