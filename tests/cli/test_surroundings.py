@@ -29,16 +29,20 @@ from lmtrain import checkpoint
     ],
     ids=["no home", "a poor terminal"],
 )
-def test_the_surroundings_do_not_matter(lmtrain, small, word_model, tmp_path, parsed, surroundings):
+def test_the_surroundings_do_not_matter(
+    fresh_lmtrain, small, word_model, tmp_path, parsed, surroundings
+):
     straight = parsed(word_model.outcome.stdout)
 
-    outcome = lmtrain("train", word_model.corpus, *small, "--out", "run", "--json", **surroundings)
+    outcome = fresh_lmtrain(
+        "train", word_model.corpus, *small, "--out", "run", "--json", **surroundings
+    )
 
     assert outcome.returncode == 0, outcome.stderr
     assert parsed(outcome.stdout)["valid"]["loss"] == straight["valid"]["loss"]
 
 
-def test_strange_names_are_names(lmtrain, small, word_model, tmp_path):
+def test_strange_names_are_names(fresh_lmtrain, small, word_model, tmp_path):
     names = {
         "é 你好 🙂.txt": "alpha", "a b.txt": "beta", "-dash.txt": "gamma", "[1].txt": "delta",
         "~x.txt": "epsilon",
@@ -47,8 +51,8 @@ def test_strange_names_are_names(lmtrain, small, word_model, tmp_path):
         (tmp_path / name).write_text(f"{word}\n{word_model.corpus.read_text()}")
     run = "-- é 你好 🙂 [1] ~x"
 
-    trained = lmtrain("train", *small, f"--out={run}", "--", *names)
-    sampled = lmtrain("sample", "--", run)
+    trained = fresh_lmtrain("train", *small, f"--out={run}", "--", *names)
+    sampled = fresh_lmtrain("sample", "--", run)
 
     assert [trained.returncode, sampled.returncode] == [0, 0], trained.stderr
     assert sampled.stdout
