@@ -5,9 +5,10 @@ from setuptools.command.bdist_wheel import bdist_wheel
 
 
 class PlatformWheel(bdist_wheel):
-    """A wheel for every Python 3: ctypes loads the compiled library, which knows nothing of Python."""
+    """A wheel for every Python 3: the library is loaded by ctypes and uses nothing of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Python, its binary interface, the platform."""
         return "py3", "none", super().get_tag()[2]
 
 

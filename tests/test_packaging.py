@@ -1,4 +1,4 @@
-"""What users install: a source distribution, the wheel built from it, and lmtrain from the wheel."""
+"""A source distribution, a wheel built from it, and lmtrain installed from the wheel."""
 
 import json
 import shutil

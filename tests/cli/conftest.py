@@ -36,6 +36,14 @@ class Trained:
     outcome: Outcome
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """New processes are slow: they import torch."""
+    for item in items:
+        if {"fresh_lmtrain", "start"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 def decoded(ended: subprocess.CompletedProcess[bytes]) -> Outcome:
     return subprocess.CompletedProcess(
         ended.args, ended.returncode, ended.stdout.decode(), ended.stderr.decode()

@@ -67,6 +67,7 @@ def test_a_name_too_long_is_told(lmtrain, small, word_model, assert_refused):
     assert "File name too long" in outcome.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [500, 5_000])
 def test_a_disk_that_takes_no_more_is_told(small, word_model, tmp_path, size):
     def limit():
@@ -118,6 +119,7 @@ def test_a_text_of_unknown_words_alone_is_judged(word_model, lmtrain, tmp_path, 
     assert result["count"] == 60
 
 
+@pytest.mark.slow
 def test_prompts_of_any_kind(char_model, word_model, lmtrain):
     for prompt in ("", "zzz " + "the cat " * 12_000):
         assert lmtrain("sample", word_model.run, "--prompt", prompt).returncode == 0
@@ -151,6 +153,7 @@ def on_a_terminal(folder, *words):
     return shown.decode()
 
 
+@pytest.mark.slow
 def test_what_a_text_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp_path):
     (tmp_path / "text.txt").write_text("\x1b]0;evil\x07 [red]x[/red] \u202eabc \x9b31m\n" * 400)
     (tmp_path / "lines.txt").write_text("\x1b]0;evil\x07 \u202eabc\n")
@@ -173,6 +176,7 @@ def test_what_a_text_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp
     assert "evil" in shown[1]
 
 
+@pytest.mark.slow
 def test_what_a_name_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp_path):
     name = "\x1b]0;evil\x07 \u202eabc \x9b31m"
     (tmp_path / name).write_text("one two three four\n" * 400)
@@ -192,6 +196,7 @@ def test_what_a_name_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp
             assert raw not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("sample", "RUN"), ("score", "RUN", "-"), ("info", "RUN")])
 def test_nobody_need_read_the_results(words, word_model):
     typed = [str(word_model.run) if word == "RUN" else word for word in words]

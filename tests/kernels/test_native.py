@@ -369,6 +369,7 @@ def test_a_wrong_switch_is_refused(switch, monkeypatch):
         scan(LSTM(3, 7), torch.zeros(2, 2, 3).bfloat16())
 
 
+@pytest.mark.slow
 def test_no_byte_is_read_or_written_out_of_bounds(tmp_path):
     compiler = shutil.which("g++")
     if compiler is None:

@@ -129,6 +129,7 @@ def test_halves_are_nearly_the_reference(name, options, schedule, kind, toleranc
     check(name, options, (17, 2, 3), False, kind, tolerance)
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu():
     script = Path(__file__).with_name("compile_triton.py")
     variables = {**os.environ, "TRITON_INTERPRET": "0"}

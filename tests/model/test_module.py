@@ -56,6 +56,7 @@ def no_code_from_other_tests():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @each_cell
 def test_compiled_it_gives_the_same_numbers_and_gradients(name, options, no_code_from_other_tests):
     language = task(name, options)
@@ -73,6 +74,7 @@ def test_compiled_it_gives_the_same_numbers_and_gradients(name, options, no_code
 
 
 # Torch's own import of its compiler warns.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 def test_inductor_compiles_it(no_code_from_other_tests, tmp_path, monkeypatch):
@@ -84,6 +86,7 @@ def test_inductor_compiles_it(no_code_from_other_tests, tmp_path, monkeypatch):
     assert_all_same(results(network, compiled, tokens()), expected)
 
 
+@pytest.mark.slow
 def test_compiled_log_probabilities_are_the_same(no_code_from_other_tests):
     network = model().eval()
     compiled = torch.compile(network.log_probs, fullgraph=True, backend="aot_eager")
@@ -103,6 +106,7 @@ def test_an_exported_program_runs_without_kernels(monkeypatch):
 
 
 # Torch looks at the gradients of the tensors that it goes on with after the draw.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_compiled_without_fullgraph_dropout_draws_the_same_numbers(no_code_from_other_tests):
     network, eager = model(dropout=0.5), model(dropout=0.5)

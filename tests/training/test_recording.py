@@ -95,6 +95,7 @@ def assert_same_tensors(found, expected):
             assert torch.equal(tensor, theirs[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -123,6 +123,7 @@ def test_a_bad_batch_can_be_left_out(text, tmp_path, straight, monkeypatch, what
         checkpoint.read(checkpoint.folder(tmp_path / "run", step)).require_whole()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reading")
 def test_a_run_whose_first_batch_was_left_out_is_resumed_bit_for_bit(text, tmp_path, monkeypatch):
     chosen = settings(text, train__on_nonfinite="skip", train__save_every=1)
@@ -323,6 +324,7 @@ def test_a_clock_set_back_changes_nothing(text, tmp_path, straight, monkeypatch)
     assert checkpoint.steps(tmp_path / "run")[-2:] == [22, 24]
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_grow_neither_memory_nor_open_files(text, tmp_path, monkeypatch):
     seen = []
     real = trainer.Trainer._step

@@ -55,6 +55,7 @@ def weights(run, step=30):
     return (checkpoint.folder(run, step) / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "options"),
     [
@@ -83,6 +84,7 @@ def test_every_cell_learns_more_than_word_frequencies_from_real_text(
     assert summary.best["loss"] < summary.baseline.loss - 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not library.has_bf16(), reason="no bf16 products on this processor")
 @pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
 def test_bf16_learns_as_much_from_real_text_as_fp32(cell, shakespeare, tmp_path):
@@ -123,6 +125,7 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -304,6 +307,7 @@ def torch_as_it_was():
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("torch_as_it_was")
 @pytest.mark.parametrize("changes", [
     {"optimizer__name": "sgd"}, {"optimizer__name": "adam"},
