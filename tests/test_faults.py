@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "faults.py"
 
 
+@pytest.mark.slow
 def test_every_promise_holds():
     ended = subprocess.run(
         [sys.executable, SCRIPT, "--short"],

@@ -126,6 +126,7 @@ def test_every_recipe_begins_with_a_comment_and_has_only_what_differs(name):
     assert loaded != defaults or name == "python-docs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config.recipes())
 def test_every_recipe_trains(name, tmp_path):
     data = config.load(name).data

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmtrain import device, launched
+from lmtrain import device, torchrun
 from lmtrain.data.padded import NOTHING, PaddedBatches, in_order, pad
 from lmtrain.errors import ConfigError, TextError
 from lmtrain.schema import Config
@@ -368,7 +368,7 @@ def _require_one_reader(config: Config) -> None:
     data = config.data
     splits = (data.train, data.valid, data.test)
     targets = (data.target, data.valid_target, data.test_target)
-    is_alone = not launched.is_worker() or launched.number("WORLD_SIZE") == 1
+    is_alone = not torchrun.is_worker() or torchrun.integer("WORLD_SIZE") == 1
     if not is_alone and any("-" in places for places in (*splits, *targets)):
         raise ConfigError(
             "several processes cannot read examples from standard input", "try: a file"

@@ -66,7 +66,7 @@ class LabelledTextData(ExampleData):
         """
         if label not in self.labels:
             raise ConfigError(
-                f"no label {screen.shortened(label)!r}", f"labels: {screen.listed(self.labels)}"
+                f"no label {screen.shorten(label)!r}", f"labels: {screen.join_names(self.labels)}"
             )
         return self.tokenizer.vocab_size + self.labels.index(label)
 
@@ -132,7 +132,7 @@ class TrainedLabelledLanguageModel(TrainedExamples):
             ConfigError: no label, no such label, or an argument out of its range.
         """
         if label is None:
-            labels = screen.listed(self.data.labels)
+            labels = screen.join_names(self.data.labels)
             raise ConfigError(f"{self.path} was trained with labels: give one", f"labels: {labels}")
         ends = Ends(self.data.label_id(label), self.data.end_id)
         return sampling.stream(self.model, self.data.tokenizer, prompt, Sampling(**settings), ends)

@@ -1,4 +1,4 @@
-"""lmtrain as a user types it, and one tiny word and one tiny character model for all tests here."""
+"""The command lmtrain, and one tiny word and one tiny character model for all tests here."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import ForkServer
 
 from corpora import TINY
 
@@ -35,32 +36,67 @@ class Trained:
     outcome: Outcome
 
 
-def type_in(
-    folder: Path, *words: object, stdin: str | bytes = "", python: tuple[str, ...] = (), **env: str
-) -> Outcome:
-    """Runs lmtrain in a folder and returns its exit code and both its streams."""
-    ended = subprocess.run(
-        [sys.executable, *python, "-m", "lmtrain", *map(str, words)],
-        cwd=folder,
-        input=stdin.encode() if isinstance(stdin, str) else stdin,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """New processes are slow: they import torch."""
+    for item in items:
+        if {"fresh_lmtrain", "start"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+def decoded(ended: subprocess.CompletedProcess[bytes]) -> Outcome:
     return subprocess.CompletedProcess(
         ended.args, ended.returncode, ended.stdout.decode(), ended.stderr.decode()
     )
+
+
+def run_fresh(
+    folder: Path, *words: object, stdin: str = "", python: tuple[str, ...] = (), **env: str
+) -> Outcome:
+    """Runs lmtrain in a folder as a user types it; its exit code and both its streams."""
+    return decoded(
+        subprocess.run(
+            [sys.executable, *python, "-m", "lmtrain", *map(str, words)],
+            cwd=folder,
+            input=stdin.encode(),
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            capture_output=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+    )
+
+
+def run_forked(
+    server: ForkServer, folder: Path, *words: object, stdin: str = "", **env: str
+) -> Outcome:
+    """The same in a fork of the server."""
+    return decoded(server.run(folder, [*map(str, words)], stdin.encode(), env, TIMEOUT_SECONDS))
 
 
 def no_constant(name: str) -> None:
     pytest.fail(f"{name} is not JSON")
 
 
+@pytest.fixture(scope="session")
+def fork_server(own_cache: Path) -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
 @pytest.fixture
-def lmtrain(tmp_path: Path) -> Callable[..., Outcome]:
-    """`lmtrain("score", run, stdin="a line")`, typed in the test's own folder."""
-    return partial(type_in, tmp_path)
+def lmtrain(fork_server: ForkServer, tmp_path: Path) -> Callable[..., Outcome]:
+    """`lmtrain("score", run, stdin="a line")` in the test's own folder, without its imports."""
+    return partial(run_forked, fork_server, tmp_path)
+
+
+@pytest.fixture
+def fresh_lmtrain(tmp_path: Path) -> Callable[..., Outcome]:
+    """The same in a new process, for what depends on how Python and torch start.
+
+    One test of each command uses it, so that each is run as users run it.
+    """
+    return partial(run_fresh, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +128,7 @@ def word_model(tmp_path_factory: pytest.TempPathFactory, small: tuple[str, ...])
     (folder / "settings.toml").write_text(
         "[model]\nhidden_size = 99\n[train]\nseq_len = 99\nkeep_checkpoints = 3\n"
     )
-    outcome = type_in(
+    outcome = run_fresh(
         folder, "train", "corpus.txt", "--config", "settings.toml", "--set", "train.seq_len=98",
         *small, "--out", "run", "--json",
     )  # fmt: skip
@@ -100,10 +136,13 @@ def word_model(tmp_path_factory: pytest.TempPathFactory, small: tuple[str, ...])
 
 
 @pytest.fixture(scope="session")
-def char_model(tmp_path_factory: pytest.TempPathFactory, small: tuple[str, ...]) -> Trained:
+def char_model(
+    fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory, small: tuple[str, ...]
+) -> Trained:
     folder = tmp_path_factory.mktemp("char")
     (folder / "corpus.txt").write_text(TINY)
-    outcome = type_in(folder, "train", "corpus.txt", "--level", "char", *small, "--out", "run")
+    words = ("train", "corpus.txt", "--level", "char", *small, "--out", "run")
+    outcome = run_forked(fork_server, folder, *words)
     return Trained(folder / "run", folder / "corpus.txt", outcome)
 
 

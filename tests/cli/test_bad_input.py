@@ -284,14 +284,14 @@ def test_no_text_at_all_is_told(words, part, lmtrain, assert_refused, untouched)
 
 
 @pytest.mark.parametrize("source", ["RUN", "text.txt"])
-def test_bytes_that_are_no_text_have_no_ids(source, lmtrain, small, assert_refused, tmp_path):
+def test_bytes_that_are_no_text_have_no_ids(source, fresh_lmtrain, small, assert_refused, tmp_path):
     (tmp_path / "text.txt").write_text(TINY)
     words = ("--level", "byte")
     if source == "RUN":
-        assert lmtrain("train", "text.txt", *words, *small, "--out", "run").returncode == 0
+        assert fresh_lmtrain("train", "text.txt", *words, *small, "--out", "run").returncode == 0
         source, words = "run", ()
 
-    outcome = lmtrain("tokenize", source, os.fsdecode(b"a\xff"), *words)
+    outcome = fresh_lmtrain("tokenize", source, os.fsdecode(b"a\xff"), *words)
 
     assert_refused(outcome, 3, "the text is not valid UTF-8")
 

@@ -23,8 +23,8 @@ def test_every_corpus_is_listed_with_size_licence_and_hash(lmtrain, parsed):
         assert bool(entry["level"]) == (entry["name"] in CORPORA)
 
 
-def test_the_list_reads_as_text(lmtrain):
-    outcome = lmtrain("corpora")
+def test_the_list_reads_as_text(fresh_lmtrain):
+    outcome = fresh_lmtrain("corpora")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     for name in NAMES:

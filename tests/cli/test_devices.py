@@ -14,6 +14,8 @@ import safetensors.torch
 
 from lmtrain import checkpoint
 
+pytestmark = pytest.mark.slow
+
 # Words of a small model, everything that draws or carries numbers among its settings.
 SETTINGS = {
     "model.embedding_size": 8, "model.hidden_size": 8, "model.num_layers": 2,

@@ -48,10 +48,10 @@ def test_without_a_text_the_runs_own_validation_text_is_judged(word_model, lmtra
     assert result["loss"] == pytest.approx(trained["valid"]["loss"], rel=1e-6)
 
 
-def test_a_character_model_prints_a_table(char_model, lmtrain, tmp_path):
+def test_a_character_model_prints_a_table(char_model, fresh_lmtrain, tmp_path):
     (tmp_path / "text.txt").write_text("the cat sat\n")
 
-    outcome = lmtrain("evaluate", char_model.run, "text.txt")
+    outcome = fresh_lmtrain("evaluate", char_model.run, "text.txt")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     name, *rows = outcome.stdout.splitlines()

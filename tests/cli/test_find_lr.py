@@ -12,8 +12,8 @@ def words(tmp_path):
     return ["find-lr", "corpus.txt", "--steps", "60", *small]
 
 
-def test_a_table_and_the_two_rates_that_matter(words, lmtrain, tmp_path):
-    outcome = lmtrain(*words, "--plot", "curve.svg")
+def test_a_table_and_the_two_rates_that_matter(words, fresh_lmtrain, tmp_path):
+    outcome = fresh_lmtrain(*words, "--plot", "curve.svg")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     head, *_, last = outcome.stdout.splitlines()

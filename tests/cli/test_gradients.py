@@ -16,8 +16,8 @@ def text(tmp_path):
     return "text.txt"
 
 
-def test_a_run_is_measured_on_its_validation_text_beside_its_training(word_model, lmtrain):
-    outcome = lmtrain("gradients", word_model.run, "--lags", "12")
+def test_a_run_is_measured_on_its_validation_text_beside_its_training(word_model, fresh_lmtrain):
+    outcome = fresh_lmtrain("gradients", word_model.run, "--lags", "12")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     title, source, _, head, hidden, cell_state, _, other, _, columns, training = (
@@ -147,10 +147,12 @@ def test_the_picture_is_written_as_png_and_svg(word_model, text, lmtrain, tmp_pa
         assert b"</svg>" in (tmp_path / f"{name}.svg").read_bytes()
 
 
-def test_without_matplotlib_the_extra_is_named(word_model, lmtrain, assert_refused, tmp_path):
+def test_without_matplotlib_the_extra_is_named(word_model, fresh_lmtrain, assert_refused, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError\n")
 
-    outcome = lmtrain("gradients", word_model.run, "--out", "figure", PYTHONPATH=str(tmp_path))
+    outcome = fresh_lmtrain(
+        "gradients", word_model.run, "--out", "figure", PYTHONPATH=str(tmp_path)
+    )
 
     assert_refused(
         outcome, 2, "--out needs matplotlib, which is not installed", "pip install 'lmtrain[plot]'"

@@ -41,8 +41,8 @@ def test_the_script_lists_every_command_without_torch():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_an_example(lmtrain, name):
-    outcome = lmtrain(*name.split(), "--help")
+def test_every_command_has_help_with_an_example(fresh_lmtrain, name):
+    outcome = fresh_lmtrain(*name.split(), "--help")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     assert re.match(rf"Usage: .*lmtrain {name} ", outcome.stdout)
@@ -84,8 +84,8 @@ def test_bptt_is_another_name_for_seq_len(lmtrain, assert_refused):
     assert_refused(outcome, 2, "train.seq_len = 0")
 
 
-def test_the_version_is_that_of_the_package(lmtrain):
-    outcome = lmtrain("--version")
+def test_the_version_is_that_of_the_package(fresh_lmtrain):
+    outcome = fresh_lmtrain("--version")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     assert outcome.stdout == f"lmtrain {package.__version__}\n"

@@ -21,8 +21,8 @@ def test_json_has_progress_size_and_every_setting(word_model, lmtrain, parsed):
     assert facts["settings"]["model"]["hidden_size"] == 16
 
 
-def test_a_checkpoint_folder_is_described_in_plain_text(word_model, lmtrain):
-    outcome = lmtrain("info", word_model.run / "checkpoints" / "step-00000020")
+def test_a_checkpoint_folder_is_described_in_plain_text(word_model, fresh_lmtrain):
+    outcome = fresh_lmtrain("info", word_model.run / "checkpoints" / "step-00000020")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     rows = dict(line.split(maxsplit=1) for line in outcome.stdout.splitlines() if " " in line)

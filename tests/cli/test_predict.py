@@ -29,11 +29,12 @@ def run(lmtrain, tmp_path, options):
 
 
 def test_labels_are_predicted_from_a_file_and_from_standard_input(
-    run, lmtrain, parsed_lines, tmp_path
+    run, lmtrain, fresh_lmtrain, parsed_lines, tmp_path
 ):
     (tmp_path / "new.txt").write_text("a cat\n\nthe blue\n")
 
-    from_file, piped = lmtrain("predict", run, "new.txt"), lmtrain("predict", run, stdin="red\n")
+    from_file = fresh_lmtrain("predict", run, "new.txt")
+    piped = lmtrain("predict", run, stdin="red\n")
     objects = parsed_lines(lmtrain("predict", run, "-", "--json", stdin="a cat\n").stdout)
 
     rows = [line.split("\t") for line in from_file.stdout.splitlines()]
@@ -81,13 +82,13 @@ def test_a_language_model_predicts_no_labels(word_model, lmtrain, assert_refused
     assert_refused(lmtrain("predict", word_model.run), 2, f"lmtrain sample {word_model.run}")
 
 
-def test_two_processes_train_what_one_does(run, lmtrain, tmp_path, options):
+def test_two_processes_train_what_one_does(run, fresh_lmtrain, tmp_path, options):
     command = ("train", "train.tsv", "--valid", "valid.tsv", *options, "--set",
                "train.precision=fp32")  # fmt: skip
     # The last batch of an epoch has fewer examples than there are processes.
     (tmp_path / "train.tsv").write_text(LABELLED * 20 + "animal\ta dog\n")
     for name, more in (("one", ()), ("two", ("--devices", "2"))):
-        done = lmtrain(*command, *more, "--out", name)
+        done = fresh_lmtrain(*command, *more, "--out", name)
         assert done.returncode == 0, done.stderr
 
     one, two = (

@@ -17,8 +17,8 @@ def test_the_seed_decides_the_texts(word_model, lmtrain, parsed_lines):
     assert other.stdout != first.stdout
 
 
-def test_a_text_begins_with_its_prompt_and_ends_with_its_sentence(word_model, lmtrain):
-    outcome = lmtrain("sample", word_model.run, "--prompt", "the dog", "--max-tokens", "500")
+def test_a_text_begins_with_its_prompt_and_ends_with_its_sentence(word_model, fresh_lmtrain):
+    outcome = fresh_lmtrain("sample", word_model.run, "--prompt", "the dog", "--max-tokens", "500")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     assert outcome.stdout.startswith("the dog ")

@@ -7,10 +7,10 @@ import pytest
 LINES = "the cat sat on the mat\nmat the on sat cat the\n"
 
 
-def test_the_likelier_line_scores_higher(word_model, lmtrain, tmp_path):
+def test_the_likelier_line_scores_higher(word_model, fresh_lmtrain, tmp_path):
     (tmp_path / "lines.txt").write_text(LINES)
 
-    outcome = lmtrain("score", word_model.run, "lines.txt")
+    outcome = fresh_lmtrain("score", word_model.run, "lines.txt")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     (likely, one), (unlikely, other) = (line.split("\t") for line in outcome.stdout.splitlines())

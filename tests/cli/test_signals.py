@@ -10,6 +10,8 @@ import pytest
 
 from lmtrain import checkpoint
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = ("--set", "train.max_steps=1000000", "--set", "train.max_epochs=1000000",
            "--set", "train.eval_every=1000000")  # fmt: skip
 

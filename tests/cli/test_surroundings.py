@@ -29,16 +29,20 @@ from lmtrain import checkpoint
     ],
     ids=["no home", "a poor terminal"],
 )
-def test_the_surroundings_do_not_matter(lmtrain, small, word_model, tmp_path, parsed, surroundings):
+def test_the_surroundings_do_not_matter(
+    fresh_lmtrain, small, word_model, tmp_path, parsed, surroundings
+):
     straight = parsed(word_model.outcome.stdout)
 
-    outcome = lmtrain("train", word_model.corpus, *small, "--out", "run", "--json", **surroundings)
+    outcome = fresh_lmtrain(
+        "train", word_model.corpus, *small, "--out", "run", "--json", **surroundings
+    )
 
     assert outcome.returncode == 0, outcome.stderr
     assert parsed(outcome.stdout)["valid"]["loss"] == straight["valid"]["loss"]
 
 
-def test_strange_names_are_names(lmtrain, small, word_model, tmp_path):
+def test_strange_names_are_names(fresh_lmtrain, small, word_model, tmp_path):
     names = {
         "é 你好 🙂.txt": "alpha", "a b.txt": "beta", "-dash.txt": "gamma", "[1].txt": "delta",
         "~x.txt": "epsilon",
@@ -47,8 +51,8 @@ def test_strange_names_are_names(lmtrain, small, word_model, tmp_path):
         (tmp_path / name).write_text(f"{word}\n{word_model.corpus.read_text()}")
     run = "-- é 你好 🙂 [1] ~x"
 
-    trained = lmtrain("train", *small, f"--out={run}", "--", *names)
-    sampled = lmtrain("sample", "--", run)
+    trained = fresh_lmtrain("train", *small, f"--out={run}", "--", *names)
+    sampled = fresh_lmtrain("sample", "--", run)
 
     assert [trained.returncode, sampled.returncode] == [0, 0], trained.stderr
     assert sampled.stdout
@@ -63,6 +67,7 @@ def test_a_name_too_long_is_told(lmtrain, small, word_model, assert_refused):
     assert "File name too long" in outcome.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [500, 5_000])
 def test_a_disk_that_takes_no_more_is_told(small, word_model, tmp_path, size):
     def limit():
@@ -114,6 +119,7 @@ def test_a_text_of_unknown_words_alone_is_judged(word_model, lmtrain, tmp_path, 
     assert result["count"] == 60
 
 
+@pytest.mark.slow
 def test_prompts_of_any_kind(char_model, word_model, lmtrain):
     for prompt in ("", "zzz " + "the cat " * 12_000):
         assert lmtrain("sample", word_model.run, "--prompt", prompt).returncode == 0
@@ -147,6 +153,7 @@ def on_a_terminal(folder, *words):
     return shown.decode()
 
 
+@pytest.mark.slow
 def test_what_a_text_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp_path):
     (tmp_path / "text.txt").write_text("\x1b]0;evil\x07 [red]x[/red] \u202eabc \x9b31m\n" * 400)
     (tmp_path / "lines.txt").write_text("\x1b]0;evil\x07 \u202eabc\n")
@@ -169,6 +176,7 @@ def test_what_a_text_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp
     assert "evil" in shown[1]
 
 
+@pytest.mark.slow
 def test_what_a_name_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp_path):
     name = "\x1b]0;evil\x07 \u202eabc \x9b31m"
     (tmp_path / name).write_text("one two three four\n" * 400)
@@ -188,6 +196,7 @@ def test_what_a_name_says_to_a_terminal_never_reaches_it_raw(lmtrain, small, tmp
             assert raw not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("sample", "RUN"), ("score", "RUN", "-"), ("info", "RUN")])
 def test_nobody_need_read_the_results(words, word_model):
     typed = [str(word_model.run) if word == "RUN" else word for word in words]

@@ -15,11 +15,11 @@ search = {trials = 3, max_seconds = 100}
 """
 
 
-def test_a_ranked_table_now_and_again(lmtrain, tmp_path, parsed):
+def test_a_ranked_table_now_and_again(lmtrain, fresh_lmtrain, tmp_path, parsed):
     (tmp_path / "corpus.txt").write_text(TINY)
     (tmp_path / "space.toml").write_text(SPACE)
 
-    first = lmtrain("sweep", "space.toml")
+    first = fresh_lmtrain("sweep", "space.toml")
     again = lmtrain("sweep", "space.toml", "--json")
 
     assert first.returncode == again.returncode == 0

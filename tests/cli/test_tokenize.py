@@ -18,8 +18,8 @@ def test_a_run_shows_the_ids_of_a_text(word_model, lmtrain, parsed):
     assert shown["oov"] == 1
 
 
-def test_ids_stand_beside_their_tokens(word_model, lmtrain):
-    outcome = lmtrain("tokenize", word_model.run, "the cat")
+def test_ids_stand_beside_their_tokens(word_model, fresh_lmtrain):
+    outcome = fresh_lmtrain("tokenize", word_model.run, "the cat")
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     rows = [line.split() for line in outcome.stdout.splitlines()]
@@ -84,17 +84,17 @@ def test_globs_gzip_and_standard_input_are_the_same_text(lmtrain, parsed, tmp_pa
     assert counts[0] == counts[1] == counts[2]
 
 
-def test_standard_input_leaves_no_file_behind(lmtrain, tmp_path):
-    outcome = lmtrain("tokenize", "-", stdin=TINY, TMPDIR=str(tmp_path))
+def test_standard_input_leaves_no_file_behind(fresh_lmtrain, tmp_path):
+    outcome = fresh_lmtrain("tokenize", "-", stdin=TINY, TMPDIR=str(tmp_path))
 
     assert outcome.returncode == 0
     assert not list(tmp_path.iterdir())
 
 
-def test_torch_is_not_waited_for(lmtrain, tmp_path):
+def test_torch_is_not_waited_for(fresh_lmtrain, tmp_path):
     (tmp_path / "corpus.txt").write_text(TINY)
 
-    outcome = lmtrain("tokenize", "corpus.txt", python=("-X", "importtime"))
+    outcome = fresh_lmtrain("tokenize", "corpus.txt", python=("-X", "importtime"))
 
     imported = {line.rpartition("|")[2].strip() for line in outcome.stderr.splitlines()}
     assert "lmtrain.data.tokenizer" in imported

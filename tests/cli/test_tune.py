@@ -22,8 +22,8 @@ def test_the_numbers_printed_are_those_that_evaluate_takes(word_model, lmtrain, 
             assert result["loss"] == pytest.approx(best["loss"], rel=1e-4)
 
 
-def test_one_of_both_is_tuned_alone(word_model, lmtrain):
-    outcome = lmtrain("tune", word_model.run, "--no-dynamic")
+def test_one_of_both_is_tuned_alone(word_model, fresh_lmtrain):
+    outcome = fresh_lmtrain("tune", word_model.run, "--no-dynamic")
 
     assert outcome.returncode == 0
     (line,) = outcome.stdout.splitlines()

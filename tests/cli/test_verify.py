@@ -3,8 +3,8 @@
 import shutil
 
 
-def test_an_intact_run_is_said_to_be_intact(word_model, lmtrain):
-    outcome = lmtrain("verify", word_model.run)
+def test_an_intact_run_is_said_to_be_intact(word_model, fresh_lmtrain):
+    outcome = fresh_lmtrain("verify", word_model.run)
 
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     assert outcome.stdout.splitlines() == [

@@ -96,6 +96,7 @@ def test_a_docstring_that_is_no_unicode_does_no_harm(library):
     assert "This sentence is about b alone." in lines
 
 
+@pytest.mark.slow
 def test_the_manuals_of_this_python_are_much_english_in_a_fixed_order():
     text = open_text(["python-docs"])
     content = "".join(text.chunks())

@@ -458,6 +458,7 @@ HOSTILE = st.recursive(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())

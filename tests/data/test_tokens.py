@@ -354,6 +354,7 @@ def measured(path, splitter):
     return json.loads(ended.stdout)
 
 
+@pytest.mark.slow
 def test_a_line_of_200_megabytes_takes_less_than_300(tmp_path):
     words = [f"word{n}" * 2 for n in range(30_000)]
     random.Random(1).shuffle(words)
@@ -370,6 +371,7 @@ def test_a_line_of_200_megabytes_takes_less_than_300(tmp_path):
     assert found["growth_mb"] < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splitter", ["whitespace", "words"])
 def test_a_line_without_any_space_takes_little_memory(tmp_path, splitter):
     piece = "0123456789abcdef你好é" * 4096

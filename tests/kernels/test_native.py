@@ -84,6 +84,8 @@ def float64_results(name, options, size, reverse, has_state, lengths) -> list[Te
     """
     cell, inputs, state, lengths = case(name, options, size, has_state, lengths)
     state = [part.double() for part in state]
+    # A second thread would slow down the many small steps of the reference.
+    torch.set_num_threads(1)
     return results(by_reference, cell.double(), inputs.double(), state, reverse, lengths)
 
 
@@ -117,6 +119,7 @@ def check(
         assert error <= limit * scale, f"result {index}: {error / scale}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_cell
 @pytest.mark.parametrize(("size", "threads"), SIZES, ids=str)
@@ -409,6 +412,7 @@ def test_an_unknown_value_of_an_environment_variable_is_refused(variable, monkey
         scan(LSTM(3, 7), torch.zeros(2, 2, 3).bfloat16())
 
 
+@pytest.mark.slow
 def test_no_memory_is_accessed_out_of_bounds(tmp_path):
     compiler = shutil.which("g++")
     if compiler is None:

@@ -132,6 +132,7 @@ def test_half_precision_is_near_the_reference(
     check(name, options, (17, 2, 3), False, dtype, tolerance)
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu():
     script = Path(__file__).with_name("compile_triton.py")
     variables = {**os.environ, "TRITON_INTERPRET": "0"}

@@ -56,6 +56,7 @@ def empty_compile_cache():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @each_cell
 def test_compiled_outputs_and_gradients_are_the_same(name, options, empty_compile_cache):
     language = task(name, options)
@@ -73,6 +74,7 @@ def test_compiled_outputs_and_gradients_are_the_same(name, options, empty_compil
 
 
 # torch warns when it imports its compiler.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 def test_inductor_compiles_a_model(empty_compile_cache, tmp_path, monkeypatch):
@@ -84,6 +86,7 @@ def test_inductor_compiles_a_model(empty_compile_cache, tmp_path, monkeypatch):
     assert_all_same(results(network, compiled, tokens()), expected)
 
 
+@pytest.mark.slow
 def test_compiled_log_probabilities_are_the_same(empty_compile_cache):
     network = model().eval()
     compiled = torch.compile(network.log_probs, fullgraph=True, backend="aot_eager")
@@ -104,6 +107,7 @@ def test_an_exported_program_runs_without_kernels(monkeypatch):
 
 
 # torch reads .grad of the tensors that it resumes with after the graph break.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_compiled_without_fullgraph_dropout_draws_the_same_masks(empty_compile_cache):
     network, eager = model(dropout=0.5), model(dropout=0.5)

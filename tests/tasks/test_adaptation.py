@@ -113,6 +113,7 @@ def naive_dynamic_nats(model, ids, dynamic, scales):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "seq_len", "decay"),
     [(40, 1, 0.0), (40, 5, 0.0), (40, 5, 0.4), (40, 33, 0.1), (700, 50, 0.1), (700, 300, 0.0)],
@@ -188,6 +189,7 @@ def test_gradient_scales_are_roots_of_mean_squares(model, monkeypatch):
         assert_same(scale, gradient.abs())
 
 
+@pytest.mark.slow
 def test_on_a_text_that_repeats_both_help(model):
     ids = np.tile(random_ids(7), 40)
 

@@ -81,6 +81,7 @@ def everything(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(run, tmp_path, monkeypatch):
     real = trainer.Trainer._step
 

@@ -95,6 +95,7 @@ def assert_same_tensors(actual, expected):
             assert torch.equal(tensor, expected_file[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

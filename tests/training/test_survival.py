@@ -125,6 +125,7 @@ def test_an_update_that_is_not_finite_can_be_skipped(
         checkpoint.read(checkpoint.folder(tmp_path / "run", step)).require_intact()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("device_kind")
 def test_a_run_whose_first_update_was_skipped_is_resumed_bit_for_bit(text, tmp_path, monkeypatch):
     chosen = settings(text, train__on_nonfinite="skip", train__save_every=1)
@@ -330,6 +331,7 @@ def test_a_clock_that_jumps_changes_nothing(text, tmp_path, uninterrupted, monke
     assert checkpoint.steps(tmp_path / "run")[-2:] == [22, 24]
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_leak_neither_memory_nor_files(text, tmp_path, monkeypatch):
     samples = []
     real = trainer.Trainer._step

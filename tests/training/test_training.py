@@ -55,6 +55,7 @@ def weights(run, step=30):
     return (checkpoint.folder(run, step) / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "options"),
     [
@@ -81,6 +82,7 @@ def test_every_cell_beats_token_frequencies_on_real_text(cell, options, shakespe
     assert summary.best["loss"] < summary.baseline.loss - 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not library.has_bf16(), reason="no bf16 products on this processor")
 @pytest.mark.parametrize("cell", ["rnn", "simple-gru", "gru", "lstm", "peephole-lstm"])
 def test_bf16_reaches_the_loss_of_fp32_on_real_text(cell, shakespeare, tmp_path):
@@ -122,6 +124,7 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -308,6 +311,7 @@ def restore_determinism():
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("restore_determinism")
 @pytest.mark.parametrize("changes", [
     {"optimizer__name": "sgd"}, {"optimizer__name": "adam"},
