@@ -81,10 +81,10 @@ def load_with(method: str, run: str, device: str, *, feature: str = "") -> Any:
 
     trained = load(run, device)
     if not hasattr(trained, method):
-        command = task_of(trained.config).command
+        data, command = trained.config.data, task_of(trained.config).command
+        kind = "data.labelled = true" if data.labelled else f"data.task = {data.task}"
         raise ConfigError(
-            f"{run} was trained with data.task = {trained.config.data.task}: "
-            f"{feature or method} does not work with it",
+            f"{run} was trained with {kind}: {feature or method} does not work with it",
             f"try: lmtrain {command} {run}",
         )
     return trained

@@ -28,7 +28,7 @@ OPTIONS = (
 def runs(tmp_path_factory):
     """A run of a few steps of each of some tasks, by name, with their data beside them."""
     found = {}
-    for name in ("tag", "frames", "translate-dot", "vectors"):
+    for name in ("tag", "frames", "translate-dot", "vectors", "labelled"):
         folder = tmp_path_factory.mktemp(name)
         run_training(settings(name, write(name, folder)), folder / "run", is_quiet=True)
         found[name] = folder / "run"
@@ -147,7 +147,9 @@ def test_tags_are_predicted_of_columns_and_read_again(runs, here, tmp_path):
 def test_info_names_the_task_and_its_sizes(runs, here):
     found = {name: json.loads(here("info", run, "--json")) for name, run in runs.items()}
 
-    assert [each["task"] for each in found.values()] == ["tag", "frames", "translate", "classify"]
+    assert [each["task"] for each in found.values()] == [
+        "tag", "frames", "translate", "classify", "language-model"
+    ]  # fmt: skip
     assert (found["tag"]["labels"], found["frames"]["outputs"]) == (4, 4)
     assert (found["vectors"]["input_size"], found["vectors"]["labels"]) == (3, 2)
     assert {"vocab_size", "target_vocab_size"} <= found["translate-dot"].keys()
@@ -168,6 +170,11 @@ def test_info_names_the_task_and_its_sizes(runs, here):
         ("tag", ("predict", "{run}", "--nbest", "2"), "are for translation models"),
         ("translate-dot", ("predict", "{run}", "{file}", "--nbest", "9"), "nbest 9 and beam 5"),
         ("tag", ("score", "{run}"), "task = tag: score does not work with it"),
+        ("labelled", ("score", "{run}"), "with data.labelled = true: score does not work with it"),
+        ("frames", ("tokenize", "{run}", "a"), "was trained on vectors: it has no tokenizer"),
+        ("vectors", ("tokenize", "{run}", "a"), "was trained on vectors: it has no tokenizer"),
+        ("labelled", ("gradients", "{file}", "--cell", "gru", "--set", "data.labelled=true"),
+            "gradients does not work with data.labelled = true"),
         ("tag", ("evaluate", "{run}", "--cache", "9,1,1"), "task = tag: --cache does not work"),
         ("tag", ("train", "--resume", "{run}", "--task", "classify"), "cannot change its task"),
         ("translate-dot", ("train", "--resume", "{run}", "--target", "x"), "cannot change its task, data"),
