@@ -10,7 +10,7 @@ from lmtrain import files
 from lmtrain.cli import pictures
 from lmtrain.cli.loading import load_user_cell
 from lmtrain.cli.output import JsonOption, print_json, print_table
-from lmtrain.cli.settings import ConfigOption, SetOption, chosen_settings
+from lmtrain.cli.settings import ConfigOption, SetOption, chosen_settings, setting
 from lmtrain.errors import ConfigError
 
 
@@ -18,11 +18,12 @@ def command(
     corpus: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Text files, globs, - or corpora; without any, those of the settings.",
+            help="Data files, globs, - or corpora; without any, those of the settings.",
             show_default=False,
         ),
     ] = None,
     config: ConfigOption = None,
+    task: Annotated[str | None, setting("task")] = None,
     first: Annotated[
         float, typer.Option(help="Learning rate of the first update, above 0.")
     ] = 1e-5,
@@ -40,11 +41,12 @@ def command(
 
     \b
     lmtrain find-lr novel.txt --set model.hidden_size=512
+    lmtrain find-lr reviews.tsv --task classify
     lmtrain find-lr --config ptb-small --plot curve.png
     """
     if not 0 < first < last < float("inf"):
         raise ConfigError(f"--first {first:g} must be above 0 and below --last {last:g}")
-    overrides = chosen_settings({}, set_ or [])
+    overrides = chosen_settings({"task": task}, set_ or [])
     recipe = config or (None if corpus else "python-docs")
     chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
     load_user_cell(overrides)

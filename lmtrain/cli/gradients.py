@@ -180,6 +180,8 @@ def _measure_cells(
     for cell, config in chosen.items():
         if config.data.task != "language-model":
             raise ConfigError(f"gradients does not work with data.task = {config.data.task}")
+        if config.data.labelled:
+            raise ConfigError("gradients does not work with data.labelled = true")
         load_user_cell({"model.cell": cell})
     # torch is imported only here, so that wrong settings are reported at once.
     from lmtrain.cells import cell_class

@@ -35,7 +35,7 @@ def midi(frames: NDArray[Any]) -> bytes:
     _, keys = frames.shape
     if keys > _MIDI_NOTES:
         raise ConfigError(f"frames of {keys} numbers are no notes: MIDI has {_MIDI_NOTES}")
-    lowest = _LOWEST_OF_PIANO if keys == _KEYS_OF_PIANO else (_MIDI_NOTES - keys) // 2
+    lowest = _lowest_note(keys)
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=_TEMPO)])
     silence = np.zeros((1, keys), np.int8)
     changes = np.diff(np.concatenate([silence, frames.astype(np.int8), silence]), axis=0)
@@ -54,12 +54,17 @@ def midi(frames: NDArray[Any]) -> bytes:
     return content.getvalue()
 
 
+def _lowest_note(keys: int) -> int:
+    """The MIDI note of the first of so many keys."""
+    return _LOWEST_OF_PIANO if keys == _KEYS_OF_PIANO else (_MIDI_NOTES - keys) // 2
+
+
 def picture(frames: NDArray[Any]) -> NDArray[np.uint8]:
     """A piano roll of frames (T, F): grey values (F · 4, T · 6), high notes at the top."""
     paper = np.where(frames.T[::-1] > 0, 0, 255).astype(np.uint8)
     # A grey line at each C.
-    rows = paper.shape[0]
-    is_c = (np.arange(rows)[::-1] + _LOWEST_OF_PIANO) % 12 == 0
+    keys = len(paper)
+    is_c = (np.arange(keys)[::-1] + _lowest_note(keys)) % 12 == 0
     paper[is_c] = np.minimum(paper[is_c], 224)
     enlarged: NDArray[np.uint8] = paper.repeat(_KEY_HEIGHT, 0).repeat(_STEP_WIDTH, 1)
     return enlarged

@@ -58,7 +58,7 @@ class Accuracy(Metrics):
 
     def values(self) -> dict[str, float | None]:
         """All figures by name."""
-        return {"loss": self.loss, "accuracy": self.accuracy, "correct": self.correct}
+        return {"loss": self.loss, "accuracy": self.accuracy, "correct": round(self.correct)}
 
     def table(self) -> list[tuple[str, str]]:
         """All figures, as a person reads them."""
@@ -301,8 +301,8 @@ class Classification(ExampleTask):
         for index, found, label in zip(indices, predicted, labels[0], strict=True):
             name, right = self.data.labels[int(found)], self.data.labels[int(label)]
             text = self.data.inputs.shown(examples.inputs[int(index)])
-            truth = "right" if name == right else f"is {right}"
-            lines.append(f"predicted {name}, {truth}: {text}")
+            truth = "right" if name == right else f"wrong, is {right}"
+            lines.append(f"predicted {name} ({truth}): {text}")
         return "\n".join(lines)
 
     def baseline(self, split: str) -> Accuracy | None:

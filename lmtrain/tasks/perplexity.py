@@ -73,8 +73,8 @@ class Perplexity(Metrics):
             "perplexity": self.perplexity,
             "bits_per_token": self.loss / math.log(2),
             "bits_per_char": self.bits_per_char,
-            "characters": self.characters,
-            "oov": self.oov,
+            "characters": round(self.characters),
+            "oov": round(self.oov),
             "oov_rate": self.oov / self.count,
             "perplexity_without_oov": self.perplexity_without_oov,
         }

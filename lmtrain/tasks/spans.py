@@ -83,7 +83,7 @@ class SpanF1(Metrics):
             "precision": self.precision,
             "recall": self.recall,
             "accuracy": self.accuracy,
-            "spans": self.true,
+            "spans": round(self.true),
         }
 
     def table(self) -> list[tuple[str, str]]:

@@ -37,6 +37,19 @@ def test_json_holds_the_curve(words, lmtrain, parsed, tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_curve_of_a_classifier(lmtrain, parsed, tmp_path):
+    (tmp_path / "train.tsv").write_text("a\tone two\nb\tthree\n" * 20)
+    small = ("--set", "model.hidden_size=4", "--set", "train.threads=1", "--steps", "9")
+
+    outcome = lmtrain("find-lr", "train.tsv", "--task", "classify", *small, "--json")
+
+    assert outcome.returncode == 0, outcome.stderr
+    losses = parsed(outcome.stdout)["losses"]
+    assert len(losses) == 9
+    # Two labels: the loss of a new model is that of a coin.
+    assert losses[0] == pytest.approx(0.693, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -89,3 +89,15 @@ def test_a_picture_has_time_from_left_to_right_and_high_notes_at_the_top(shape):
     assert is_black[-4:, -6:].all()
     assert is_black.sum() == 4 * 6
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(frames)))), found)
+
+
+@pytest.mark.parametrize("keys", [88, 24, 128])
+def test_a_picture_has_a_grey_line_at_each_c_of_the_midi_file(keys):
+    frames = np.eye(keys, dtype=np.int8)
+    numbers = [number for number, _, _ in notes(midi(frames))]
+
+    found = picture(np.zeros((1, keys), np.int8))
+
+    grey = [key for key in range(keys) if found[4 * (keys - 1 - key), 0] < 255]
+    assert grey == [key for key, number in enumerate(numbers) if number % 12 == 0]
+    assert grey
