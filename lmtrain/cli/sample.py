@@ -101,7 +101,8 @@ def command(
         stop=stop or (),
     )
     if unknown := model.data.tokenizer.unknown(prompt):
-        screen.note(f"the model does not know: {screen.join_names(unknown, _MOST_UNKNOWN)}")
+        names = screen.join_names(unknown, _MOST_UNKNOWN)
+        screen.note(f"not in the vocabulary of the model: {names}")
     if num == 1 and not json:
         for _, piece in pieces:
             _write(piece)

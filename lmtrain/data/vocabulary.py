@@ -47,7 +47,7 @@ def read_vocabulary(place: str) -> list[str]:
 
 
 def tokenizer_of(place: str, splitter: Splitter, *, lowercase: bool) -> Tokenizer:
-    """The tokenizer with the vocabulary of a file; words that text never has are noted.
+    """The tokenizer with the vocabulary of a file; says which words the splitter never finds.
 
     Args:
         place: the file.

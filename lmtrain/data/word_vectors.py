@@ -1,7 +1,7 @@
 """Vectors of words from text files in the form of word2vec, GloVe or fastText.
 
-A line is a word and its numbers, with blanks between them; a first line with the number of words
-and of numbers may precede. Files are read line by line, and what is not asked for is left out.
+A line is a word and its numbers, separated by spaces; a header line with the number of words and
+the size of the vectors may come first. Files are read line by line, in bounded memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _LONGEST_WORD, _LONGEST_NUMBER = 1 << 16, 64
 
 
 class WordVectors(NamedTuple):
-    """The vectors that a file has of some words."""
+    """The vectors of those of some words that a file has."""
 
     indices: NDArray[np.int64]
     """Which of the words they belong to, (N,)."""
@@ -32,7 +32,7 @@ def read_word_vectors(place: str, words: Sequence[str], size: int) -> WordVector
     """The vectors of some words; of a word that the file has twice, the first.
 
     `<unk>` stands for `<UNK>`, `</s>` and `<eos>` for `<EOS>`. The numbers of other words are
-    counted by the blanks between them and not read.
+    counted and not parsed.
 
     Args:
         place: the file; compressed by gzip where its name ends in .gz.
@@ -42,29 +42,29 @@ def read_word_vectors(place: str, words: Sequence[str], size: int) -> WordVector
     Raises:
         ConfigError: the file has vectors of another size.
         TextError: it cannot be read, a line has more or fewer numbers than the others or one that
-            is not finite, there are more or fewer lines than its first line says, or it has none of
-            the words.
+            is not finite, there are more or fewer vectors than the header says, or none of the
+            words has one.
     """
     text = open_text([place], parts=())
     missing = {word: index for index, word in enumerate(words)}
     vectors = np.zeros((len(words), size), np.float32)
     indices: list[int] = []
-    said, count = None, 0
+    declared, count = None, 0
     for number, line in _lines(text, _LONGEST_WORD + _LONGEST_NUMBER * size):
         where = f"{text.name}, line {number}"
-        # The word2vec program ends lines with a blank.
+        # word2vec ends lines with a space.
         line = line.rstrip(" ")
         if number == 1:
-            said, found = _form(line)
+            declared, found = _header(line)
             if not found:
-                raise TextError(f"{where} is not a word and its numbers, with blanks between them")
+                raise TextError(f"{where} is not a word and its numbers, separated by spaces")
             if found != size:
                 raise ConfigError(
                     f"model.embeddings: {text.name} has vectors of {found:,} numbers, and "
                     f"model.embedding_size is {size:,}",
                     f"try: --set model.embedding_size={found}",
                 )
-            if said is not None:
+            if declared is not None:
                 continue
         if not line:
             continue
@@ -73,14 +73,14 @@ def read_word_vectors(place: str, words: Sequence[str], size: int) -> WordVector
         if (index := missing.pop(named(word), None)) is not None:
             vectors[len(indices)] = _vector(numbers, where)
             indices.append(index)
-    if said not in (None, count):
+    if declared not in (None, count):
         raise TextError(
-            f"{text.name} has {count:,} vectors, and its first line says {said:,}",
-            "it is cut short, or its first line is to be corrected",
+            f"{text.name} has {count:,} vectors, and its header says {declared:,}",
+            "it is truncated, or the header is wrong: correct or remove that line",
         )
     if not indices:
         raise TextError(
-            f"{text.name} has no vector of any of the {len(words):,} words of the vocabulary"
+            f"{text.name} has no vector for any of the {len(words):,} words of the vocabulary"
         )
     return WordVectors(np.array(indices, np.int64), vectors[: len(indices)])
 
@@ -102,10 +102,11 @@ def _lines(text: Text, longest: int) -> Iterator[tuple[int, str]]:
         yield number, rest
 
 
-def _form(line: str) -> tuple[int | None, int]:
-    """The number of vectors, if a first line tells it, and of the numbers in one."""
+def _header(line: str) -> tuple[int | None, int]:
+    """The number of vectors, None without a header, and their size, from the first line."""
     fields = line.split(" ")
     if len(fields) == 2 and all(field.isascii() and field.isdigit() for field in fields):
+        # Python refuses to read numbers of thousands of digits.
         count, size = (int(field[:18]) for field in fields)
         return count, size
     # The word may itself be a number.
@@ -113,7 +114,7 @@ def _form(line: str) -> tuple[int | None, int]:
 
 
 def _divided(line: str, size: int, where: str) -> tuple[str, str]:
-    """The word of a line, which may have blanks in it, and its numbers.
+    """The word of a line, which may contain spaces as in GloVe's, and its numbers.
 
     Raises:
         TextError: there are more numbers, or fewer.

@@ -400,7 +400,7 @@ def load_embeddings(config: Config, model: nn.Module, data: Any) -> str:
     Args:
         config: the settings; without model.embeddings nothing is done.
         model: a new network.
-        data: its vocabularies.
+        data: its vocabularies; the first rows of the embedding belong to those of its tokenizer.
 
     Returns:
         How many words have a vector, for a person.

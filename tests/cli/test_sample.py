@@ -124,4 +124,7 @@ def test_a_prompt_is_printed_as_it_was_typed_and_unknown_words_are_named(word_mo
 
     assert outcome.returncode == 0
     assert outcome.stdout.startswith(f"{prompt} ")
-    assert outcome.stderr == "the model does not know: Zebra, saw, one, two, three and 4 more\n"
+    assert (
+        outcome.stderr
+        == "not in the vocabulary of the model: Zebra, saw, one, two, three and 4 more\n"
+    )

@@ -56,11 +56,11 @@ def test_compressed_files_are_read(written):
     }  # fmt: skip
 
 
-def test_words_with_blanks_are_divided_from_the_right(written):
-    blanks = ". . . 7 8 9\nat name@domain.com 0 0 0\n"
+def test_words_with_spaces_are_split_from_the_right(written):
+    spaced = ". . . 7 8 9\nat name@domain.com 0 0 0\n"
 
-    assert found(written(blanks + LINES))[". . ."] == [7, 8, 9]
-    assert found(written(LINES + blanks))[". . ."] == [7, 8, 9]
+    assert found(written(spaced + LINES))[". . ."] == [7, 8, 9]
+    assert found(written(LINES + spaced))[". . ."] == [7, 8, 9]
 
 
 def test_white_space_of_unicode_belongs_to_the_word(written):
@@ -87,13 +87,13 @@ def test_the_names_that_other_programs_give_unknown_and_end(written):
         ("the 1 2 3\ncat 4 nan 6\n", "line 2: nan is not a finite number"),
         ("the 1 2 3\ncat 4 5 -inf\n", "line 2: -inf is not a finite number"),
         ("the 1 2 3\ncat 4 1e39 6\n", "line 2: 1e39 is not a finite number"),
-        ("4 3\n" + LINES, "has 3 vectors, and its first line says 4"),
-        ("2 3\n" + LINES, "has 3 vectors, and its first line says 2"),
+        ("4 3\n" + LINES, "has 3 vectors, and its header says 4"),
+        ("2 3\n" + LINES, "has 3 vectors, and its header says 2"),
         ("the\n", "line 1 is not a word and its numbers"),
         ("once upon a time\n", "line 1 is not a word and its numbers"),
         ("the\t1\t2\t3\n", "line 1 is not a word and its numbers"),
-        ("dog 1 2 3\n", "has no vector of any of the 5 words of the vocabulary"),
-        ("1 3\n", "has 0 vectors, and its first line says 1"),
+        ("dog 1 2 3\n", "has no vector for any of the 5 words of the vocabulary"),
+        ("1 3\n", "has 0 vectors, and its header says 1"),
         (b"the 1 2 3\ncaf\xe9 1 2 3\n", "is not UTF-8: line 2"),
         (b"1 3\nthe \0\0\0", "is binary: line 2"),
         ("", "is empty"),
