@@ -91,7 +91,7 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_settings_exist(page):
-    named = set(re.findall(rf"`((?:{SECTIONS})\.[a-z_]+)", page.read_text("utf-8")))
+    named = set(re.findall(rf"`((?:{SECTIONS})\.[a-z_]+)(?![a-z_(])", page.read_text("utf-8")))
 
     assert named - NO_SETTINGS <= set(schema.settings())
 
@@ -155,9 +155,8 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(base, "_CELLS", dict(base._CELLS))
     (tmp_path / "novel.txt").write_text(SENTENCES)
-    quick = "overrides={'train.max_steps': 3, 'train.batch_size': 4, "
-    few = config.load(overrides={"data.train": "novel.txt", "train.batch_size": 4})
-    lmtrain.train(few, "runs/novel")
+    few = {"train.max_steps": 3, "train.batch_size": 4, "train.threads": 1}
+    lmtrain.train(config.load(overrides={"data.train": "novel.txt", **few}), "runs/novel")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
     assert blocks
 
@@ -166,7 +165,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
         if file := re.match(r"# (\w+\.py)\n", block):
             (tmp_path / file[1]).write_text(block)
             continue
-        exec(compile(block.replace("overrides={", quick), page, "exec"), names)
+        exec(compile(block.replace("overrides={", f"overrides={{**{few}, "), page, "exec"), names)
 
     assert capsys.readouterr().out
     sys.modules.pop("my_cells", None)
