@@ -2,27 +2,27 @@
 
 text → examples → batches → model → loss → update → checkpoint → samples, predictions, scores
 
-data/        readers, vocabularies, token files; which examples a step sees
-cells/       the recurrent cells: one equation a file
-kernels/     how a cell runs over time; softmax cross-entropy
-model/       layers, directions, dropout; embedding, heads; the networks
-checkpoint   one folder holds a complete model and its training state
-tasks/       one module a task: its loss, metrics, preview, and what its trained model does
-training/    the loop, the update, the record; knows the interface of a task only
+data/        readers, vocabularies, token files, batches
+cells/       the recurrent cells: one equation per file
+kernels/     cells over time on CPU and GPU; softmax cross-entropy
+model/       layers, dropout, embeddings, heads; the networks
+checkpoint   folders with a complete model and its training state
+tasks/       one module per task: data, loss, metrics; its trained model
+training/    the training loop, optimizer, log; depends on the task interface only
 api          train, load
-cli/         one module a command
+cli/         one module per command
 """
 
 import os
 from typing import TYPE_CHECKING, Any
 
-# All are read when torch is imported; a value of the user's own stays.
+# torch reads these variables when it is imported. Values that the user has set are kept.
 #
-# Idle threads of torch spin before they sleep, by default for so long that on a machine that runs
-# other programs they keep each other from the processor: a step takes ten times as long.
+# Idle OpenMP threads spin before they sleep. With the default duration they slow a training step
+# down by up to ten times on a machine that runs other programs.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-# torch and oneDNN keep what they have prepared for bf16 products of each shape. Batches of examples
-# have many shapes: of 1,024 of them, the default of both, gigabytes are kept.
+# torch and oneDNN cache prepared bf16 products by shape, 1,024 by default. Batches of examples have
+# many shapes, so that these caches would take gigabytes.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported by the first use of a model, not by `import lmtrain`.
+    # `import lmtrain` does not import torch.
     if name in ("Config", "load_config"):
         from lmtrain import config, schema
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 # Unicode categories that are escaped: control characters (Cc), format characters such as
 # direction overrides (Cf), surrogates (Cs) and private use (Co).
 _ESCAPED = {"Cc", "Cf", "Cs", "Co"}
-# The most names in a message, and the most characters of each.
+# Maximum number of names in a message, and maximum length of each.
 _MAX_NAMES, _MAX_LENGTH = 10, 40
 _ALLOWED = {"\n", "\t", "\u200c", "\u200d"}
 

@@ -41,8 +41,8 @@ def map_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        kind = CheckpointError if is_missing else UnreadableError
-        raise kind(f"cannot read {path}: {error.strerror}") from None
+        error_class = CheckpointError if is_missing else UnreadableError
+        raise error_class(f"cannot read {path}: {error.strerror}") from None
 
 
 def exists(path: Path) -> bool:

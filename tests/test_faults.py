@@ -1,4 +1,4 @@
-"""The suites that try what lmtrain promises about faults, in their short form."""
+"""The short form of scripts/faults.py."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "faults.py"
 
 
 @pytest.mark.slow
-def test_every_promise_holds():
+def test_all_fault_checks_pass():
     ended = subprocess.run(
         [sys.executable, SCRIPT, "--short"],
         capture_output=True,

@@ -18,7 +18,7 @@ class WeightAverage:
     ema: m ← d m + (1 − d) w after each update, d = min(decay, (1 + n) / (10 + n)) after n updates.
     nt-asgd: the mean of the weights after every update since averaging started, which is when a
     validation is worse than the best one more than `patience` validations before it.
-    Without a method, or before averaging starts, the last weights take the place of the average.
+    The last weights are used instead if there is no method, or before averaging starts.
 
     Args:
         model: the model whose weights are averaged.
