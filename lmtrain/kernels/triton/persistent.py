@@ -10,8 +10,9 @@ For cells whose recurrent products only take the state; the GRU is in `persisten
 T steps, B rows, H units, G gates; matrices are row-major, accumulation is fp32. Operands are padded
 to R rows of K units, so that loads need no mask. The caller (`scan`) owns all buffers.
 
-Shared memory: `scan._shared_memory_bytes`. Cost: 4·T·R·K·K multiply-adds, twice that with full
-peepholes; gates that a cell lacks are computed too, as products with 0.
+Shared memory: `scan._shared_memory_bytes`. Cost: 4·T·R·K·K multiply-adds forward, whatever the
+number of gates, and G·T·R·K·K backward; full peepholes add as many again forward, and 3·T·R·K·K
+backward.
 
 Source: persistent RNNs (Diamos et al. 2016); FlashRNN's fused kernels (Pöppel et al. 2024).
 """
