@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from run_folders import load_settings
 
-from lmtrain import config
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Shard
 from lmtrain.tasks.examples import ExampleTask
@@ -128,8 +128,7 @@ def write(name: str, folder: Path, seed: int = 1) -> dict[str, list[str]]:
 
 def settings(name: str, places: Mapping[str, Any], **changes: Any) -> Config:
     """A task's settings; the point in the paths of changes is two underscores."""
-    changed = {path.replace("__", "."): value for path, value in changes.items()}
-    return config.load(overrides={**_SMALL, **CASES[name].settings, **places, **changed})
+    return load_settings({**_SMALL, **CASES[name].settings, **places}, **changes)
 
 
 def task(chosen: Config, shard: Shard | None = None) -> ExampleTask:

@@ -1,6 +1,5 @@
 """Several processes that train one model, as torchrun and `--devices` start them."""
 
-import json
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+from run_folders import metrics, weights
 
 from lmtrain import checkpoint
 
@@ -49,14 +49,12 @@ def run(*command, **options):
     )  # fmt: skip
 
 
-def weights(folder):
-    newest = checkpoint.folder(folder, checkpoint.steps(folder)[-1])
-    return safetensors.torch.load((newest / "model.safetensors").read_bytes())
+def tensors(folder):
+    return safetensors.torch.load(weights(folder))
 
 
 def losses(folder):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [(line["kind"], line["step"], line["loss"]) for line in lines]
+    return [(line["kind"], line["step"], line["loss"]) for line in metrics(folder)]
 
 
 def workers(launcher: int) -> dict[int, int]:
@@ -86,8 +84,8 @@ def test_the_same_batch_gives_the_same_training(text, tmp_path):
     for ours, theirs in zip(losses(tmp_path / "together"), losses(tmp_path / "alone"), strict=True):
         assert ours[:2] == theirs[:2]
         assert ours[2] == pytest.approx(theirs[2], rel=1e-6)
-    expected = weights(tmp_path / "alone")
-    for name, weight in weights(tmp_path / "together").items():
+    expected = tensors(tmp_path / "alone")
+    for name, weight in tensors(tmp_path / "together").items():
         assert (weight - expected[name]).abs().max() < 1e-6, name
 
 

@@ -6,25 +6,11 @@ import math
 import signal
 import time
 import tomllib
-from hashlib import sha256
 
 import pytest
+from run_folders import untimed_metrics, weights
 
 from corpora import TINY
-
-TIMES = {"time", "tokens_per_second", "save_seconds"}
-
-
-def weights(run, step=40):
-    """SHA-256 of a step's weights."""
-    path = run / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
-    return sha256(path.read_bytes()).hexdigest()
-
-
-def metrics(run):
-    """The lines of metrics.jsonl without what differs in every run."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def test_json_sums_the_training_up(word_model, parsed):
@@ -121,7 +107,7 @@ def test_a_run_from_standard_input_is_the_same_and_goes_on(
     assert parsed(second.stdout)["steps"] == 40
     assert parsed(second.stdout)["tokens"] == 40 * 4 * 8
     assert weights(run) == weights(word_model.run)
-    assert metrics(run) == metrics(word_model.run)
+    assert untimed_metrics(run) == untimed_metrics(word_model.run)
     assert not list((tmp_path / "temporary").glob("*lmtrain*"))
 
 
@@ -163,7 +149,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_as_if_never_stopped(
     assert [resumed.returncode, straight.returncode] == [0, 0]
     assert parsed(resumed.stdout)["steps"] == step + 21
     assert weights(run, step + 21) == weights(tmp_path / "straight", step + 21)
-    assert metrics(run) == metrics(tmp_path / "straight")
+    assert untimed_metrics(run) == untimed_metrics(tmp_path / "straight")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

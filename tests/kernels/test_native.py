@@ -14,12 +14,13 @@ import torch
 from every_cell import CELLS, each_cell
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scans import by_reference, make, randn, results
 from torch import Tensor
 
 from lmtrain import device
-from lmtrain.cells import LSTM, RNN, Cell, create
+from lmtrain.cells import LSTM, RNN
 from lmtrain.errors import ConfigError, MachineError
-from lmtrain.kernels import operator, plain, reference
+from lmtrain.kernels import operator, plain
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 from lmtrain.kernels.scan import engine, scan
@@ -41,34 +42,6 @@ def with_threads(sizes: Iterable[tuple[int, ...]]) -> list[tuple[tuple[int, ...]
 # H, B, T.
 SIZES = with_threads(itertools.product((1, 7, 17, 200, 257), (1, 3, 20), (1, 2, 33)))
 SIZES_WITH_LENGTHS = with_threads(itertools.product((7, 17, 200), (3, 20), (2, 33)))
-
-
-def make(name: str, options: dict[str, str], input_size: int, hidden_size: int) -> Cell:
-    cell = create(name, input_size, hidden_size, options)
-    # This scale keeps the state of 33 steps of order 1 for any hidden size.
-    cell.initialize(device.generator(3), 0.5 / hidden_size**0.5, 0.5)
-    return cell
-
-
-def randn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=device.generator(seed))
-
-
-def results(
-    run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool, lengths=None
-) -> list[Tensor]:
-    """Outputs, final state and all gradients, for upstream gradients into outputs and state."""
-    inputs = inputs.clone().requires_grad_()
-    state = [part.clone().requires_grad_() for part in state]
-    hidden, last = run(cell, inputs, tuple(state), reverse, lengths)
-    outputs = [hidden, *last]
-    upstream = [randn(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
-    gradients = torch.autograd.grad(outputs, [inputs, *state, *cell.parameters()], upstream)
-    return [tensor.detach().double() for tensor in (*outputs, *gradients)]
-
-
-def by_reference(cell, inputs, state, reverse, lengths):
-    return reference.scan(cell, inputs, state, lengths, reverse=reverse)
 
 
 def by_native(cell, inputs, state, reverse, lengths):

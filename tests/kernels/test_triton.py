@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from every_cell import each_cell
-from torch import Tensor
+from scans import by_reference, make, randn, results
 
 from lmtrain import device
-from lmtrain.cells import Cell, create
-from lmtrain.kernels import cross_entropy, operator, reference
+from lmtrain.cells import create
+from lmtrain.kernels import cross_entropy, operator
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.scan import engine, scan
 from lmtrain.kernels.triton import engine as triton
@@ -36,37 +36,15 @@ def interpreted(monkeypatch):
     monkeypatch.setenv("LMTRAIN_KERNELS", "triton")
 
 
-def randn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=device.generator(seed))
-
-
-def results(
-    run, cell: Cell, inputs: Tensor, state: list[Tensor], reverse: bool, lengths=None
-) -> list[Tensor]:
-    """Outputs, final state and all gradients, for upstream gradients into outputs and state."""
-    inputs = inputs.clone().requires_grad_()
-    state = [part.clone().requires_grad_() for part in state]
-    hidden, last = run(cell, inputs, tuple(state), reverse, lengths)
-    outputs = [hidden, *last]
-    upstream = [randn(*out.shape, seed=20 + i).to(out.dtype) for i, out in enumerate(outputs)]
-    gradients = torch.autograd.grad(outputs, [inputs, *state, *cell.parameters()], upstream)
-    return [tensor.detach().double() for tensor in (*outputs, *gradients)]
-
-
 def by_triton(cell, inputs, state, reverse, lengths):
     assert kernels_for(inputs, cell.bias) == "triton"
     return operator.scan(cell, inputs, state, lengths, reverse=reverse)
 
 
-def by_reference(cell, inputs, state, reverse, lengths):
-    return reference.scan(cell, inputs, state, lengths, reverse=reverse)
-
-
 def check(name, options, size, reverse, dtype, tolerance, lengths=None) -> None:
     """Compares the results of a dtype with the reference, for a size H, B, T."""
     hidden_size, rows, steps = size
-    cell = create(name, 5, hidden_size, options)
-    cell.initialize(device.generator(3), 0.5 / hidden_size**0.5, 0.5)
+    cell = make(name, options, 5, hidden_size)
     inputs = randn(steps, rows, 5, seed=1).to(dtype)
     state = [randn(rows, hidden_size, seed=2 + part) for part in range(len(cell.state_names))]
 

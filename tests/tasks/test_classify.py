@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numerics import assert_same
+from run_folders import load_settings
 
 import lmtrain
 from lmtrain import config, untrusted
@@ -55,8 +56,7 @@ def places(tmp_path):
 
 
 def settings(places, **changes):
-    changed = {key.replace("__", "."): value for key, value in changes.items()}
-    return config.load(overrides={**SMALL, **places, **changed})
+    return load_settings({**SMALL, **places}, **changes)
 
 
 def test_labels_are_learned_stored_and_predicted(places, tmp_path):
@@ -257,5 +257,5 @@ def test_a_preview_says_what_is_predicted_and_what_is_true():
 
     assert len(lines) == 3
     for line, truth in zip(lines, ("animal", "number", "colour"), strict=True):
-        found = re.fullmatch(r"predicted (\w+), (right|is (\w+)): .+", line)
-        assert found[2] == ("right" if found[1] == truth else f"is {truth}")
+        found = re.fullmatch(r"predicted (\w+) \((right|wrong, is (\w+))\): .+", line)
+        assert found[2] == ("right" if found[1] == truth else f"wrong, is {truth}")

@@ -1,6 +1,5 @@
 """What holds for every task whose data are examples."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from example_tasks import CASES, settings, task, write
 from numerics import assert_same
+from run_folders import metrics
 from torch.nn.functional import cosine_similarity, cross_entropy, linear
 
 import lmtrain
@@ -122,7 +122,7 @@ def test_the_last_validation_is_measured_again(run):
 def test_metrics_and_events_have_the_names_of_the_task(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(run.path)
     events = EventAccumulator(str(run.path / "events" / "valid")).Reload()
 
     kind = run.summary.task

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from example_tasks import settings, write
+from run_folders import load_settings
 
 import lmtrain
 from corpora import TINY
-from lmtrain import config
 from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.model.word_characters import WordCharacters
 from lmtrain.tasks.adaptation import Dynamic
@@ -28,13 +28,13 @@ def chosen(name, folder, **changes):
     if name != "language-model":
         return settings(name, write(name, folder), **changes)
     (folder / "text.txt").write_text(TINY)
-    changed = {path.replace("__", "."): value for path, value in changes.items()}
-    return config.load(
-        overrides={
+    return load_settings(
+        {
             "data.train": [str(folder / "text.txt")], "model.hidden_size": 6,
             "model.num_layers": 1, "train.batch_size": 4, "train.seq_len": 8, "train.max_steps": 8,
-            "train.eval_every": 4, "train.threads": 1, "train.precision": "fp32", **changed,
-        }
+            "train.eval_every": 4, "train.threads": 1, "train.precision": "fp32",
+        },
+        **changes,
     )  # fmt: skip
 
 

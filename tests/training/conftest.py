@@ -1,6 +1,14 @@
 import pytest
 
+from corpora import TINY
 from lmtrain import device
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TINY)
+    return path
 
 
 @pytest.fixture(params=["synchronous", "asynchronous"])

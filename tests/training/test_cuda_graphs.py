@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from run_folders import load_settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from corpora import TINY
-from lmtrain import checkpoint, config, device
+from lmtrain import checkpoint, device
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import State
 from lmtrain.tasks.base import Batch
@@ -75,11 +75,8 @@ def graphs(monkeypatch):
     return captured
 
 
-def settings(tmp_path, **changes):
-    path = tmp_path / "text.txt"
-    path.write_text(TINY)
-    changed = {key.replace("__", "."): value for key, value in changes.items()}
-    return config.load(overrides={**COMMON, "data.train": [str(path)], **changed})
+def settings(text, **changes):
+    return load_settings({**COMMON, "data.train": [str(text)]}, **changes)
 
 
 def saved_tensors(run):
@@ -108,8 +105,8 @@ def assert_same_tensors(actual, expected):
         {"model__cell": "gru", "model__tied_embeddings": True, "optimizer__clip": "l1"},
     ],
 )
-def test_graphed_steps_train_the_same_model(tmp_path, monkeypatch, graphs, changes):
-    chosen = settings(tmp_path, **changes)
+def test_graphed_steps_train_the_same_model(text, tmp_path, monkeypatch, graphs, changes):
+    chosen = settings(text, **changes)
     run_training(chosen, tmp_path / "graphed", is_quiet=True)
     monkeypatch.setattr(device, "supports_graphs", lambda device: False)
 
@@ -138,10 +135,10 @@ def test_the_second_batch_of_each_shape_is_captured():
     assert calls == [3, 5, 3, 5]
 
 
-def test_a_graphed_run_is_resumed_bit_for_bit(tmp_path, graphs):
-    chosen = settings(tmp_path, optimizer__schedule="constant")
+def test_a_graphed_run_is_resumed_bit_for_bit(text, tmp_path, graphs):
+    chosen = settings(text, optimizer__schedule="constant")
     run_training(chosen, tmp_path / "whole", is_quiet=True)
-    halfway = settings(tmp_path, optimizer__schedule="constant", train__max_steps=13)
+    halfway = settings(text, optimizer__schedule="constant", train__max_steps=13)
     run_training(halfway, tmp_path / "stopped", is_quiet=True)
 
     changed = {"train.max_steps": 24}
@@ -151,14 +148,14 @@ def test_a_graphed_run_is_resumed_bit_for_bit(tmp_path, graphs):
     assert_same_tensors(saved_tensors(tmp_path / "stopped"), saved_tensors(tmp_path / "whole"))
 
 
-def test_a_step_that_cannot_be_captured_runs_eagerly(tmp_path, monkeypatch, graphs, capsys):
+def test_a_step_that_cannot_be_captured_runs_eagerly(text, tmp_path, monkeypatch, graphs, capsys):
     def fail(function, generator, pool_of=None):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    run_training(settings(tmp_path), tmp_path / "graphed", is_quiet=True)
+    run_training(settings(text), tmp_path / "graphed", is_quiet=True)
     monkeypatch.setattr(device, "capture_graph", fail)
 
-    run_training(settings(tmp_path), tmp_path / "failed")
+    run_training(settings(text), tmp_path / "failed")
 
     stderr = capsys.readouterr().err
     assert stderr.count("training steps run without CUDA graphs: operation not permitted") == 1

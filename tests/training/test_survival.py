@@ -1,7 +1,6 @@
 """Training with losses that are not finite, full disks, deleted folders and interrupted starts."""
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -9,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_folders import load_settings, untimed_metrics, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils import tensorboard
 
 from corpora import TINY
-from lmtrain import checkpoint, config, device, disk, files
+from lmtrain import checkpoint, device, disk, files
 from lmtrain.errors import DivergedError, MachineError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks.language_model import LanguageModelling
@@ -26,32 +26,10 @@ SMALL = {
     "train.save_every": 2, "train.log_every": 4, "train.threads": 1, "train.keep_checkpoints": 30,
     "optimizer.name": "adamw", "optimizer.learning_rate": 0.003,
 }  # fmt: skip
-TIMING_KEYS = {"time", "tokens_per_second", "save_seconds"}
-
-
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(TINY)
-    return path
 
 
 def settings(text, **changes):
-    changed = {key.replace("__", "."): value for key, value in changes.items()}
-    return config.load(overrides={**SMALL, "data.train": [str(text)], **changed})
-
-
-def lines(run, kind=None):
-    parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {key: value for key, value in line.items() if key not in TIMING_KEYS}
-        for line in parsed
-        if kind in (None, line["kind"])
-    ]
-
-
-def weights(run, step=24):
-    return (checkpoint.folder(run, step) / "model.safetensors").read_bytes()
+    return load_settings({**SMALL, "data.train": [str(text)]}, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +93,7 @@ def test_an_update_that_is_not_finite_can_be_skipped(
 
     run_training(settings(text, train__on_nonfinite="skip"), tmp_path / "run")
 
-    actual, expected = (lines(run, "train") for run in (tmp_path / "run", uninterrupted))
+    actual, expected = (untimed_metrics(run, "train") for run in (tmp_path / "run", uninterrupted))
     assert sum(line["skipped"] for line in actual) == 1
     # Learning rate and data continue as if the step had been applied.
     for key in ("step", "learning_rate"):
@@ -141,7 +119,7 @@ def test_a_run_whose_first_update_was_skipped_is_resumed_bit_for_bit(text, tmp_p
     run_training(out=tmp_path / "run", resume=True, is_quiet=True)
 
     assert weights(tmp_path / "run") == weights(tmp_path / "uninterrupted")
-    assert lines(tmp_path / "run") == lines(tmp_path / "uninterrupted")
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(tmp_path / "uninterrupted")
 
 
 @pytest.mark.usefixtures("device_kind")
@@ -181,9 +159,9 @@ def test_an_asynchronous_device_trains_the_same_model(text, tmp_path, monkeypatc
     run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
 
     assert weights(tmp_path / "stopped") == weights(tmp_path / "asynchronous")
-    assert lines(tmp_path / "stopped") == lines(tmp_path / "asynchronous")
+    assert untimed_metrics(tmp_path / "stopped") == untimed_metrics(tmp_path / "asynchronous")
     runs = (tmp_path / "asynchronous", tmp_path / "synchronous")
-    for actual, expected in zip(*map(lines, runs), strict=True):
+    for actual, expected in zip(*map(untimed_metrics, runs), strict=True):
         assert actual["step"] == expected["step"]
         assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
@@ -200,7 +178,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_resumed_from_the_start(
     run_training(out=tmp_path / "run", resume=True, is_quiet=True)
 
     assert weights(tmp_path / "run") == weights(uninterrupted)
-    assert lines(tmp_path / "run") == lines(uninterrupted)
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(uninterrupted)
 
 
 def test_a_new_run_replaces_what_a_killed_start_left_behind(text, tmp_path):
@@ -228,7 +206,7 @@ def test_an_interrupted_validation_is_repeated_on_resume(text, tmp_path, monkeyp
         run_training(out=tmp_path / method, resume=True, is_quiet=True)
 
         assert weights(tmp_path / method) == weights(tmp_path / "uninterrupted")
-        assert lines(tmp_path / method) == lines(tmp_path / "uninterrupted")
+        assert untimed_metrics(tmp_path / method) == untimed_metrics(tmp_path / "uninterrupted")
 
 
 def test_a_finished_run_is_not_validated_again(text, tmp_path, monkeypatch):
@@ -239,7 +217,7 @@ def test_a_finished_run_is_not_validated_again(text, tmp_path, monkeypatch):
 
     assert resumed.progress.best == first.progress.best
     assert resumed.progress.best_step == first.progress.best_step
-    assert len(lines(tmp_path / "run", "valid")) == 3
+    assert len(untimed_metrics(tmp_path / "run", "valid")) == 3
 
 
 def test_training_continues_if_metrics_cannot_be_written(
@@ -255,7 +233,7 @@ def test_training_continues_if_metrics_cannot_be_written(
     monkeypatch.setattr(files, "append_line", append_line)
     run_training(settings(text), tmp_path / "run")
 
-    assert lines(tmp_path / "run") == lines(uninterrupted)
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(uninterrupted)
     assert (
         capsys.readouterr().err.count("warning: could not write metrics, training continues") == 1
     )
@@ -327,7 +305,7 @@ def test_a_clock_that_jumps_changes_nothing(text, tmp_path, uninterrupted, monke
 
     run_training(settings(text, train__keep_checkpoints=2), tmp_path / "run", is_quiet=True)
 
-    assert lines(tmp_path / "run") == lines(uninterrupted)
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(uninterrupted)
     assert checkpoint.steps(tmp_path / "run")[-2:] == [22, 24]
 
 

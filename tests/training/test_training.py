@@ -1,7 +1,6 @@
 """Training through the API: learning, exact resume, early stopping, logs."""
 
 import errno
-import json
 import math
 import os
 import re
@@ -9,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_folders import load_settings, metrics, untimed_metrics, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lmtrain
-from corpora import TINY
 from lmtrain import checkpoint, config
 from lmtrain.errors import ConfigError, DivergedError, RunBusyError, UnreadableError
 from lmtrain.kernels.native import library
@@ -29,30 +28,8 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text(TINY)
-    return path
-
-
 def settings(text, **changes):
-    changed = {key.replace("__", "."): value for key, value in changes.items()}
-    return config.load(overrides={**SMALL, "data.train": [str(text)], **changed})
-
-
-def lines(run, kind=None):
-    parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in parsed if kind in (None, line["kind"])]
-
-
-def without_times(run):
-    timed = {"time", "tokens_per_second", "save_seconds"}
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines(run)]
-
-
-def weights(run, step=30):
-    return (checkpoint.folder(run, step) / "model.safetensors").read_bytes()
+    return load_settings({**SMALL, "data.train": [str(text)]}, **changes)
 
 
 @pytest.mark.slow
@@ -160,7 +137,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
                 checkpoint.folder(run, 30) / name for run in (stopped, uninterrupted)
             )
             assert actual.read_bytes() == expected.read_bytes(), stop
-        assert without_times(stopped) == without_times(uninterrupted), stop
+        assert untimed_metrics(stopped) == untimed_metrics(uninterrupted), stop
 
 
 class KilledError(Exception):
@@ -189,11 +166,11 @@ def test_steps_after_the_last_checkpoint_are_repeated_and_logged_once(text, tmp_
     run_training(out=tmp_path / "stopped", resume=True, is_quiet=True)
 
     assert weights(tmp_path / "uninterrupted") == weights(tmp_path / "stopped")
-    assert without_times(tmp_path / "uninterrupted") == without_times(tmp_path / "stopped")
+    assert untimed_metrics(tmp_path / "uninterrupted") == untimed_metrics(tmp_path / "stopped")
     events = EventAccumulator(str(tmp_path / "stopped" / "events" / "train"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [
-        line["step"] for line in lines(tmp_path / "uninterrupted", "train")
+        line["step"] for line in metrics(tmp_path / "uninterrupted", "train")
     ]
 
 
@@ -239,7 +216,7 @@ def test_patience_ends_a_run_that_does_not_improve(text, tmp_path):
     summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
     assert summary.steps == 6
-    assert [line["step"] for line in lines(tmp_path / "run", "valid")] == [2, 4, 6]
+    assert [line["step"] for line in metrics(tmp_path / "run", "valid")] == [2, 4, 6]
 
 
 def test_training_ends_at_max_seconds(text, tmp_path, capsys):
@@ -279,7 +256,7 @@ def test_the_last_steps_before_max_seconds_are_logged(text, tmp_path, eval_every
     more = {"train.max_seconds": None, "train.max_steps": first.steps + 3, "train.eval_every": 10}
     run_training(out=run, resume=True, overrides=more, is_quiet=True)
 
-    assert [line["step"] for line in lines(run, "train")] == [first.steps, first.steps + 3]
+    assert [line["step"] for line in metrics(run, "train")] == [first.steps, first.steps + 3]
     saved = checkpoint.read(checkpoint.folder(run, first.steps + 3))
     assert saved.state["parts"]["log"]["steps"] == 0
 
@@ -292,7 +269,7 @@ def test_the_learning_rate_schedule_ends_at_max_seconds(text, tmp_path):
 
     run_training(chosen, tmp_path / "run", is_quiet=True)
 
-    learning_rates = [line["learning_rate"] for line in lines(tmp_path / "run", "train")]
+    learning_rates = [line["learning_rate"] for line in metrics(tmp_path / "run", "train")]
     assert learning_rates[0] == chosen.optimizer.learning_rate
     assert learning_rates[-1] < 0.1 * learning_rates[0]
 
@@ -408,7 +385,7 @@ def test_a_run_is_resumed_from_the_token_cache_if_its_text_was_deleted(text, tmp
 def test_metrics_are_finite_means_over_their_steps(text, tmp_path):
     run_training(settings(text), tmp_path / "run", is_quiet=True)
 
-    train, valid = lines(tmp_path / "run", "train"), lines(tmp_path / "run", "valid")
+    train, valid = metrics(tmp_path / "run", "train"), metrics(tmp_path / "run", "valid")
     assert [line["step"] for line in train] == [*range(4, 29, 4), 30]
     assert [line["step"] for line in valid] == [10, 20, 30]
     for line in train:
@@ -426,7 +403,7 @@ def test_tensorboard_events_match_the_metrics(text, tmp_path):
     for kind in ("train", "valid"):
         events = EventAccumulator(str(run / "events" / kind))
         events.Reload()
-        expected = [(line["step"], line["loss"]) for line in lines(run, kind)]
+        expected = [(line["step"], line["loss"]) for line in metrics(run, kind)]
         actual = [(event.step, event.value) for event in events.Scalars("loss")]
         assert [step for step, _ in actual] == [step for step, _ in expected]
         assert [v for _, v in actual] == pytest.approx([v for _, v in expected], rel=1e-6)
@@ -439,7 +416,7 @@ def test_gradient_norms_are_logged_and_change_nothing_else(text, tmp_path):
     run_training(settings(text, train__log_gradients=15), run, is_quiet=True)
     run_training(settings(text), without, is_quiet=True)
 
-    logged = lines(run, "gradients")
+    logged = metrics(run, "gradients")
     assert [line["step"] for line in logged] == [15, 30]
     model = lmtrain.load(checkpoint.folder(run, 30))
     norms = gradient_norms(model.model, model.own(("valid",))["valid"].ids, 50, positions=32)
@@ -455,8 +432,8 @@ def test_gradient_norms_are_logged_and_change_nothing_else(text, tmp_path):
         events.Reload()
         assert [event.step for event in events.Scalars(name)] == [15, 30]
     assert weights(run) == weights(without)
-    others = [line for line in without_times(run) if line["kind"] != "gradients"]
-    assert others == without_times(without)
+    others = [line for line in untimed_metrics(run) if line["kind"] != "gradients"]
+    assert others == untimed_metrics(without)
 
 
 def test_lags_longer_than_the_text_are_not_logged(text, tmp_path):
@@ -466,7 +443,7 @@ def test_lags_longer_than_the_text_are_not_logged(text, tmp_path):
 
     run_training(chosen, tmp_path / "run", is_quiet=True)
 
-    (line,) = lines(tmp_path / "run", "gradients")
+    (line,) = metrics(tmp_path / "run", "gradients")
     names = [name.rpartition("_")[2] for name in line if name.startswith("gradient/")]
     assert names == ["1", "10"] * 4
 
