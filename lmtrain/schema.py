@@ -405,9 +405,10 @@ class Config(Section):
                 other = self._at(needed.path)
                 is_own_cell = needed.path == "model.cell" and other not in CELLS
                 if value != field.default and other not in needed.values and not is_own_cell:
-                    means = " or ".join(map(str, needed.values))
+                    means = " or ".join(map(_as_written, needed.values))
                     yield (
-                        f"{path} = {value} means nothing with {needed.path} = {other}: "
+                        f"{path} = {_as_written(value)} means nothing with "
+                        f"{needed.path} = {_as_written(other)}: "
                         f"it is for {means}"
                     )
 
@@ -419,6 +420,13 @@ class Config(Section):
     def embedding_size(self) -> int:
         """Embedding size; model.hidden_size unless it is set."""
         return self.model.embedding_size or self.model.hidden_size
+
+
+def _as_written(value: object) -> str:
+    """A value as `--set` takes it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 UNKNOWN = "unknown setting "

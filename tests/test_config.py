@@ -510,7 +510,7 @@ def test_a_long_value_is_abbreviated():
         ),
         ({"model.samples": 7}, "with model.softmax = full: it is for sampled"),
         ({"optimizer.decay": 0.1}, "with optimizer.schedule = cosine: it is for step"),
-        ({"optimizer.average_decay": 0.1}, "with optimizer.average = None: it is for ema"),
+        ({"optimizer.average_decay": 0.1}, "with optimizer.average = none: it is for ema"),
         ({"model.bidirectional": True}, "with data.task = language-model: it is for classify"),
         (
             {"data.task": "classify", "model.tied_embeddings": True},

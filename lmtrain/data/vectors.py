@@ -25,6 +25,7 @@ from lmtrain.data.labelled import cleaned
 from lmtrain.errors import TextError
 
 _TRY = "try: numpy.savez(FILE, inputs=vectors, lengths=steps_of_each)"
+_TRY_LABELS = "try: numpy.savez(FILE, inputs=vectors, lengths=steps_of_each, labels=label_of_each)"
 _SUFFIX = ".npz"
 MOST_NUMBERS = 10**6
 """The most numbers that a vector may have, F."""
@@ -145,7 +146,9 @@ def _file(path: Path, name: str, *, labels: bool) -> Iterator[VectorSequence]:
 
 def _labels(name: str, labels: NDArray[Any], count: int) -> list[str]:
     if labels.shape != (count,) or labels.dtype.kind not in "Uiu":
-        raise TextError(f"{name}: labels {labels.shape} {labels.dtype} are not texts ({count},)")
+        raise TextError(
+            f"{name}: labels {labels.shape} {labels.dtype} are not texts or integers ({count},)"
+        )
     try:
         names = [cleaned(str(label)) for label in labels.tolist()]
         "".join(names).encode()
@@ -171,7 +174,10 @@ def _arrays(path: Path, name: str, wanted: Sequence[str]) -> dict[str, NDArray[A
         with np.load(path, allow_pickle=False) as file:
             if missing := [each for each in wanted if each not in file.files]:
                 found = screen.join_names(file.files)
-                raise TextError(f"{name} has no array {missing[0]}; it has: {found}", _TRY)
+                raise TextError(
+                    f"{name} has no array {missing[0]}; it has: {found}",
+                    _TRY_LABELS if "labels" in wanted else _TRY,
+                )
             arrays = {each: file[each] for each in wanted}
     except OSError as error:
         raise TextError(f"cannot read {name}: {error.strerror or error}") from None

@@ -93,7 +93,11 @@ WRONG = {
     "pickled labels": (saved(labels=np.array(["a", 1], object)), "has an array of Python objects"),
     "no inputs": (saved(inputs=None), "has no array inputs; it has: lengths, labels"),
     "no lengths": (saved(lengths=None), "has no array lengths; it has: inputs, labels"),
-    "no labels": (saved(labels=None), "has no array labels; it has: inputs, lengths"),
+    "no labels": (
+        saved(labels=None),
+        "has no array labels; it has: inputs, lengths\n"
+        "  try: numpy.savez(FILE, inputs=vectors, lengths=steps_of_each, labels=label_of_each)",
+    ),
     "text": (saved(inputs=np.array([["a"]])), "inputs (1, 1) <U1 are not numbers (steps, F)"),
     "complex": (saved(inputs=np.ones((5, 2), complex)), "complex128 are not numbers"),
     "flat": (saved(inputs=np.ones(5)), "inputs (5,) float64 are not numbers (steps, F)"),
@@ -112,8 +116,9 @@ WRONG = {
         saved(lengths=np.array([2**63, 2**63, 5], "uint64")),
         "add up to 18,446,744,073,709,551,621, but",
     ),
-    "a label short": (saved(labels=np.array(["a"])), "labels (1,) <U1 are not texts (2,)"),
-    "bytes": (saved(labels=np.array([b"a", b"b"])), "labels (2,) |S1 are not texts (2,)"),
+    "a label short": (saved(labels=np.array(["a"])), "(1,) <U1 are not texts or integers (2,)"),
+    "bytes": (saved(labels=np.array([b"a", b"b"])), "(2,) |S1 are not texts or integers (2,)"),
+    "real": (saved(labels=np.array([0.5, 1.5])), "(2,) float64 are not texts or integers (2,)"),
     "an empty label": (saved(labels=np.array(["a", " \n"])), "the label of sequence 2 is empty"),
     "not unicode": (
         saved(labels=np.array(["a", "\ud800"])),

@@ -181,7 +181,7 @@ def test_a_damaged_number_of_outputs_is_refused(content):
         ({"model__embedding_size": 5}, "model.embedding_size = 5 means nothing with data.task"),
         ({"data__vocab_size": 99}, "data.vocab_size = 99 means nothing with data.task = frames"),
         ({"data__level": "byte"}, "data.level = byte means nothing with data.task = frames"),
-        ({"model__bidirectional": True}, "model.bidirectional = True means nothing with"),
+        ({"model__bidirectional": True}, "model.bidirectional = true means nothing with"),
         ({"model__word_dropout": 0.1}, "model.word_dropout = 0.1 means nothing with"),
         ({"train__seq_len": 9}, "train.seq_len = 9 means nothing with data.task = frames"),
     ],
