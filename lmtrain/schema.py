@@ -359,7 +359,7 @@ class TrainConfig(Section):
     others."""
     log_every: PositiveInt = 20
     """Number of updates per line of metrics.jsonl, 1 or more."""
-    log_gradients: Annotated[PositiveInt | None, _TEXT_TASK] = None
+    log_gradients: Annotated[PositiveInt | None, _TEXT_TASK, _STREAMS] = None
     """Number of updates between measurements of gradient norms over time (vanishing gradients);
     none means never."""
     patience: PositiveInt | None = None

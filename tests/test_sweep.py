@@ -6,7 +6,7 @@ import pytest
 
 from corpora import TINY
 from lmtrain import checkpoint, sweep
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, TextError
 
 SPACE = """
 search = {{method = "{method}", trials = {trials}, factor = 2, rounds = 2, max_seconds = 600}}
@@ -164,6 +164,18 @@ def test_complete_trials_rank_before_cut_before_diverged():
 
     shuffled = [best_first[index] for index in (3, 0, 4, 2, 1)]
     assert sorted(shuffled, key=lambda trial: trial.rank) == best_first
+
+
+def test_a_search_that_failed_before_its_first_trial_can_be_corrected(space, tmp_path):
+    chosen = space(trials=1)
+    (tmp_path / "corpus.txt").rename(tmp_path / "moved.txt")
+    with pytest.raises(TextError):
+        sweep.run_sweep(chosen, tmp_path / "out")
+
+    corrected = chosen.model_copy(update={"fixed": {**chosen.fixed, "data.train": ["moved.txt"]}})
+    trials = sweep.run_sweep(corrected, tmp_path / "out")
+
+    assert len(trials) == 1
 
 
 def test_a_folder_of_another_search_is_refused(space, tmp_path):

@@ -28,6 +28,7 @@ from lmtrain.tasks.examples import (
     batched,
     grouped,
     place_names,
+    require_finite,
     require_texts,
 )
 from lmtrain.tasks.inputs import TextInputs, VectorInputs, restored_inputs
@@ -178,6 +179,7 @@ class TrainedClassifier(TrainedExamples):
         Raises:
             ConfigError: a single text, or what is no text.
             TextError: vectors of another size.
+            DivergedError: the model's probabilities are not finite.
         """
         for group in grouped(examples):
             yield from self._predicted(group)
@@ -189,6 +191,7 @@ class TrainedClassifier(TrainedExamples):
         for indices, inputs, lengths in batched(self.model, arrays):
             logits = self.model(inputs, lengths)
             probabilities[indices] = logits.double().softmax(-1).cpu().numpy()
+        require_finite(probabilities)
         for text, row in zip(texts, probabilities, strict=True):
             label = self.data.labels[int(row.argmax())]
             yield Prediction(text, label, dict(zip(self.data.labels, row.tolist(), strict=True)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmtrain import device, torchrun
 from lmtrain.data.padded import NOTHING, PaddedBatches, in_order, pad
-from lmtrain.errors import ConfigError, TextError
+from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Loss, Shard, Task, Trained, require_same
 
@@ -342,6 +342,16 @@ def require_texts(items: Sequence[Any]) -> None:
     for item in items:
         if not isinstance(item, str):
             raise ConfigError(f"predict takes texts, not {type(item).__name__}")
+
+
+def require_finite(numbers: NDArray[np.float64]) -> None:
+    """Checks the probabilities that a model predicts with.
+
+    Raises:
+        DivergedError: one is not a finite number.
+    """
+    if not np.isfinite(numbers).all():
+        raise DivergedError("the model's probabilities are not finite numbers")
 
 
 def batched(

@@ -15,7 +15,7 @@ from lmtrain import device
 from lmtrain.data import midi, vectors
 from lmtrain.data.padded import NOTHING
 from lmtrain.data.vectors import VectorSequence
-from lmtrain.errors import CheckpointError, ConfigError, DivergedError, TextError
+from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.model.embedding import Vectors
 from lmtrain.model.frame_model import FrameModel
 from lmtrain.model.logistic_head import Logistic, log_probs
@@ -23,7 +23,13 @@ from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Files, Loss, Metrics
 from lmtrain.tasks.building import Builder
-from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask, TrainedExamples
+from lmtrain.tasks.examples import (
+    ExampleData,
+    Examples,
+    ExampleTask,
+    TrainedExamples,
+    require_finite,
+)
 
 _FILE = "frames.json"
 _SIZE = Field(ge=1, le=vectors.MOST_NUMBERS, strict=True)
@@ -272,8 +278,7 @@ def _composed(
         last = device.from_numpy(frames[step].astype(np.float32)[None, None], device.of(model))
         logits, state = model(last, None, state)
         likelihoods = (logits[0, 0].double() / (temperature or 1.0)).sigmoid().cpu().numpy()
-        if not np.isfinite(likelihoods).all():
-            raise DivergedError("the model's probabilities are not finite numbers")
+        require_finite(likelihoods)
         frames[step + 1] = (generator.random(outputs) if temperature else 0.5) < likelihoods
     return frames[1:]
 

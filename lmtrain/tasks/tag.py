@@ -29,6 +29,7 @@ from lmtrain.tasks.examples import (
     batched,
     grouped,
     place_names,
+    require_finite,
 )
 from lmtrain.tasks.inputs import TOKENIZER_FILE
 from lmtrain.tasks.labels import label_files, label_ids, labels_of, restored_labels
@@ -150,6 +151,7 @@ class TrainedTagger(TrainedExamples):
 
         Raises:
             ConfigError: a single text, or what is no sentence.
+            DivergedError: the model's probabilities are not finite.
         """
         for group in grouped(sentences):
             yield from self._predicted([_tokens(each) for each in group])
@@ -162,6 +164,7 @@ class TrainedTagger(TrainedExamples):
         for indices, inputs, lengths in batched(self.model, arrays):
             logits = self.model(inputs, lengths).double()  # (T, B, C)
             likelihoods, best = (each.cpu() for each in logits.softmax(-1).max(-1))
+            require_finite(likelihoods.numpy())
             for row, index in enumerate(indices):
                 tokens = sentences[index]
                 tags = [self.data.tags[each] for each in best[: len(tokens), row].tolist()]

@@ -32,6 +32,7 @@ from lmtrain.tasks.examples import (
     TrainedExamples,
     batched,
     grouped,
+    require_finite,
     require_texts,
 )
 from lmtrain.tasks.inputs import TOKENIZER_FILE, TextInputs
@@ -173,6 +174,7 @@ class TrainedTranslator(TrainedExamples):
 
         Raises:
             ConfigError: an argument out of its range, a single text, or what is no text.
+            DivergedError: the model's probabilities are not finite.
         """
         if not 1 <= nbest <= beam:
             raise ConfigError(f"nbest {nbest} and beam {beam} are not 1 <= nbest <= beam")
@@ -187,6 +189,7 @@ class TrainedTranslator(TrainedExamples):
                 some = self.data.translated(self.model, inputs, lengths, beam)
                 for index, each in zip(indices, some, strict=True):
                     found[index] = each[:nbest]
+                    require_finite(np.array([score for _, score in found[index]]))
             for text, each in zip(group, found, strict=True):
                 yield Translated(text, *map(list, zip(*each, strict=True)))
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, linear
 
 import lmtrain
 from lmtrain import checkpoint
-from lmtrain.errors import CheckpointError, ConfigError
+from lmtrain.errors import CheckpointError, ConfigError, DivergedError
 from lmtrain.tasks.base import Shard
 from lmtrain.tasks.registry import task_of
 from lmtrain.training import trainer
@@ -164,6 +164,18 @@ def test_a_trained_model_predicts_each_example_as_if_alone(run):
         ((alone, expected),) = map(shown, model.predict([each]))
         assert fields == alone
         assert numbers == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "run", [name for name, case in CASES.items() if case.predicted], indirect=True
+)
+def test_probabilities_that_are_not_finite_are_no_predictions(run):
+    model = lmtrain.load(run.path)
+    with torch.no_grad():
+        model.model.head.bias[0] = torch.inf
+
+    with pytest.raises(DivergedError, match=r"^the model's probabilities are not finite numbers$"):
+        list(model.predict(CASES[run.name].predicted))
 
 
 def test_loss_is_that_of_a_plain_loop_over_examples(name, places):

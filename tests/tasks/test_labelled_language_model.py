@@ -48,3 +48,8 @@ def test_a_checkpoint_whose_texts_cannot_end_is_refused():
 
     with pytest.raises(CheckpointError, match=r"^tokenizer\.json is damaged: it has no newline$"):
         LabelledLanguageModelling.restore(Files(), settings("labelled", {}))
+
+
+def test_measuring_gradients_means_nothing_for_texts_with_labels():
+    with pytest.raises(ConfigError, match=r"log_gradients = 5 means nothing with data\.labelled"):
+        settings("labelled", {}, train__log_gradients=5)
