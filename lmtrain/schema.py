@@ -86,6 +86,8 @@ class DataConfig(Section):
     """Least occurrences of a word or character that enters the vocabulary, 1 or more."""
     lowercase: Annotated[bool, _TOKENS] = False
     """Whether words are put in lower case first."""
+    nfc: Annotated[bool, _TOKENS] = False
+    """Whether text is brought to Unicode's form NFC first: é is one character, however written."""
 
     @field_validator(
         "train", "valid", "test", "target", "valid_target", "test_target", mode="before"

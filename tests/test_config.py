@@ -32,6 +32,7 @@ VALUES = {
     "data.vocab_size": st.integers(3, 10**9),
     "data.min_count": POSITIVE,
     "data.lowercase": st.booleans(),
+    "data.nfc": st.booleans(),
     # The word none stands for no value, so that no cell can be called none.
     "model.cell": st.text().filter(lambda name: name != "none"),
     "model.embedding_size": st.none() | st.integers(1, 10**6),

@@ -30,7 +30,16 @@ from lmtrain.model.sampled_head import SampledSoftmax
 from lmtrain.schema import Config
 from lmtrain.tasks import perplexity, sampling, tuning
 from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
-from lmtrain.tasks.base import Batch, Files, Loss, Shard, Task, Trained, require_same
+from lmtrain.tasks.base import (
+    Batch,
+    Files,
+    Loss,
+    Shard,
+    Task,
+    Trained,
+    require_same,
+    warn_of_unknown,
+)
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.gradient_norms import LagNorms, gradient_norms
 from lmtrain.tasks.perplexity import Perplexity
@@ -110,7 +119,7 @@ class TrainedLanguageModel(Trained):
 
         Raises:
             ConfigError: an argument out of its range.
-            TextError: at character level, a prompt with a character the model does not know.
+            TextError: a prompt that is not valid Unicode.
         """
         chosen = Sampling(**settings)
         texts = [""] * chosen.num
@@ -123,13 +132,10 @@ class TrainedLanguageModel(Trained):
         return sampling.stream(self.model, self.tokenizer, prompt, Sampling(**settings))
 
     def score(self, sentences: Iterable[str]) -> Iterator[SentenceScore]:
-        """Log P of each sentence, its end included; each from a fresh state.
-
-        Raises:
-            TextError: at character level, a character the model does not know.
-        """
+        """Log P of each sentence, its end included; each from a fresh state."""
         tokenizer = self.tokenizer
-        texts = [sentence.rstrip("\n") for sentence in sentences]
+        texts = [sentence.rstrip("\r\n") for sentence in sentences]
+        warn_of_unknown(tokenizer.unknown_characters(texts), "the text")
         ends = [] if tokenizer.line_end_id is None else [tokenizer.line_end_id]
         ids = [tokenizer.encode(text).tolist() + ends for text in texts]
         scores = perplexity.sentence_log_probs(self.model, ids, tokenizer.start_id)
@@ -146,10 +152,11 @@ class TrainedLanguageModel(Trained):
                 the test part, else the validation part, else, if it has but one, all.
 
         Raises:
-            TextError: the text cannot be read, or has a character the model does not know.
+            TextError: the text cannot be read.
         """
         text = corpus.open_text(places, ("test", "valid", "train"))
         [tokens] = tokenize(Division(text), self.tokenizer).values()
+        warn_of_unknown(tokens.unknown_characters, tokens.name)
         return tokens
 
     def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Tokens]:
@@ -279,6 +286,9 @@ class LanguageModelling(Task):
         tokenizer, texts = read_tokens(train, config.data)
         for division in others:
             texts |= tokenize(division, tokenizer)
+        for split, text in texts.items():
+            if split != "train":
+                warn_of_unknown(text.unknown_characters, f"the {split} text {text.name}")
         return TextData(tokenizer, texts)
 
     @classmethod
@@ -462,5 +472,5 @@ def _divisions(config: Config) -> list[Division]:
         data.test,
         valid_fraction=data.valid_fraction,
         test_fraction=data.test_fraction,
-        at_line_ends=data.level == "word",
+        at_line_ends=data.level == "word" or data.nfc,
     )

@@ -16,6 +16,7 @@ from lmtrain import device
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks.base import warn_of_unknown
 
 # So many draws of <UNK> in a row are given up; the other tokens then share its probability.
 _MOST_REJECTIONS = 100
@@ -211,18 +212,21 @@ def stream(
         ends: what a text begins and ends with; None for what sentences begin and end with.
 
     Raises:
-        TextError: a prompt that is no text or, at character level, has an unknown character.
+        TextError: a prompt that is no text.
         DivergedError: the model's probabilities are not finite.
     """
     try:
         prompt.encode()
     except UnicodeEncodeError:
         raise TextError("the prompt is not valid UTF-8") from None
+    warn_of_unknown(tokenizer.unknown_characters([prompt]), "the prompt")
     ids = tokenizer.encode(prompt).tolist() if prompt else []
     detokenizers = [tokenizer.detokenizer() for _ in range(sampling.num)]
     for row, detokenizer in enumerate(detokenizers):
         if ids:
-            yield row, "".join(detokenizer.add(index) for index in ids)
+            shown = "".join(detokenizer.add(index) for index in ids)
+            # Words get the spaces of prose; characters stay, also those that are <UNK>.
+            yield row, shown if tokenizer.level == "word" else prompt
     ends = ends or Ends.of_sentences(tokenizer)
     for indices in generate(model, tokenizer, ids, sampling, ends):
         for row, index in enumerate(indices):

@@ -12,7 +12,7 @@ from torch import Tensor
 from lmtrain.data import conll
 from lmtrain.data.conll import Sentence
 from lmtrain.data.padded import NOTHING
-from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
+from lmtrain.data.tokenizer import Tokenizer, build_tokenizer, split_words
 from lmtrain.errors import ConfigError
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
@@ -201,6 +201,7 @@ class Tagging(ExampleTask):
             vocab_size=data.vocab_size,
             min_count=data.min_count,
             lowercase=data.lowercase,
+            nfc=data.nfc,
         )
         tags = labels_of(
             {tag for each in examples for tag in each.tags}, place_names(config, "train")
@@ -208,7 +209,7 @@ class Tagging(ExampleTask):
         characters = None
         if config.model.characters:
             words = ("".join(each.tokens) for each in examples)
-            characters = build_tokenizer(words, "char", has_unk=True)
+            characters = build_tokenizer(words, "char", nfc=data.nfc)
         return TaggedData(tokenizer, tags, characters)
 
     @classmethod
@@ -323,7 +324,7 @@ def _words(inputs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _word(token: str) -> str:
     """A token as a word of the vocabulary, which has no white space in it."""
-    return "_".join(token.split())
+    return "_".join(split_words(" ".join(token.split()), "whitespace"))
 
 
 def _tokens(sentence: str | Sequence[str]) -> Sequence[str]:
