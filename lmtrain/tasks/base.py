@@ -260,6 +260,8 @@ class Task(abc.ABC):
     trivial: ClassVar[str] = "from frequencies alone"
     """How the trivial model of `baseline` predicts."""
     trained: ClassVar[type[Trained]]
+    notice: str | None = None
+    """What was changed in the settings so that they fit the data, in one line."""
 
     def __init__(self, config: Config, data: Any, model: Any, shard: Shard) -> None:
         self.config = config

@@ -18,7 +18,7 @@ from torch import Tensor
 from lmtrain import device
 from lmtrain.data import corpus
 from lmtrain.data.division import Division, open_parts
-from lmtrain.data.streams import Streams
+from lmtrain.data.streams import Streams, fitting
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.tokens import Tokens, load_tokens, read_tokens, token_keys, tokenize
 from lmtrain.errors import ConfigError, TextError
@@ -27,7 +27,7 @@ from lmtrain.model.head import Head, Softmax
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.model.sampled_head import SampledSoftmax
-from lmtrain.schema import Config
+from lmtrain.schema import Config, TrainConfig
 from lmtrain.tasks import perplexity, sampling, tuning
 from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
 from lmtrain.tasks.base import (
@@ -268,13 +268,19 @@ class LanguageModelling(Task):
     data: TextData
 
     def __init__(self, config: Config, data: TextData, model: LanguageModel, shard: Shard) -> None:
-        super().__init__(config, data, model, shard)
-        train = config.train
+        train, num_tokens = config.train, len(data.texts["train"])
         if train.batch_size % shard.size:
             raise ConfigError(
                 f"batch_size {train.batch_size} cannot be divided among {shard.size} processes",
                 f"try: --batch-size {-(-train.batch_size // shard.size) * shard.size}",
             )
+        batch_size, seq_len = fitting(num_tokens, train.batch_size, train.seq_len, shard.size)
+        changed = {"batch_size": batch_size, "seq_len": seq_len}
+        fitted = config.model_copy(update={"train": train.model_copy(update=changed)})
+        super().__init__(fitted, data, model, shard)
+        if fitted.train != train:
+            self.notice = _change(train, fitted.train, num_tokens)
+        train = fitted.train
         seed = train.seed if train.random_seq_len else None
         self.streams = Streams(data.texts["train"].ids, train.batch_size, train.seq_len, seed)
         self._rows = shard.of(train.batch_size)
@@ -462,6 +468,18 @@ class LanguageModelling(Task):
         """The number of tokens and the size of the vocabulary."""
         tokens, vocabulary = len(self.data.texts["train"]), self.data.tokenizer.vocab_size
         return f"{tokens:,} tokens, vocabulary {vocabulary:,}"
+
+
+def _change(given: TrainConfig, used: TrainConfig, num_tokens: int) -> str:
+    changes = [
+        f"{name} {before} -> {after}"
+        for name, before, after in (
+            ("batch size", given.batch_size, used.batch_size),
+            ("window", given.seq_len, used.seq_len),
+        )
+        if before != after
+    ]
+    return f"{', '.join(changes)}: the training text has only {num_tokens:,} tokens"
 
 
 def _divisions(config: Config) -> list[Division]:

@@ -352,6 +352,8 @@ def _introduce(run: Path, task: Task, surroundings: Mapping[str, Any], log: Null
         f"{task.model.num_parameters:,} parameters, {surroundings['device']}, {together}"
         f"{surroundings['threads']} threads, {surroundings['precision']}; run {run}"
     )
+    if task.notice:
+        log.say(task.notice)
     if surroundings["device"] == "cpu" and (reason := library.absence()):
         log.say(f"recurrent layers run on torch alone: {reason}")
 
@@ -409,6 +411,8 @@ def find_learning_rate(config: Config, *, first: float, last: float, steps: int)
     """
     with out_of_memory_explained(_SMALLER):
         task = prepared(config, task_of(config).read(config), Shard())
+        if task.notice:
+            screen.note(task.notice)
         rates = rising(first, last, steps)
         optimizer = _optimizer(task, lambda _: rates, steps)
         return range_test(task, Stepper(task, optimizer, Ranks(), screen.note), steps)

@@ -85,7 +85,7 @@ ANY_TEXT = st.lists(
 ).map("".join)
 # Letters with their marks apart, emoji and the punctuation of other scripts.
 ANY_SCRIPT = st.lists(
-    st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=4)
+    st.text(st.characters().filter(lambda c: is_known(c)), max_size=4)
     | st.sampled_from(
         [
             " ",
@@ -186,17 +186,25 @@ def test_the_tokenizers_library_gives_the_same_ids_of_composed_text(kind, text, 
 def test_the_tokenizers_library_splits_at_every_code_point_as_python_does(kind):
     tokenizer = built("a\n", kind)
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-    codes = [code for code in range(0x110000) if not is_surrogate(code)]
+    characters = [chr(code) for code in range(0x110000) if not is_surrogate(code)]
     edges = [code + d for ranges in (SPACE, PUNCTUATION, MARK, HAN) for pair in ranges
              for code in pair for d in (-1, 0, 1)]  # fmt: skip
-    lines = [f"a{chr(code)}b" for code in codes]
+    lines = ["a".join(characters[first : first + 1000]) for first in range(0, 0x110000, 1000)]
     around = "{} a.{} ({}. 1,{}2 '{} a'{}s {}\u0301 .\u200d{} 1.2{} <UNK>'s{}"
     lines += [around.replace("{}", chr(code)) for code in edges]
 
-    for first in range(0, len(lines), 20_000):
-        text = "\n".join(lines[first : first + 20_000])
+    for first in range(0, len(lines), 500):
+        text = "\n".join(lines[first : first + 500])
         words = [text[a:b] for _, (a, b) in library.pre_tokenizer.pre_tokenize_str(text)]
         assert words == [word for word in tokenizer.words(text) if word != EOS]
+
+
+def is_known(character: str) -> bool:
+    """Whether the library knows a character; its order of marks is that of an older Unicode."""
+    is_new_mark = unicodedata.combining(character) and not unicodedata.ucd_3_2_0.combining(
+        character
+    )
+    return unicodedata.category(character) not in ("Cs", "Cn") and not is_new_mark
 
 
 def is_surrogate(code: int) -> bool:
@@ -206,11 +214,10 @@ def is_surrogate(code: int) -> bool:
 def test_every_code_point_is_composed_as_the_tokenizers_library_composes_it():
     tokenizer = build_tokenizer(["a"], "char", nfc=True)
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-    assigned = [chr(code) for code in range(0x110000)
-                if unicodedata.category(chr(code)) not in ("Cs", "Cn")]  # fmt: skip
+    known = [c for c in map(chr, range(0x110000)) if is_known(c) and c != "\r"]
 
     for around in ("a{}", "\u1100{}\u11a8", "{}\u0323\u0301"):
-        text = "\n".join(around.replace("{}", each) for each in assigned if each != "\r")
+        text = "\n".join(around.replace("{}", each) for each in known)
         expected = unicodedata.normalize("NFC", text)
         assert library.normalizer.normalize_str(text) == expected
 
