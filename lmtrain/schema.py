@@ -148,6 +148,9 @@ class DataConfig(Section):
     `<UNK>` is seen in training."""
     lowercase: Annotated[bool, _TOKENS] = False
     """Convert text to lower case: fewer unknown words, but case is lost."""
+    nfc: Annotated[bool, _TOKENS] = False
+    """Normalize text to Unicode NFC first, so that é is one character however it was typed; use it
+    for text from several sources."""
 
     @field_validator(
         "train", "valid", "test", "target", "valid_target", "test_target", mode="before"

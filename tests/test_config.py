@@ -33,6 +33,7 @@ VALUES = {
     "data.vocab_size": st.integers(3, 10**9),
     "data.min_count": POSITIVE,
     "data.lowercase": st.booleans(),
+    "data.nfc": st.booleans(),
     # The word none means None, so that no cell can have this name.
     "model.cell": st.text().filter(lambda name: name.lower() != "none"),
     "model.embedding_size": st.none() | st.integers(1, 10**6),

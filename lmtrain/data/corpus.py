@@ -1,8 +1,8 @@
 """Where text comes from: files, globs, .gz, standard input, named corpora, the Python manuals.
 
-A `Text` is read in chunks, in bounded memory; a pipe goes to a file first. Carriage returns before
-a newline and a byte order mark are dropped; only a newline ends a line; each of several files ends
-with one. Knows characters, never tokens.
+A `Text` is read in chunks, in bounded memory; a pipe goes to a file first. A line ends with a
+newline, a carriage return or both, which become a newline; a byte order mark is dropped; each of
+several files ends with a newline. Knows characters, never tokens.
 """
 
 import codecs
@@ -48,7 +48,7 @@ class Source:
             TextError: missing, empty, binary or broken.
         """
         with self._opened() as stream:
-            yield from _newlines(self._checked(stream))
+            yield from self._checked(_newlines(self._pieces(stream)))
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
@@ -63,8 +63,8 @@ class Source:
         except OSError as error:
             raise TextError(f"cannot read {self.name}: {error.strerror or error}") from None
 
-    def _checked(self, stream: BinaryIO) -> Iterator[bytes]:
-        begun, found, lines = False, False, 1
+    def _pieces(self, stream: BinaryIO) -> Iterator[bytes]:
+        begun, found = False, False
         while raw := stream.read(_CHUNK_BYTES):
             if not begun:
                 if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -75,14 +75,19 @@ class Source:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
                 begun = True
             found = found or bool(raw)
-            if (at := raw.find(b"\0")) >= 0:
-                raise TextError(
-                    f"{self.name} is binary: line {lines + raw.count(10, 0, at)} has a NUL byte"
-                )
             yield raw
-            lines += raw.count(b"\n")
         if not found:
             raise TextError(f"{self.name} is empty")
+
+    def _checked(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        lines = 1
+        for chunk in chunks:
+            if (at := chunk.find(b"\0")) >= 0:
+                raise TextError(
+                    f"{self.name} is binary: line {lines + chunk.count(10, 0, at)} has a NUL byte"
+                )
+            yield chunk
+            lines += chunk.count(b"\n")
 
     def require_utf8(self) -> None:
         """Checks that the file is UTF-8, to say where it is not.
@@ -91,7 +96,7 @@ class Source:
             TextError: it is not; names the first byte that is wrong.
         """
         decoder = codecs.getincrementaldecoder("utf-8")()
-        offset, line = 0, 1
+        offset, line, last = 0, 1, b""
         with self._opened() as stream:
             while True:
                 raw = stream.read(_CHUNK_BYTES)
@@ -101,7 +106,7 @@ class Source:
                 except UnicodeDecodeError as error:
                     # Below 0 where the character began in the chunk before.
                     at = error.start - pending
-                    line += raw.count(b"\n", 0, max(at, 0))
+                    line += _line_ends(raw[: max(at, 0)], last)
                     where = (
                         f"{self.name} is not UTF-8: line {line}, byte offset {offset + at:,}, "
                         f"byte 0x{error.object[error.start]:02x}"
@@ -113,7 +118,8 @@ class Source:
                 if not raw:
                     return
                 offset += len(raw)
-                line += raw.count(b"\n")
+                line += _line_ends(raw, last)
+                last = raw[-1:]
 
 
 @dataclass(frozen=True)
@@ -217,15 +223,21 @@ class Text:
         return characters, digest.hexdigest()
 
 
+def _line_ends(raw: bytes, last: bytes) -> int:
+    """The line ends in a piece of text that follows a byte."""
+    is_one = last == b"\r" and raw.startswith(b"\n")
+    return raw.count(b"\n") + raw.count(b"\r") - raw.count(b"\r\n") - is_one
+
+
 def _newlines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     held = b""
     for chunk in chunks:
         text = held + chunk
         held = b"\r" if text.endswith(b"\r") else b""
-        if text := text.removesuffix(b"\r").replace(b"\r\n", b"\n"):
+        if text := text.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n"):
             yield text
     if held:
-        yield held
+        yield b"\n"
 
 
 def catalogue() -> dict[str, dict[str, Any]]:

@@ -41,7 +41,7 @@ class Detokenizer:
         """The text to write for the next id; at byte level, once a character is whole."""
         token = self._vocabulary[index]
         if self._level == "char":
-            return token
+            return token if len(token) == 1 else "\ufffd"
         if self._level == "byte":
             return self._decoder.decode(bytes([index]))
         return self._spaced(token)

@@ -1,16 +1,19 @@
 """Training, validation and test text: given, or cut from the end of the training text."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from lmtrain.data import corpus
+from lmtrain.data.characters import SPACE, in_class
 from lmtrain.data.corpus import Text, open_text
 from lmtrain.errors import TextError
 
 VALID_FRACTION = 0.1
+_SPACE = re.compile(f"[{in_class(SPACE)}]")
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class _Cut:
     Args:
         target: where the fractions put it, in characters.
         line_end: the first line end after it; the target itself where the cut does not move.
-        word_end: the first space after it.
+        word_end: the first white space after it.
     """
 
     target: int
@@ -97,8 +100,8 @@ class _Cut:
             return
         if (at := chunk.find("\n", start)) >= 0:
             self.line_end = position + at + 1
-        if self.word_end is None and (at := chunk.find(" ", start)) >= 0:
-            self.word_end = position + at + 1
+        if self.word_end is None and (space := _SPACE.search(chunk, start)):
+            self.word_end = position + space.end()
 
     def found(self) -> set[int]:
         """Where the cut may be."""

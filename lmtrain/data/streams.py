@@ -14,6 +14,37 @@ from numpy.typing import NDArray
 from lmtrain.errors import TextError
 
 
+def fitting(num_tokens: int, batch_size: int, seq_len: int, processes: int = 1) -> tuple[int, int]:
+    """The batch size and the steps of a window that leave a text one window for every stream.
+
+    They are those given where the text is long enough. A short text gets fewer streams, as many for
+    each process, and only then shorter windows.
+
+    Args:
+        num_tokens: tokens of the text, N.
+        batch_size: streams side by side, B.
+        seq_len: steps of truncated backpropagation, T.
+        processes: how many the streams are divided among.
+
+    Raises:
+        TextError: there are not two tokens for each process.
+
+    Example:
+        >>> fitting(312, batch_size=20, seq_len=35), fitting(9, batch_size=20, seq_len=35)
+        ((8, 35), (1, 8))
+    """
+    if num_tokens < 2 * processes:
+        raise TextError(
+            f"training text too short: {num_tokens:,} tokens",
+            f"{processes:,} x 2 are needed: one to predict the next from, in each process"
+            if processes > 1
+            else "2 are needed: one to predict the next from",
+        )
+    most = num_tokens // (seq_len + 1) // processes * processes
+    batch_size = min(batch_size, max(most, processes))
+    return batch_size, min(seq_len, num_tokens // batch_size - 1)
+
+
 class Streams:
     """The training steps of a text.
 
@@ -24,8 +55,7 @@ class Streams:
         seed: of windows of random length: around T, once in twenty around T/2, so scaled that an
             epoch has as many as of length T; None for windows of length T.
 
-    Raises:
-        TextError: the text has no single window for every stream.
+    The text has at least one window for every stream (see `fitting`).
 
     Source: random lengths: Merity, Keskar & Socher 2018.
 
@@ -46,14 +76,6 @@ class Streams:
         self.batch_size = batch_size
         self.seq_len = seq_len
         self.steps_per_epoch = (length - 1) // seq_len
-        if self.steps_per_epoch < 1:
-            least = batch_size * (seq_len + 1)
-            fitting = len(ids) // (seq_len + 1)
-            raise TextError(
-                f"training text too short: {len(ids):,} tokens",
-                f"batch_size {batch_size} x (seq_len {seq_len} + 1) needs at least {least:,}",
-                f"try: --batch-size {fitting}" if fitting else "try: a smaller --seq-len",
-            )
         self._streams = ids[: length * batch_size].reshape(batch_size, length)
         self._seed = seed
         self._epoch = -1

@@ -5,15 +5,18 @@ same ids there. To make that exact, words are found by one regular expression th
 library read alike: it names every character class it uses. Knows text, never files or models.
 """
 
+import functools
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lmtrain.data.characters import MARK, PUNCTUATION, SPACE, in_class
 from lmtrain.data.detokenizer import Detokenizer, Level, Splitter
 from lmtrain.errors import CheckpointError, TextError
 
@@ -21,23 +24,42 @@ UNK = "<UNK>"
 EOS = "<EOS>"
 # Never counted as words; the last is how the Penn Treebank writes the first.
 _SPECIAL = frozenset({UNK, EOS, "<unk>"})
+# What a vocabulary of each level has at least.
+_SPECIALS: dict[Level, set[str]] = {"word": {UNK, EOS}, "char": {UNK}, "byte": set()}
 
-_SPACE = r" \t\n\r\f\v"
-# Everything printed that is no letter, mark, digit or underscore, in the blocks prose uses.
-_PUNCTUATION = r"!-/:-@\[-\^`{-~¡-©«-´¶-¹»-¿×÷‐-‧‰-⁞、-〿！-／：-＠［-｀｛-･"
-_LETTER = f"[^{_SPACE}{_PUNCTUATION}]"
-# 's and 't stand alone; the apostrophe of O'Neill and the point of os.path belong to their word.
-_CLITIC = rf"['’](?:s|S|t|T|re|RE|ve|VE|ll|LL|d|D|m|M)(?!{_LETTER})"
-_PATTERNS: dict[Splitter, str] = {
-    "whitespace": rf"[^{_SPACE}]+",
-    "words": (
-        rf"{EOS}|{UNK}"
-        rf"|(?<={_LETTER}){_CLITIC}"
-        rf"|[0-9]+(?:[.,][0-9]+)+(?!{_LETTER})"
-        rf"|{_LETTER}+(?:(?:\.|(?!{_CLITIC})['’]){_LETTER}+)*"
-        rf"|[{_PUNCTUATION}]"
-    ),
-}
+_SPACE = in_class(SPACE)
+_IS_SPACE = re.compile(f"[{_SPACE}]")
+_JOINER = "\u200d"
+_BMP, _LAST = 0xFFFF, 0x10FFFF
+_BEYOND_BMP = re.compile("[\U00010000-\U0010ffff]")
+_RUN_BEYOND_BMP = re.compile(rf"(?<![^{_SPACE}])([^{_SPACE}]*[\U00010000-\U0010ffff][^{_SPACE}]*)")
+
+
+def _pattern(splitter: Splitter, last: int = _LAST) -> str:
+    """What matches a word, in text whose characters go up to the code point `last`."""
+    if splitter == "whitespace":
+        return rf"[^{_SPACE}]+"
+    punctuation, mark = in_class(PUNCTUATION, last), in_class(MARK, last)
+    letter = f"[^{_SPACE}{punctuation}]"
+    # 's and 't stand alone; the apostrophe of O'Neill and the point of os.path are in their word.
+    clitic = rf"['’](?:s|S|t|T|re|RE|ve|VE|ll|LL|d|D|m|M)(?!{letter})"
+    # With the marks of an emoji, and with the emoji that a zero-width joiner joins to it.
+    sign = rf"[{punctuation}][{mark}]*"
+    flag = "[\U0001f1e6-\U0001f1ff]{2}|" if last > _BMP else ""
+    return (
+        rf"[0-9]+(?:[.,][0-9]+)+(?!{letter})"
+        rf"|{letter}+(?:(?:\.|(?!{clitic})['’]){letter}+)*"
+        rf"|{EOS}|{UNK}"
+        rf"|(?=['’])(?:(?<={letter})|(?<={UNK})){clitic}"
+        rf"|{flag}{sign}(?:{_JOINER}{sign})*"
+    )
+
+
+@functools.cache
+def _compiled(splitter: Splitter, last: int) -> re.Pattern[str]:
+    return re.compile(_pattern(splitter, last))
+
+
 _ANY_CHARACTER = r"[\s\S]"
 # A run without white space longer than this is cut, so that text is read in bounded memory.
 _LONGEST_RUN = 4096
@@ -52,9 +74,11 @@ class Tokenizer:
         level: what a token is.
         splitter: how words are found, at word level.
         lowercase: whether words are put in lower case first.
+        nfc: whether text is brought to Unicode's form NFC first.
 
     Raises:
-        CheckpointError: a token stands twice, or the word level lacks `<UNK>` or `<EOS>`.
+        CheckpointError: a token stands twice, `<UNK>`, or at word level `<EOS>`, is missing, or a
+            character is not one.
 
     Example:
         >>> tokenizer = build_tokenizer(["a cat sat\n"], level="word")
@@ -71,19 +95,24 @@ class Tokenizer:
         splitter: Splitter = "words",
         *,
         lowercase: bool = False,
+        nfc: bool = False,
     ) -> None:
         self.vocabulary = list(vocabulary)
         self.level = level
         self.splitter = splitter
         self.lowercase = lowercase
+        self.nfc = nfc
         self._ids = {token: index for index, token in enumerate(self.vocabulary)}
         if len(self._ids) != len(self.vocabulary):
             raise CheckpointError("tokenizer: a token stands in the vocabulary twice")
-        if level == "word" and not {UNK, EOS} <= self._ids.keys():
-            raise CheckpointError(f"tokenizer: the vocabulary lacks {UNK} or {EOS}")
+        if missing := _SPECIALS[level] - self._ids.keys():
+            raise CheckpointError(
+                f"tokenizer: the vocabulary lacks {' and '.join(sorted(missing))}"
+            )
+        longer = [token for token in self.vocabulary if len(token) != 1 and token != UNK]
+        if level == "char" and longer:
+            raise CheckpointError(f"tokenizer: {longer[0]!a} is not one character")
         self._word_ids = _WordIds(self._ids, self.unk_id or 0)
-        if level == "char":
-            self._table = _character_table(self.vocabulary, self.unk_id)
 
     @property
     def vocab_size(self) -> int:
@@ -92,8 +121,8 @@ class Tokenizer:
 
     @property
     def unk_id(self) -> int | None:
-        """The id of `<UNK>`, or None where every token is known."""
-        return self._ids.get(UNK) if self.level != "byte" else None
+        """The id of `<UNK>`, or None at byte level, where every token is known."""
+        return self._ids[UNK] if self.level != "byte" else None
 
     @property
     def eos_id(self) -> int | None:
@@ -113,14 +142,40 @@ class Tokenizer:
         return self._ids.get("\n") if self.level == "char" else ord("\n")
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """The ids of a text, (N,); at word level every newline is `<EOS>`.
+        r"""The ids of a text, (N,); a line ends with `\n`, `\r\n` or `\r`, at word level `<EOS>`.
 
         Raises:
-            TextError: at character level, a character outside the vocabulary.
+            TextError: at byte level, a text that is not valid Unicode.
         """
         if self.level == "word":
-            return self._encode_words(text)
-        return self._encode_characters(text) if self.level == "char" else self._encode_bytes(text)
+            return self.word_ids(self.words(text))
+        if self.level == "char":
+            return self.character_ids[self.codes(text)]
+        try:
+            content = _normalized(text, nfc=self.nfc).encode("utf-8")
+        except UnicodeEncodeError:
+            raise TextError("the text is not valid UTF-8") from None
+        return np.frombuffer(content, np.uint8).astype(np.int64)
+
+    def codes(self, text: str) -> NDArray[np.uint32]:
+        """The code points of a text, whose ids are in `character_ids`, (N,)."""
+        return _codes(_normalized(text, nfc=self.nfc))
+
+    @functools.cached_property
+    def character_ids(self) -> NDArray[np.int64]:
+        """The id of every code point of Unicode, at character level."""
+        ids = np.full(0x110000, self.unk_id, np.int64)
+        for token, index in self._ids.items():
+            if token != UNK:
+                ids[ord(token)] = index
+        return ids
+
+    def unknown_characters(self, texts: Iterable[str]) -> dict[str, int]:
+        """The characters that become `<UNK>` at character level, with their counts."""
+        if self.level != "char":
+            return {}
+        codes = self.codes("".join(texts))
+        return character_counts(codes[self.character_ids[codes] == self.unk_id])
 
     def word_ids(self, words: Collection[str]) -> NDArray[np.int64]:
         """The ids of words, (N,)."""
@@ -128,35 +183,14 @@ class Tokenizer:
 
     def words(self, text: str) -> list[str]:
         """The words of a text that holds no part of a word."""
-        return split_words(text, self.splitter, lowercase=self.lowercase)
+        return split_words(text, self.splitter, lowercase=self.lowercase, nfc=self.nfc)
 
     def unknown(self, text: str) -> list[str]:
         """The words or characters of a text that are `<UNK>`, each once."""
         if self.unk_id is None:
             return []
-        tokens = self.words(text) if self.level == "word" else text
+        tokens = self.words(text) if self.level == "word" else _normalized(text, nfc=self.nfc)
         return [token for token in dict.fromkeys(tokens) if token not in self._ids]
-
-    def _encode_words(self, text: str) -> NDArray[np.int64]:
-        return self.word_ids(self.words(text))
-
-    def _encode_characters(self, text: str) -> NDArray[np.int64]:
-        codes = _codes(text)
-        ids: NDArray[np.int64] = self._table[codes]
-        if ids.size and ids.min() < 0:
-            unknown = chr(codes[int(np.argmin(ids))])
-            raise TextError(
-                f"character {unknown!r} is not in the vocabulary of {self.vocab_size} characters",
-                "train on text that has it, with --set data.min_count=2 to make room for <UNK>, "
-                "or with --level byte",
-            )
-        return ids
-
-    def _encode_bytes(self, text: str) -> NDArray[np.int64]:
-        try:
-            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
-        except UnicodeEncodeError:
-            raise TextError("the text is not valid UTF-8") from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for; words are joined as prose is written."""
@@ -172,25 +206,24 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The content of `tokenizer.json`, in the format of the `tokenizers` library."""
+        return json.dumps(self._tree(), ensure_ascii=False, indent=1)
+
+    def _tree(self) -> dict[str, Any]:
         tokens = self.vocabulary
         if self.level == "byte":
             tokens = [_BYTE_SYMBOLS[byte] for byte in range(256)]
-        return json.dumps(
-            {
-                "version": "1.0",
-                "truncation": None,
-                "padding": None,
-                "added_tokens": [],
-                **_pipeline(self.level, self.splitter, lowercase=self.lowercase),
-                "model": {
-                    "type": "WordLevel",
-                    "vocab": {token: index for index, token in enumerate(tokens)},
-                    "unk_token": UNK,
-                },
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            **_pipeline(self.level, self.splitter, lowercase=self.lowercase, nfc=self.nfc),
+            "model": {
+                "type": "WordLevel",
+                "vocab": {token: index for index, token in enumerate(tokens)},
+                "unk_token": UNK,
             },
-            ensure_ascii=False,
-            indent=1,
-        )
+        }
 
     @staticmethod
     def from_json(text: str) -> "Tokenizer":
@@ -209,21 +242,15 @@ class Tokenizer:
             raise CheckpointError(f"tokenizer.json is damaged: {error!a}") from None
         if not vocabulary or not numbered or sorted(ids.values()) != list(range(len(ids))):
             raise CheckpointError("tokenizer.json is damaged: ids are not 0, 1, 2 and so on")
-        for kind in _KINDS:
-            if (found := _of_kind(kind, vocabulary)) and json.loads(found.to_json()) == tree:
-                return found
+        for level, splitter, options in _KINDS:
+            pipeline = _pipeline(level, splitter, **options)
+            if pipeline == {part: tree.get(part) for part in pipeline}:
+                if level == "byte":
+                    vocabulary = [chr(byte) for byte in range(256)]
+                found = Tokenizer(vocabulary, level, splitter, **options)
+                if found._tree() == tree:
+                    return found
         raise CheckpointError("tokenizer.json holds a way to cut text that lmtrain does not have")
-
-
-def _of_kind(kind: tuple[Level, Splitter, bool], vocabulary: Sequence[str]) -> Tokenizer | None:
-    level, splitter, lowercase = kind
-    if level == "byte":
-        vocabulary = [chr(byte) for byte in range(256)]
-    if level == "char" and any(len(token) != 1 and token != UNK for token in vocabulary):
-        return None
-    if level == "word" and not {UNK, EOS} <= set(vocabulary):
-        return None
-    return Tokenizer(vocabulary, level, splitter, lowercase=lowercase)
 
 
 class _FirstAppearance(dict[str, int]):
@@ -253,13 +280,12 @@ def build_tokenizer(
     vocab_size: int = 10_000,
     min_count: int = 1,
     lowercase: bool = False,
-    has_unk: bool = False,
+    nfc: bool = False,
 ) -> Tokenizer:
     r"""The tokenizer of a text: its most frequent words, or its characters, or the 256 bytes.
 
     Words come by falling count, words of equal count by first appearance, so that the vocabulary
-    is a pure function of the text. Characters come in the order of Unicode; with `min_count`
-    above 1 rarer ones become `<UNK>`.
+    is a pure function of the text. Characters come in the order of Unicode, after `<UNK>`.
 
     Args:
         chunks: the text in pieces, cut anywhere.
@@ -268,19 +294,20 @@ def build_tokenizer(
         vocab_size: most words, `<UNK>` and `<EOS>` included; characters and bytes are not limited.
         min_count: least occurrences of a word or character.
         lowercase: whether words are put in lower case first.
-        has_unk: whether characters have `<UNK>` for new ones even where none is rare.
+        nfc: whether text is brought to Unicode's form NFC first.
 
     Example:
         >>> build_tokenizer(["b a b\n"], level="word").vocabulary
         ['<UNK>', '<EOS>', 'b', 'a']
     """
     if level == "byte":
-        return Tokenizer([chr(byte) for byte in range(256)], "byte")
-    numbering, pieces = Numbering(level, splitter, lowercase=lowercase), Pieces(level)
+        return Tokenizer([chr(byte) for byte in range(256)], "byte", nfc=nfc)
+    numbering = Numbering(level, splitter, lowercase=lowercase, nfc=nfc)
+    pieces = Pieces(level, nfc=nfc)
     for chunk in chunks:
         numbering.count(numbering.encode(pieces.add(chunk)))
     numbering.count(numbering.encode(pieces.end()))
-    return numbering.tokenizer(vocab_size, min_count, has_unk=has_unk)
+    return numbering.tokenizer(vocab_size, min_count)
 
 
 class Numbering:
@@ -292,20 +319,22 @@ class Numbering:
         level: what a token is: a word or a character.
         splitter: how words are found.
         lowercase: whether words are put in lower case first.
+        nfc: whether text is brought to Unicode's form NFC first.
     """
 
-    def __init__(self, level: Level, splitter: Splitter, *, lowercase: bool) -> None:
+    def __init__(self, level: Level, splitter: Splitter, *, lowercase: bool, nfc: bool) -> None:
         self._level = level
         self._splitter = splitter
         self._lowercase = lowercase
+        self._nfc = nfc
         self._numbers = _FirstAppearance()
         self._counts = np.zeros(0, np.int64)
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         """The numbers of the tokens of a text that holds no part of a word, (N,)."""
         if self._level == "char":
-            return _codes(text)
-        words = split_words(text, self._splitter, lowercase=self._lowercase)
+            return _codes(_normalized(text, nfc=self._nfc))
+        words = split_words(text, self._splitter, lowercase=self._lowercase, nfc=self._nfc)
         return np.fromiter(map(self._numbers.__getitem__, words), np.uint32, len(words))
 
     def count(self, numbers: NDArray[np.unsignedinteger]) -> None:
@@ -314,73 +343,99 @@ class Numbering:
         found[: len(self._counts)] += self._counts
         self._counts = found
 
-    def tokenizer(self, vocab_size: int, min_count: int, *, has_unk: bool = False) -> Tokenizer:
+    def tokenizer(self, vocab_size: int, min_count: int) -> Tokenizer:
         """The tokenizer of what was counted, as `build_tokenizer` describes it."""
         frequent = np.flatnonzero(self._counts >= min_count)
         if self._level == "char":
             known = [chr(code) for code in frequent]
-            return Tokenizer([*([UNK] if has_unk or min_count > 1 else []), *known], "char")
+            return Tokenizer([UNK, *known], "char", nfc=self._nfc)
         words = list(self._numbers)
         by_count = frequent[np.argsort(-self._counts[frequent], kind="stable")]
         most = (words[number] for number in by_count if words[number] not in _SPECIAL)
         known = list(itertools.islice(most, vocab_size - 2))
-        return Tokenizer([UNK, EOS, *known], "word", self._splitter, lowercase=self._lowercase)
+        return Tokenizer(
+            [UNK, EOS, *known], "word", self._splitter, lowercase=self._lowercase, nfc=self._nfc
+        )
 
     def ids(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
-        """The id of each number in a vocabulary; of characters, of those that were counted."""
-        if self._level == "word":
-            return tokenizer.word_ids(self._numbers)
-        codes = np.flatnonzero(self._counts)
-        ids = np.zeros(len(self._counts), np.int64)
-        ids[codes] = tokenizer.encode("".join(map(chr, codes)))
-        return ids
+        """The id of each number in a vocabulary."""
+        if self._level == "char":
+            return tokenizer.character_ids
+        return tokenizer.word_ids(self._numbers)
 
 
 class Pieces:
-    """Text that comes in pieces cut anywhere, put together so that none ends within a word.
+    """Text that comes in pieces cut anywhere, put together so that none ends within a token.
 
-    At the other levels than that of words a piece is left as it is. A last line of words gets its
-    newline.
+    They end at white space, but only at word level or where characters are composed is text held
+    back for that. A last line of words gets its newline.
 
     Args:
         level: what a token is.
+        nfc: whether text is brought to Unicode's form NFC.
     """
 
-    def __init__(self, level: Level) -> None:
+    def __init__(self, level: Level, *, nfc: bool = False) -> None:
         self._level = level
+        self._is_held = level == "word" or nfc
         self._rest = ""
         self._last = "\n"
 
     def add(self, chunk: str) -> str:
         """What is whole after one more chunk."""
-        if self._level != "word" or not chunk:
-            return chunk
-        self._last = chunk[-1]
+        self._last = chunk[-1:] or self._last
         text = self._rest + chunk
-        cut = max(text.rfind(space) for space in " \n\t\r\f\v") + 1
-        if not cut:
-            cut = len(text) - len(text) % _LONGEST_RUN
+        # A newline may follow a carriage return, and ends the same line.
+        cut = len(text) - text.endswith("\r")
+        if self._is_held:
+            longest = cut - cut % _LONGEST_RUN if self._level == "word" else 0
+            while cut and not _IS_SPACE.match(text, cut - 1):
+                cut -= 1
+            cut = cut or longest
         self._rest = text[cut:]
         return text[:cut]
 
     def end(self) -> str:
         """What is left at the end of the text."""
-        return self._rest + "\n" if self._last != "\n" else ""
+        is_open = self._level == "word" and self._last not in "\r\n"
+        return self._rest + "\n" if is_open else self._rest
 
 
-def split_words(text: str, splitter: Splitter, *, lowercase: bool = False) -> list[str]:
-    r"""The words of a text, with `<EOS>` for every newline.
+def split_words(
+    text: str, splitter: Splitter, *, lowercase: bool = False, nfc: bool = False
+) -> list[str]:
+    r"""The words of a text, with `<EOS>` for the end of every line.
+
+    White space of any script separates words. A mark of punctuation and a symbol are words of their
+    own; a run of letters is one word, also where a script has no spaces, as in Chinese.
 
     Example:
         >>> split_words("Don't stop.\n", "words")
         ['Don', "'t", 'stop', '.', '<EOS>']
     """
-    # Before the case is changed, since that can change the length.
-    text = _OVERLONG.sub(_cut, text)
+    # Before the form and the case are changed, since that can change the length.
+    text = _normalized(_OVERLONG.sub(_cut, text), nfc=nfc)
     if lowercase:
         # Character by character, as the tokenizers library does: a final sigma is no exception.
         text = text.replace("Σ", "σ").lower()
-    return re.findall(_PATTERNS[splitter], text.replace("\n", f" {EOS} "))
+    text = text.replace("\n", f" {EOS} ")
+    find = _compiled(splitter, _BMP).findall
+    if splitter == "whitespace" or text.isascii() or not _BEYOND_BMP.search(text):
+        return find(text)
+    # Python takes several times as long for classes beyond the Basic Multilingual Plane: only runs
+    # that have such characters are searched for them.
+    find_all = _compiled(splitter, _LAST).findall
+    words = []
+    for index, piece in enumerate(_RUN_BEYOND_BMP.split(text)):
+        words += find_all(piece) if index % 2 else find(piece)
+    return words
+
+
+def _normalized(text: str, *, nfc: bool) -> str:
+    """The text with lines that end with a newline alone."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", text) if nfc else text
 
 
 def _cut(run: re.Match[str]) -> str:
@@ -392,14 +447,15 @@ def _codes(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def _character_table(vocabulary: Sequence[str], unk_id: int | None) -> NDArray[np.int64]:
-    table = np.full(0x110000, -1 if unk_id is None else unk_id, np.int64)
-    for index, token in enumerate(vocabulary):
-        if token != UNK:
-            if len(token) != 1:
-                raise CheckpointError(f"tokenizer: {token!a} is not one character")
-            table[ord(token)] = index
-    return table
+def character_counts(codes: NDArray[np.unsignedinteger]) -> dict[str, int]:
+    """The characters of some code points with their counts, the most frequent first.
+
+    Example:
+        >>> character_counts(np.array([98, 97, 98]))
+        {'b': 2, 'a': 1}
+    """
+    found, counts = np.unique(codes, return_counts=True)
+    return {chr(found[i]): int(counts[i]) for i in np.argsort(-counts, kind="stable")}
 
 
 def _byte_symbols() -> dict[int, str]:
@@ -410,14 +466,22 @@ def _byte_symbols() -> dict[int, str]:
 
 
 _BYTE_SYMBOLS = _byte_symbols()
-_KINDS: list[tuple[Level, Splitter, bool]] = [
-    *(("word", splitter, lower) for splitter in _PATTERNS for lower in (False, True)),
-    ("char", "words", False),
-    ("byte", "words", False),
+_OPTIONS = [{"nfc": nfc} for nfc in (False, True)]
+_KINDS: list[tuple[Level, Splitter, dict[str, bool]]] = [
+    *(
+        ("word", splitter, {"lowercase": lowercase, **options})
+        for splitter in ("words", "whitespace")
+        for lowercase in (False, True)
+        for options in _OPTIONS
+    ),
+    *(("char", "words", options) for options in _OPTIONS),
+    *(("byte", "words", options) for options in _OPTIONS),
 ]
 
 
-def _pipeline(level: Level, splitter: Splitter, *, lowercase: bool) -> dict[str, Any]:
+def _pipeline(
+    level: Level, splitter: Splitter, *, lowercase: bool = False, nfc: bool = False
+) -> dict[str, Any]:
     """The parts of a tokenizer.json that say how text is cut, and by which it is known again."""
     byte_level = {
         "type": "ByteLevel",
@@ -425,21 +489,26 @@ def _pipeline(level: Level, splitter: Splitter, *, lowercase: bool) -> dict[str,
         "trim_offsets": True,
         "use_regex": False,
     }
-    normalizer = None
-    if level == "word":
-        line_ends = {"type": "Replace", "pattern": {"String": "\n"}, "content": f" {EOS} "}
-        normalizer = {
-            "type": "Sequence",
-            "normalizers": [*([{"type": "Lowercase"}] if lowercase else []), line_ends],
-        }
+    line_ends = {
+        "type": "Replace",
+        "pattern": {"Regex": r"\r\n?|\n"},
+        "content": f" {EOS} " if level == "word" else "\n",
+    }
     split = {
         "type": "Split",
-        "pattern": {"Regex": _PATTERNS[splitter] if level == "word" else _ANY_CHARACTER},
+        "pattern": {"Regex": _pattern(splitter) if level == "word" else _ANY_CHARACTER},
         "behavior": "Removed",
         "invert": True,
     }
     return {
-        "normalizer": normalizer,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                *([{"type": "NFC"}] if nfc else []),
+                *([{"type": "Lowercase"}] if lowercase else []),
+                line_ends,
+            ],
+        },
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [byte_level, split]}
         if level == "byte"
         else split,

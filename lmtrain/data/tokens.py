@@ -9,8 +9,9 @@ Knows ids and hashes, never models.
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,14 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmtrain import files
-from lmtrain.data.detokenizer import Level
 from lmtrain.data.division import Cuts, Division
-from lmtrain.data.tokenizer import Numbering, Pieces, Tokenizer, build_tokenizer
+from lmtrain.data.tokenizer import (
+    Numbering,
+    Pieces,
+    Tokenizer,
+    build_tokenizer,
+    character_counts,
+)
 from lmtrain.data.vocabulary import tokenizer_of
 from lmtrain.errors import CheckpointError
 from lmtrain.schema import DataConfig
 
-FORMAT = 1
+FORMAT = 2
 _DAY = 86_400
 
 
@@ -38,12 +44,14 @@ class Tokens:
         characters: characters of the text they stand for.
         key: the hash of text, cut and tokenizer, under which they are cached.
         name: what messages call the text.
+        unknown_characters: the characters that are `<UNK>` at character level, with their counts.
     """
 
     ids: NDArray[np.unsignedinteger]
     characters: int
     key: str
     name: str
+    unknown_characters: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,7 +60,7 @@ class Tokens:
 def read_tokens(division: Division, data: DataConfig) -> tuple[Tokenizer, dict[str, Tokens]]:
     """The tokenizer of a text and the ids of its parts, from the cache or in one pass over it.
 
-    Words are those of the first part, the training text; characters are those of the whole text.
+    The vocabulary is that of the first part, the training text.
 
     Args:
         division: the text and how it is cut.
@@ -64,19 +72,22 @@ def read_tokens(division: Division, data: DataConfig) -> tuple[Tokenizer, dict[s
     """
     if data.level == "byte":
         # The bytes are a vocabulary without a text.
-        tokenizer = build_tokenizer([], "byte")
+        tokenizer = build_tokenizer([], "byte", nfc=data.nfc)
         return tokenizer, tokenize(division, tokenizer)
     if data.vocabulary is not None:
-        tokenizer = tokenizer_of(data.vocabulary, data.splitter, lowercase=data.lowercase)
+        tokenizer = tokenizer_of(
+            data.vocabulary, data.splitter, lowercase=data.lowercase, nfc=data.nfc
+        )
         return tokenizer, tokenize(division, tokenizer)
-    rules = [data.level, data.splitter, data.vocab_size, data.min_count, data.lowercase]
+    numbering = Numbering(data.level, data.splitter, lowercase=data.lowercase, nfc=data.nfc)
+    # A tokenizer without words says how text is cut.
+    rules = [numbering.tokenizer(data.vocab_size, 1).to_json(), data.vocab_size, data.min_count]
     path = _cache() / f"{_hash([*rules, *_divided(division)])}.tokenizer.json"
     if known := _load_tokenizer(path):
         return known, tokenize(division, known)
-    numbering = Numbering(data.level, data.splitter, lowercase=data.lowercase)
-    with _numbered(division, data.level, numbering.encode) as (numbers, parts):
-        counted = parts[-1 if data.level == "char" else 0]
-        for block in numbers.between(0, counted.stop):
+    pieces = Pieces(data.level, nfc=data.nfc)
+    with _numbered(division, pieces, numbering.encode) as (numbers, parts):
+        for block in numbers.between(0, parts[0].stop):
             numbering.count(block)
         tokenizer = numbering.tokenizer(data.vocab_size, data.min_count)
         content = tokenizer.to_json().encode()
@@ -88,8 +99,7 @@ def tokenize(division: Division, tokenizer: Tokenizer) -> dict[str, Tokens]:
     """The ids of the parts of a text, from the cache or in one pass over it.
 
     Raises:
-        TextError: the text cannot be read, is too short to be cut, or has a character that the
-            vocabulary lacks.
+        TextError: the text cannot be read, or is too short to be cut.
         MachineError: the cache cannot be written.
     """
     found = {}
@@ -98,8 +108,12 @@ def tokenize(division: Division, tokenizer: Tokenizer) -> dict[str, Tokens]:
             found[part] = tokens
     if len(found) == len(division.names):
         return found
-    with _numbered(division, tokenizer.level, tokenizer.encode) as (ids, parts):
-        return _store(division, tokenizer, ids, parts)
+    is_char = tokenizer.level == "char"
+    pieces = Pieces(tokenizer.level, nfc=tokenizer.nfc)
+    encode = tokenizer.codes if is_char else tokenizer.encode
+    with _numbered(division, pieces, encode) as (numbers, parts):
+        ids = tokenizer.character_ids if is_char else None
+        return _store(division, tokenizer, numbers, parts, ids)
 
 
 def token_keys(division: Division, tokenizer: Tokenizer) -> dict[str, str]:
@@ -143,12 +157,13 @@ def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
     array, note = _paths(key)
     try:
         known = json.loads(note.read_bytes())
-        if _digest(array, known["characters"]) != known["sha256"]:
+        digest = known.pop("sha256")
+        if _digest(array, known) != digest:
             return None
         ids = np.load(array, mmap_mode="r", allow_pickle=False)
         is_fitting = ids.ndim == 1 and ids.dtype == _dtype(vocab_size)
         if is_fitting and ids.max(initial=0) < vocab_size:
-            return Tokens(ids, known["characters"], key, name)
+            return Tokens(ids, known["characters"], key, name, known["unknown_characters"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return None
@@ -190,10 +205,10 @@ class _NumberFile:
 
 @contextlib.contextmanager
 def _numbered(
-    division: Division, level: Level, encode: Callable[[str], NDArray[Any]]
+    division: Division, pieces: Pieces, encode: Callable[[str], NDArray[Any]]
 ) -> Iterator[tuple[_NumberFile, list[_Part]]]:
     """The numbers that `encode` gives the tokens of a text, and its parts."""
-    cuts, pieces = Cuts(division), Pieces(level)
+    cuts = Cuts(division)
     files.remove_leftovers(_cache(), seconds=_DAY)
     with files.open_scratch(_cache()) as stream:
         numbers = _NumberFile(stream)
@@ -235,12 +250,19 @@ def _store(
     stored = {}
     for (name, key), part in zip(token_keys(division, tokenizer).items(), parts, strict=True):
         array, note = _paths(key)
+        count, unknown = part.stop - part.start, Counter[str]()
         with files.open_atomic(array) as stream:
-            blocks = numbers.between(part.start, part.stop)
-            mapped = blocks if ids is None else (ids[block] for block in blocks)
-            _write_array(stream, mapped, _dtype(tokenizer.vocab_size), part.stop - part.start)
-        known = {"characters": part.characters, "sha256": _digest(array, part.characters)}
-        files.write(note, json.dumps(known).encode())
+            _write_header(stream, _dtype(tokenizer.vocab_size), count)
+            for block in numbers.between(part.start, part.stop):
+                found = block if ids is None else ids[block]
+                stream.write(found.astype(_dtype(tokenizer.vocab_size)).tobytes())
+                if tokenizer.level == "char":
+                    unknown.update(character_counts(block[found == tokenizer.unk_id]))
+        known = {
+            "characters": count if tokenizer.level == "char" else part.characters,
+            "unknown_characters": dict(unknown.most_common()),
+        }
+        files.write(note, json.dumps({**known, "sha256": _digest(array, known)}).encode())
         tokens = load_tokens(key, tokenizer.vocab_size, division.text.name)
         if tokens is None:
             raise CheckpointError(f"the token cache {array} changed while it was written")
@@ -248,17 +270,14 @@ def _store(
     return stored
 
 
-def _write_array(
-    stream: BinaryIO, blocks: Iterable[NDArray[Any]], dtype: np.dtype[Any], count: int
-) -> None:
+def _write_header(stream: BinaryIO, dtype: np.dtype[Any], count: int) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     np.lib.format.write_array_header_1_0(stream, {**header, "shape": (count,)})
-    for block in blocks:
-        stream.write(block.astype(dtype).tobytes())
 
 
-def _digest(array: Path, characters: int) -> str:
-    return files.sha256(itertools.chain(files.file_chunks(array), [str(characters).encode()]))
+def _digest(array: Path, known: Mapping[str, Any]) -> str:
+    note = json.dumps(known, sort_keys=True).encode()
+    return files.sha256(itertools.chain(files.file_chunks(array), [note]))
 
 
 def _dtype(vocab_size: int) -> np.dtype[Any]:

@@ -46,13 +46,16 @@ def read_vocabulary(place: str) -> list[str]:
     return [*(each for each in (UNK, EOS) if each not in lines), *lines]
 
 
-def tokenizer_of(place: str, splitter: Splitter, *, lowercase: bool) -> Tokenizer:
+def tokenizer_of(
+    place: str, splitter: Splitter, *, lowercase: bool, nfc: bool = False
+) -> Tokenizer:
     """The tokenizer with the vocabulary of a file; says which words the splitter never finds.
 
     Args:
         place: the file.
         splitter: how words are found.
         lowercase: whether words are put in lower case first.
+        nfc: whether text is brought to Unicode's form NFC first.
 
     Raises:
         TextError: see `read_vocabulary`.
@@ -63,10 +66,10 @@ def tokenizer_of(place: str, splitter: Splitter, *, lowercase: bool) -> Tokenize
         word
         for word in words
         if word not in (UNK, EOS)
-        and word not in split_words(f"a{word} {word}", splitter, lowercase=lowercase)
+        and word not in split_words(f"a{word} {word}", splitter, lowercase=lowercase, nfc=nfc)
     ]
     if absent:
         cut = f"data.splitter = {splitter}{' and data.lowercase = true' if lowercase else ''}"
         shown = screen.shorten(absent[0])
         screen.note(f"{place}: {len(absent):,} words, such as {shown}, never occur with {cut}")
-    return Tokenizer(words, "word", splitter, lowercase=lowercase)
+    return Tokenizer(words, "word", splitter, lowercase=lowercase, nfc=nfc)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lmtrain import checkpoint
+from lmtrain import checkpoint, screen
 from lmtrain.data.word_vectors import read_word_vectors
 from lmtrain.errors import CheckpointError
 from lmtrain.kernels.native import library
@@ -25,6 +25,9 @@ from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import State
 from lmtrain.model.word_characters import WordCharacters
 from lmtrain.schema import Config, TrainConfig
+
+# So many unknown characters are named.
+_NAMED = 5
 
 
 class Loss(NamedTuple):
@@ -259,6 +262,8 @@ class Task(abc.ABC):
     trivial: ClassVar[str] = "from frequencies alone"
     """How the trivial model of `baseline` predicts."""
     trained: ClassVar[type[Trained]]
+    notice: str | None = None
+    """What was changed in the settings so that they fit the data, in one line."""
 
     def __init__(self, config: Config, data: Any, model: Any, shard: Shard) -> None:
         self.config = config
@@ -369,6 +374,24 @@ class Task(abc.ABC):
     def described(self) -> str:
         """The size of the training data and of the vocabularies, for a person."""
         return f"{self.steps_per_epoch:,} steps an epoch"
+
+
+def warn_of_unknown(characters: Mapping[str, int], name: str) -> None:
+    """Names the most frequent characters of a text that are `<UNK>` to a model, in one line.
+
+    Args:
+        characters: those characters with their counts.
+        name: what messages call the text.
+    """
+    if not characters:
+        return
+    ranked = sorted(characters.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{each!r} {count:,}" for each, count in ranked[:_NAMED])
+    more = f" and {len(ranked) - _NAMED:,} others" if len(ranked) > _NAMED else ""
+    screen.note(
+        f"warning: {name} has {sum(characters.values()):,} characters that are not in the "
+        f"vocabulary and count as <UNK>: {named}{more}"
+    )
 
 
 def uses_bf16(train: TrainConfig) -> bool:

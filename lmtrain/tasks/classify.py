@@ -1,5 +1,6 @@
 """Classification: one label for each text or sequence of vectors (many to one)."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,7 +19,7 @@ from lmtrain.model.classifier import Classifier
 from lmtrain.model.head import Softmax
 from lmtrain.model.recurrent import State
 from lmtrain.schema import Config
-from lmtrain.tasks.base import Batch, Files, Loss, Metrics
+from lmtrain.tasks.base import Batch, Files, Loss, Metrics, warn_of_unknown
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.examples import (
     ExampleData,
@@ -112,7 +113,10 @@ class LabelledData(ExampleData):
             inputs: list[NDArray[Any]] = [self.inputs.encode(each.text, name) for each in examples]
         else:
             inputs = [self.inputs.encode(each.vectors, name) for each in examples]
-        return Examples(inputs, labels, self.fingerprint(examples), name)
+        unknown = self.inputs.unknown_characters(each.text for each in examples)
+        return Examples(
+            inputs, labels, self.fingerprint(examples), name, unknown_characters=unknown
+        )
 
 
 @dataclass(frozen=True)
@@ -181,8 +185,11 @@ class TrainedClassifier(TrainedExamples):
             TextError: vectors of another size.
             DivergedError: the model's probabilities are not finite.
         """
+        unknown = Counter[str]()
         for group in grouped(examples):
             yield from self._predicted(group)
+            unknown.update(self.data.inputs.unknown_characters(map(labelled.cleaned, group)))
+        warn_of_unknown(unknown, "the text")
 
     @torch.no_grad()
     def _predicted(self, group: Sequence[Any]) -> Iterator[Prediction]:

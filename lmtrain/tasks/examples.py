@@ -19,7 +19,7 @@ from lmtrain import device, torchrun
 from lmtrain.data.padded import NOTHING, PaddedBatches, in_order, pad
 from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.schema import Config
-from lmtrain.tasks.base import Batch, Loss, Shard, Task, Trained, require_same
+from lmtrain.tasks.base import Batch, Loss, Shard, Task, Trained, require_same, warn_of_unknown
 
 _VALID_FRACTION = 0.1
 AT_ONCE = 64
@@ -40,12 +40,14 @@ class Examples:
         targets: what is predicted of each: its label (N,), or an array for each.
         key: a hash of the examples.
         name: what messages call them.
+        unknown_characters: those that are `<UNK>` at character level, with their counts.
     """
 
     inputs: Sequence[NDArray[Any]]
     targets: Sequence[NDArray[Any]] | NDArray[Any]
     key: str
     name: str
+    unknown_characters: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -105,6 +107,7 @@ class TrainedExamples(Trained):
         examples: Examples = self.data.encoded(
             self.task.read_files(places, self.config), ", ".join(places)
         )
+        warn_of_unknown(examples.unknown_characters, examples.name)
         return examples
 
     def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
@@ -182,7 +185,11 @@ class ExampleTask(Task):
     def read(cls, config: Config) -> ExampleData:
         """Reads the examples; the vocabularies are those of the training split."""
         splits = cls._read_splits(config)
-        return _encoded(cls.vocabularies(splits["train"], config), splits, config)
+        data = _encoded(cls.vocabularies(splits["train"], config), splits, config)
+        for split in ("valid", "test"):
+            if split in data.splits:
+                warn_of_unknown(data.splits[split].unknown_characters, data.splits[split].name)
+        return data
 
     @classmethod
     def find(

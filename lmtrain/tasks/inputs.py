@@ -24,7 +24,8 @@ _CONTENT = TypeAdapter(dict[Literal["size"], Annotated[int, _SIZE]])
 # Settings that mean something for tokens alone.
 _OF_TOKENS = (
     "data.level", "data.splitter", "data.vocabulary", "data.vocab_size", "data.min_count",
-    "data.lowercase", "model.embedding_size", "model.embeddings", "model.word_dropout",
+    "data.lowercase", "data.nfc", "model.embedding_size", "model.embeddings",
+    "model.word_dropout",
 )  # fmt: skip
 
 
@@ -39,7 +40,9 @@ class TextInputs:
         """The vocabulary of training texts."""
         data = config.data
         if data.vocabulary is not None:
-            return cls(tokenizer_of(data.vocabulary, data.splitter, lowercase=data.lowercase))
+            return cls(
+                tokenizer_of(data.vocabulary, data.splitter, lowercase=data.lowercase, nfc=data.nfc)
+            )
         return cls(
             build_tokenizer(
                 (f"{text}\n" for text in texts),
@@ -48,7 +51,7 @@ class TextInputs:
                 vocab_size=data.vocab_size,
                 min_count=data.min_count,
                 lowercase=data.lowercase,
-                has_unk=True,
+                nfc=data.nfc,
             )
         )
 
@@ -64,6 +67,10 @@ class TextInputs:
         """The ids of a text; of one that has no token, `<UNK>` or a blank."""
         ids = self.tokenizer.encode(text)
         return ids if len(ids) else np.array([self.tokenizer.unk_id or 0], np.int64)
+
+    def unknown_characters(self, texts: Iterable[str]) -> dict[str, int]:
+        """The characters that are `<UNK>` at character level, with their counts."""
+        return self.tokenizer.unknown_characters(texts)
 
     def shown(self, ids: NDArray[np.int64]) -> str:
         """The text of ids."""
@@ -113,6 +120,10 @@ class VectorInputs:
             TextError: they have another width, no step, or numbers that are not finite.
         """
         return require_width(vectors, self.size, name)
+
+    def unknown_characters(self, vectors: Iterable[Any]) -> dict[str, int]:
+        """None: vectors have no characters."""
+        return {}
 
     def shown(self, vectors: NDArray[np.float32]) -> str:
         """How many there are."""

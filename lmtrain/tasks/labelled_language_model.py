@@ -93,7 +93,10 @@ class LabelledTextData(ExampleData):
         first = self.tokenizer.vocab_size + labels
         inputs = [np.append(label, ids) for label, ids in zip(first, texts, strict=True)]
         targets = [np.append(ids, [self.end_id]) for ids in texts]
-        return Examples(inputs, targets, self.fingerprint(examples), name)
+        unknown = self.tokenizer.unknown_characters(each.text for each in examples)
+        return Examples(
+            inputs, targets, self.fingerprint(examples), name, unknown_characters=unknown
+        )
 
 
 class TrainedLabelledLanguageModel(TrainedExamples):

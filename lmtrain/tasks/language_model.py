@@ -18,7 +18,7 @@ from torch import Tensor
 from lmtrain import device
 from lmtrain.data import corpus
 from lmtrain.data.division import Division, open_parts
-from lmtrain.data.streams import Streams
+from lmtrain.data.streams import Streams, fitting
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.tokens import Tokens, load_tokens, read_tokens, token_keys, tokenize
 from lmtrain.errors import ConfigError, TextError
@@ -27,10 +27,19 @@ from lmtrain.model.head import Head, Softmax
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 from lmtrain.model.sampled_head import SampledSoftmax
-from lmtrain.schema import Config
+from lmtrain.schema import Config, TrainConfig
 from lmtrain.tasks import perplexity, sampling, tuning
 from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
-from lmtrain.tasks.base import Batch, Files, Loss, Shard, Task, Trained, require_same
+from lmtrain.tasks.base import (
+    Batch,
+    Files,
+    Loss,
+    Shard,
+    Task,
+    Trained,
+    require_same,
+    warn_of_unknown,
+)
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.gradient_norms import LagNorms, gradient_norms
 from lmtrain.tasks.perplexity import Perplexity
@@ -110,7 +119,7 @@ class TrainedLanguageModel(Trained):
 
         Raises:
             ConfigError: an argument out of its range.
-            TextError: at character level, a prompt with a character the model does not know.
+            TextError: a prompt that is not valid Unicode.
         """
         chosen = Sampling(**settings)
         texts = [""] * chosen.num
@@ -123,13 +132,10 @@ class TrainedLanguageModel(Trained):
         return sampling.stream(self.model, self.tokenizer, prompt, Sampling(**settings))
 
     def score(self, sentences: Iterable[str]) -> Iterator[SentenceScore]:
-        """Log P of each sentence, its end included; each from a fresh state.
-
-        Raises:
-            TextError: at character level, a character the model does not know.
-        """
+        """Log P of each sentence, its end included; each from a fresh state."""
         tokenizer = self.tokenizer
-        texts = [sentence.rstrip("\n") for sentence in sentences]
+        texts = [sentence.rstrip("\r\n") for sentence in sentences]
+        warn_of_unknown(tokenizer.unknown_characters(texts), "the text")
         ends = [] if tokenizer.line_end_id is None else [tokenizer.line_end_id]
         ids = [tokenizer.encode(text).tolist() + ends for text in texts]
         scores = perplexity.sentence_log_probs(self.model, ids, tokenizer.start_id)
@@ -146,10 +152,11 @@ class TrainedLanguageModel(Trained):
                 the test part, else the validation part, else, if it has but one, all.
 
         Raises:
-            TextError: the text cannot be read, or has a character the model does not know.
+            TextError: the text cannot be read.
         """
         text = corpus.open_text(places, ("test", "valid", "train"))
         [tokens] = tokenize(Division(text), self.tokenizer).values()
+        warn_of_unknown(tokens.unknown_characters, tokens.name)
         return tokens
 
     def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Tokens]:
@@ -261,13 +268,19 @@ class LanguageModelling(Task):
     data: TextData
 
     def __init__(self, config: Config, data: TextData, model: LanguageModel, shard: Shard) -> None:
-        super().__init__(config, data, model, shard)
-        train = config.train
+        train, num_tokens = config.train, len(data.texts["train"])
         if train.batch_size % shard.size:
             raise ConfigError(
                 f"batch_size {train.batch_size} cannot be divided among {shard.size} processes",
                 f"try: --batch-size {-(-train.batch_size // shard.size) * shard.size}",
             )
+        batch_size, seq_len = fitting(num_tokens, train.batch_size, train.seq_len, shard.size)
+        changed = {"batch_size": batch_size, "seq_len": seq_len}
+        fitted = config.model_copy(update={"train": train.model_copy(update=changed)})
+        super().__init__(fitted, data, model, shard)
+        if fitted.train != train:
+            self.notice = _change(train, fitted.train, num_tokens)
+        train = fitted.train
         seed = train.seed if train.random_seq_len else None
         self.streams = Streams(data.texts["train"].ids, train.batch_size, train.seq_len, seed)
         self._rows = shard.of(train.batch_size)
@@ -279,6 +292,9 @@ class LanguageModelling(Task):
         tokenizer, texts = read_tokens(train, config.data)
         for division in others:
             texts |= tokenize(division, tokenizer)
+        for split, text in texts.items():
+            if split != "train":
+                warn_of_unknown(text.unknown_characters, f"the {split} text {text.name}")
         return TextData(tokenizer, texts)
 
     @classmethod
@@ -454,6 +470,18 @@ class LanguageModelling(Task):
         return f"{tokens:,} tokens, vocabulary {vocabulary:,}"
 
 
+def _change(given: TrainConfig, used: TrainConfig, num_tokens: int) -> str:
+    changes = [
+        f"{name} {before} -> {after}"
+        for name, before, after in (
+            ("batch size", given.batch_size, used.batch_size),
+            ("window", given.seq_len, used.seq_len),
+        )
+        if before != after
+    ]
+    return f"{', '.join(changes)}: the training text has only {num_tokens:,} tokens"
+
+
 def _divisions(config: Config) -> list[Division]:
     data = config.data
     return open_parts(
@@ -462,5 +490,5 @@ def _divisions(config: Config) -> list[Division]:
         data.test,
         valid_fraction=data.valid_fraction,
         test_fraction=data.test_fraction,
-        at_line_ends=data.level == "word",
+        at_line_ends=data.level == "word" or data.nfc,
     )

@@ -55,6 +55,14 @@ class Perplexity(Metrics):
         return self.total_nats / math.log(2) / self.characters
 
     @property
+    def bits_per_char_without_oov(self) -> float | None:
+        """Over the characters that are not `<UNK>`; None where tokens are not characters."""
+        known = self.characters - self.oov
+        if self.characters != self.count or not known:
+            return None
+        return (self.total_nats - self.oov_nats) / math.log(2) / known
+
+    @property
     def perplexity_without_oov(self) -> float | None:
         """Perplexity over the tokens that are not `<UNK>`; None if all are."""
         known = self.count - self.oov
@@ -77,17 +85,20 @@ class Perplexity(Metrics):
             "oov": round(self.oov),
             "oov_rate": self.oov / self.count,
             "perplexity_without_oov": self.perplexity_without_oov,
+            "bits_per_char_without_oov": self.bits_per_char_without_oov,
         }
 
     def table(self) -> list[tuple[str, str]]:
         """All figures, as a person reads them."""
-        known = self.perplexity_without_oov
+        known, bits = self.perplexity_without_oov, self.bits_per_char_without_oov
+        without = [] if bits is None else [("bits per character without <UNK>", f"{bits:.5f}")]
         return [
             ("perplexity", f"{self.perplexity:.3f}"),
             ("perplexity without <UNK>", "none" if known is None else f"{known:.3f}"),
             ("loss (nats per token)", f"{self.loss:.5f}"),
             ("bits per token", f"{self.loss / math.log(2):.5f}"),
             ("bits per character", f"{self.bits_per_char:.5f}"),
+            *without,
             ("tokens", f"{self.count:,.0f}"),
             ("characters", f"{self.characters:,.0f}"),
             ("out of vocabulary", f"{self.oov:,.0f} ({100 * self.oov / self.count:.2f} %)"),

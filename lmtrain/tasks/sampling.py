@@ -228,7 +228,7 @@ def stream(
         ends: what a text begins and ends with; None for what sentences begin and end with.
 
     Raises:
-        TextError: a prompt that is no text or, at character level, has an unknown character.
+        TextError: a prompt that is no text.
         DivergedError: the model's probabilities are not finite.
     """
     try:

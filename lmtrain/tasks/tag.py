@@ -12,7 +12,7 @@ from torch import Tensor
 from lmtrain.data import conll
 from lmtrain.data.conll import Sentence
 from lmtrain.data.padded import NOTHING
-from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
+from lmtrain.data.tokenizer import Tokenizer, build_tokenizer, split_words
 from lmtrain.data.vocabulary import tokenizer_of
 from lmtrain.errors import ConfigError
 from lmtrain.model.head import Softmax
@@ -199,7 +199,9 @@ class Tagging(ExampleTask):
         """The tokens and the tags of training sentences."""
         data = config.data
         if data.vocabulary is not None:
-            tokenizer = tokenizer_of(data.vocabulary, "whitespace", lowercase=data.lowercase)
+            tokenizer = tokenizer_of(
+                data.vocabulary, "whitespace", lowercase=data.lowercase, nfc=data.nfc
+            )
         else:
             tokenizer = build_tokenizer(
                 (" ".join(map(_word, each.tokens)) + "\n" for each in examples),
@@ -208,6 +210,7 @@ class Tagging(ExampleTask):
                 vocab_size=data.vocab_size,
                 min_count=data.min_count,
                 lowercase=data.lowercase,
+                nfc=data.nfc,
             )
         tags = labels_of(
             {tag for each in examples for tag in each.tags}, place_names(config, "train")
@@ -215,7 +218,7 @@ class Tagging(ExampleTask):
         characters = None
         if config.model.characters:
             words = ("".join(each.tokens) for each in examples)
-            characters = build_tokenizer(words, "char", has_unk=True)
+            characters = build_tokenizer(words, "char", nfc=data.nfc)
         return TaggedData(tokenizer, tags, characters)
 
     @classmethod
@@ -330,7 +333,7 @@ def _words(inputs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _word(token: str) -> str:
     """A token as a word of the vocabulary, which has no white space in it."""
-    return "_".join(token.split())
+    return "_".join(split_words(" ".join(token.split()), "whitespace"))
 
 
 def _tokens(sentence: str | Sequence[str]) -> Sequence[str]:

@@ -375,6 +375,8 @@ def _log_start(run: Path, task: Task, environment: Mapping[str, Any], log: NullL
         f"{task.model.num_parameters:,} parameters, {environment['device']}, {processes}"
         f"{environment['threads']} threads, {environment['precision']}; run {run}"
     )
+    if task.notice:
+        log.info(task.notice)
     if environment["device"] == "cpu" and (reason := library.unavailable_reason()):
         log.info(f"warning: recurrent layers run without native kernels: {reason}")
 
@@ -435,6 +437,8 @@ def find_learning_rate(config: Config, *, first: float, last: float, steps: int)
     """
     with map_out_of_memory(_MEMORY_ADVICE):
         task = _new_task(config, task_of(config).read(config), Shard())
+        if task.notice:
+            screen.note(task.notice)
         increasing = geometric_schedule(first, last, steps)
         optimizer = _optimizer(task, lambda _: increasing, steps)
         return range_test(task, Stepper(task, optimizer, Ranks(), screen.note), steps)

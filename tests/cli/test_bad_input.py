@@ -96,17 +96,6 @@ def test_a_folder_is_no_text(lmtrain, assert_refused, tmp_path, untouched):
     untouched("texts")
 
 
-def test_a_corpus_shorter_than_a_batch_names_both_counts(
-    lmtrain, assert_refused, tmp_path, untouched
-):
-    (tmp_path / "short.txt").write_text("one two three\n" * 100)
-
-    outcome = lmtrain("train", "short.txt", "--batch-size", "13", "--seq-len", "31")
-
-    assert_refused(outcome, 3, "364 tokens", "at least 416", "try: --batch-size 11")
-    untouched("short.txt")
-
-
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

@@ -172,17 +172,12 @@ def test_what_the_first_cannot_write_ends_all(text, tmp_path):
     assert "could not write" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [({"train.batch_size": 5}, "batch_size 5 cannot be divided among 2 processes"),
-     ({"data.valid_fraction": 0.999}, "training text too short")],
-)  # fmt: skip
-def test_what_every_process_finds_wrong_is_told_once(text, tmp_path, settings, words):
-    done = run("lmtrain", "train", text, *arguments(SETTINGS | settings), "--devices", "2",
-               "--out", tmp_path / "run")  # fmt: skip
-    assert done.returncode in (2, 3)
+def test_what_every_process_finds_wrong_is_told_once(text, tmp_path):
+    done = run("lmtrain", "train", text, *arguments(SETTINGS | {"train.batch_size": 5}),
+               "--devices", "2", "--out", tmp_path / "run")  # fmt: skip
+    assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
-    assert words in done.stderr
+    assert "batch_size 5 cannot be divided among 2 processes" in done.stderr
     assert not (tmp_path / "run" / "config.toml").exists()
 
 

@@ -48,6 +48,23 @@ def test_without_a_text_the_runs_own_validation_text_is_judged(word_model, lmtra
     assert result["loss"] == pytest.approx(trained["valid"]["loss"], rel=1e-6)
 
 
+def test_unknown_characters_are_counted_and_named_once(char_model, lmtrain, parsed, tmp_path):
+    (tmp_path / "other.txt").write_text("the cœur\r\nœ — ZQXY!" * 2)
+
+    outcome = lmtrain("evaluate", char_model.run, "other.txt", "--json")
+
+    assert outcome.returncode == 0
+    assert outcome.stderr == (
+        "warning: other.txt has 20 characters that are not in the vocabulary and count as <UNK>: "
+        "'œ' 4, '!' 2, 'Q' 2, 'X' 2, 'Y' 2 and 4 others\n"
+    )
+    (file,) = parsed(outcome.stdout)["results"]
+    assert [file["oov"], file["count"], file["characters"]] == [20, 36, 36]
+    assert file["bits_per_char_without_oov"] < file["bits_per_char"]
+    known = math.log2(file["perplexity_without_oov"])
+    assert file["bits_per_char_without_oov"] == pytest.approx(known)
+
+
 def test_a_character_model_prints_a_table(char_model, fresh_lmtrain, tmp_path):
     (tmp_path / "text.txt").write_text("the cat sat\n")
 

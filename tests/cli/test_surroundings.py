@@ -93,7 +93,6 @@ def test_a_disk_that_takes_no_more_is_told(small, word_model, tmp_path, size):
         (" \t " * 5000, (), 3, "tokens"),
         ("one", (), 3, "too short to be split"),
         ("one two three\n" * 400, ("--vocab-size", "2"), 2, "data.vocab_size = 2"),
-        ("one two three\n" * 400, ("--batch-size", "10000000000"), 3, "tokens"),
         ("one two three\n" * 400, ("--seq-len", "99999999999999"), 2, "train.seq_len"),
         ("one two three\n" * 400, ("--set", "train.max_steps=1e3"), 2, "train.max_steps"),
     ],

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 import signal
 import time
 import tomllib
@@ -222,3 +223,27 @@ def test_a_vocabulary_and_word_vectors_that_cannot_be_used(
         "vectors of 3 numbers, and model.embedding_size is 16",
     )  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_a_short_text_trains_with_the_defaults_and_resumes_exactly(lmtrain, parsed, tmp_path):
+    lines = [f"The {n} sheep of farm {n % 7} eat grass, œufs and {n * n} herbs." for n in range(30)]
+    (tmp_path / "short.txt").write_text("\n".join(lines))
+    (tmp_path / "other.txt").write_text("A tiny text.")
+    fixed = ("--set", "train.threads=1", "--set", "train.precision=fp32")
+    given = ("train", "short.txt", "--hidden-size", "8", "--seq-len", "35", *fixed)
+
+    whole = lmtrain(*given, "--epochs", "3", "--out", "whole", "--json")
+    begun = lmtrain(*given, "--epochs", "3", "--set", "train.max_steps=2", "--out", "cut")
+    resumed = lmtrain("train", "--resume", "cut", "--set", "train.max_steps=none", "--json")
+    own = lmtrain(
+        *given, "--level", "char", "--valid", "other.txt", "--epochs", "1", "--out", "own"
+    )
+
+    assert [each.returncode for each in (whole, begun, resumed, own)] == [0, 0, 0, 0], begun.stderr
+    (notice,) = [line for line in whole.stderr.splitlines() if "batch size" in line]
+    told = re.fullmatch(r"batch size 20 -> (\d+): the training text has only \d+ tokens", notice)
+    assert told
+    assert f"batch_size = {told[1]}\n" in (tmp_path / "whole/config.toml").read_text()
+    assert "batch size" not in resumed.stderr
+    assert weights(tmp_path / "whole", 3) == weights(tmp_path / "cut", 3)
+    assert "the valid text other.txt has 3 characters that are not" in own.stderr

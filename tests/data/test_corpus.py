@@ -2,6 +2,7 @@ import functools
 import gzip
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from lmtrain import files
 from lmtrain.data import corpus
-from lmtrain.data.corpus import Text, open_text
+from lmtrain.data.corpus import Text, numbered_lines, open_text
 from lmtrain.errors import ConfigError, TextError
 
 CHUNK = 1 << 18
@@ -62,7 +63,7 @@ def standard_input(tmp_path, monkeypatch):
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from("ab\r\n é🙂\u2028\x1c\f"), min_size=1), st.integers(1, 7))
-def test_only_a_carriage_return_before_a_newline_is_dropped(tmp_path_factory, text, size):
+def test_a_carriage_return_ends_a_line_alone_or_before_a_newline(tmp_path_factory, text, size):
     path = tmp_path_factory.getbasetemp() / "newlines.txt"
     path.write_bytes(text.encode())
 
@@ -70,15 +71,25 @@ def test_only_a_carriage_return_before_a_newline_is_dropped(tmp_path_factory, te
         patch.setattr(corpus, "_CHUNK_BYTES", size)
         chunks = list(open_text([str(path)]).chunks())
 
-    assert "".join(chunks) == text.replace("\r\n", "\n")
+    assert "".join(chunks) == re.sub("\r\n?", "\n", text)
     assert all(chunks)
 
 
 def test_a_line_end_cut_across_chunks_is_one_line_end(read):
     before = "x" * (CHUNK - 1)
 
-    assert read(f"{before}\r\ny\r") == f"{before}\ny\r"
-    assert read(f"{before}\r\r\ny") == f"{before}\r\ny"
+    assert read(f"{before}\r\ny\r") == f"{before}\ny\n"
+    assert read(f"{before}\r\r\ny") == f"{before}\n\ny"
+
+
+def test_lines_that_end_with_carriage_returns_are_lines_of_every_reader(write):
+    text = open_text([write("a b\rc\r\rd")])
+
+    assert list(text.lines()) == ["a b", "c", "", "d"]
+    assert [each[1:] for each in numbered_lines([write("a\rb\r\nc", "2.txt")])] == [
+        (1, "a"), (2, "b"), (3, "c"),
+    ]  # fmt: skip
+    assert text.fingerprint == open_text([write("a b\nc\n\nd", "3.txt")]).fingerprint
 
 
 def test_a_character_cut_across_chunks_is_whole(read):
@@ -261,6 +272,14 @@ def test_a_byte_order_mark_alone_is_empty(refused):
 def test_one_empty_file_among_others_is_refused(write):
     with pytest.raises(TextError, match=r"2\.txt is empty"):
         joined(open_text([write("a", "1.txt"), write("", "2.txt")]))
+
+
+@pytest.mark.parametrize(
+    ("before", "line"), [(b"a\rb\r\n\r", 4), (b"x" * (CHUNK - 1) + b"\r\n\r\r", 4)]
+)
+def test_lines_are_counted_by_carriage_returns_too(refused, before, line):
+    assert f"line {line} has a NUL byte" in refused(before + b"x\0\n")
+    assert f"line {line}, byte offset {len(before) + 1:,}," in refused(before + b"x\xff\n")
 
 
 @pytest.mark.parametrize("before", [b"a\nb\n", b"\n" * CHUNK + b"x" * 10])

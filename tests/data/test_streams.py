@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.streams import Streams
+from lmtrain.data.streams import Streams, fitting
 from lmtrain.errors import TextError
 
 SIZES = {"batch_size": st.integers(1, 7), "seq_len": st.integers(1, 13)}
@@ -94,33 +94,31 @@ def test_ids_are_64_bit_numbers_that_can_be_written_to(kind):
 
 
 @settings(deadline=None)
-@given(**SIZES)
-def test_one_window_a_stream_is_enough_and_one_token_less_is_not(batch_size, seq_len):
-    least = batch_size * (seq_len + 1)
+@given(**SIZES, num_tokens=st.integers(2, 300), processes=st.integers(1, 3))
+def test_a_short_text_gets_the_most_streams_that_have_a_window(
+    batch_size, seq_len, num_tokens, processes
+):
+    batch_size *= processes
+    num_tokens *= processes
 
-    assert Streams(np.arange(least), batch_size, seq_len).steps_per_epoch == 1
-    with pytest.raises(TextError, match=f"needs at least {least:,}"):
-        Streams(np.arange(least - 1), batch_size, seq_len)
+    streams, steps = fitting(num_tokens, batch_size, seq_len, processes)
 
-
-def test_a_text_too_short_is_told_the_numbers_that_were_checked():
-    with pytest.raises(TextError) as caught:
-        Streams(np.arange(1417), 23, 70)
-
-    assert str(caught.value).splitlines() == [
-        "training text too short: 1,417 tokens",
-        "  batch_size 23 x (seq_len 70 + 1) needs at least 1,633",
-        "  try: --batch-size 19",
-    ]
-    assert Streams(np.arange(1417), 19, 70).steps_per_epoch == 1
-    with pytest.raises(TextError):
-        Streams(np.arange(1417), 20, 70)
+    assert Streams(np.arange(num_tokens), streams, steps).steps_per_epoch >= 1
+    assert streams % processes == 0
+    assert 1 <= steps <= seq_len
+    if num_tokens >= batch_size * (seq_len + 1):
+        assert (streams, steps) == (batch_size, seq_len)
+    elif steps == seq_len:
+        assert num_tokens < (streams + processes) * (seq_len + 1)
+    else:
+        assert streams == processes
+        assert num_tokens < streams * (steps + 2)
 
 
-@pytest.mark.parametrize("length", [0, 1, 70])
-def test_a_text_shorter_than_a_window_is_told_to_shorten_it(length):
-    with pytest.raises(TextError, match=rf"too short: {length} tokens\n.*\n.*a smaller --seq-len"):
-        Streams(np.arange(length), 20, 70)
+@pytest.mark.parametrize(("num_tokens", "processes"), [(0, 1), (1, 1), (5, 3)])
+def test_a_text_without_a_prediction_for_each_process_is_refused(num_tokens, processes):
+    with pytest.raises(TextError, match=rf"too short: {num_tokens} tokens\n.*2 are needed"):
+        fitting(num_tokens, 21, 35, processes)
 
 
 @settings(deadline=None)

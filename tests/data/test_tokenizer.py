@@ -4,6 +4,7 @@ import json
 import random
 import re
 import time
+import unicodedata
 from itertools import pairwise
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpora import SENTENCES, TINY, UNICODE
+from lmtrain.data.characters import HAN, MARK, PUNCTUATION, SPACE
 from lmtrain.data.tokenizer import EOS, UNK, Pieces, Tokenizer, build_tokenizer, split_words
-from lmtrain.errors import CheckpointError, TextError
+from lmtrain.errors import CheckpointError
 
 UNHURRIED = settings(deadline=None)
 KINDS = {
@@ -25,6 +27,7 @@ KINDS = {
     "characters": ("char", "words", False),
     "bytes": ("byte", "words", False),
 }
+
 TRICKY = {
     "contractions": "Don't stop, I'M here: we'd've, it's O'Neill's, y'all'll see 'tis'nt 's.",
     "curly contractions": "Don’t stop, I’M here: we’d’ve, it’s O’Neill’s ’s.",
@@ -58,7 +61,43 @@ TRICKY = {
 ANY_TEXT = st.lists(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
     | st.sampled_from(
-        [" ", "\n", "\t", "\r\n", "\f", "'", "’", "'s", "n't", "'LL", ".", "-", "_", EOS, UNK, "ab"]
+        [
+            " ",
+            "\n",
+            "\t",
+            "\r\n",
+            "\r",
+            "\f",
+            "'",
+            "’",
+            "'s",
+            "n't",
+            "'LL",
+            ".",
+            "-",
+            "_",
+            EOS,
+            UNK,
+            "ab",
+        ]
+    ),
+    max_size=20,
+).map("".join)
+# Letters with their marks apart, emoji and the punctuation of other scripts.
+ANY_SCRIPT = st.lists(
+    st.text(st.characters().filter(lambda c: is_known(c)), max_size=4)
+    | st.sampled_from(
+        [
+            " ",
+            "\n",
+            "\r",
+            "\u00a0",
+            "e\u0301",
+            "\u0301",
+            "\u1100\u1161\u11a8",
+            "\u0915\u093c",
+            "\u212b",
+        ]
     ),
     max_size=20,
 ).map("".join)
@@ -79,6 +118,10 @@ def library_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizers.Tokenizer.from_str(tokenizer.to_json()).encode(text).ids
 
 
+def with_newlines(text: str) -> str:
+    return re.sub("\r\n?", "\n", text)
+
+
 def cut(text: str, places: list[int]) -> list[str]:
     """The text cut at places taken modulo its length; some pieces may be empty."""
     bounds = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
@@ -86,7 +129,7 @@ def cut(text: str, places: list[int]) -> list[str]:
 
 
 def flat(tokenizer: Tokenizer, chunks: list[str]) -> list[int]:
-    pieces = Pieces(tokenizer.level)
+    pieces = Pieces(tokenizer.level, nfc=tokenizer.nfc)
     whole = [*map(pieces.add, chunks), pieces.end()]
     return [index for piece in whole for index in tokenizer.encode(piece).tolist()]
 
@@ -126,6 +169,60 @@ def test_the_tokenizers_library_gives_the_same_ids_in_lower_case(kind, text, siz
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@UNHURRIED
+@given(text=ANY_SCRIPT, size=st.integers(3, 40))
+def test_the_tokenizers_library_gives_the_same_ids_of_composed_text(kind, text, size):
+    tokenizer = built(text, kind, vocab_size=size, nfc=True)
+
+    ids = tokenizer.encode(text + "\n").tolist()
+
+    assert ids == library_ids(tokenizer, text + "\n")
+    assert ids == tokenizer.encode(unicodedata.normalize("NFC", text + "\n")).tolist()
+    if "lower" not in kind:
+        assert ids == tokenizer.encode(unicodedata.normalize("NFD", text + "\n")).tolist()
+
+
+@pytest.mark.parametrize("kind", ["words", "whitespace"])
+def test_the_tokenizers_library_splits_at_every_code_point_as_python_does(kind):
+    tokenizer = built("a\n", kind)
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    characters = [chr(code) for code in range(0x110000) if not is_surrogate(code)]
+    edges = [code + d for ranges in (SPACE, PUNCTUATION, MARK, HAN) for pair in ranges
+             for code in pair for d in (-1, 0, 1)]  # fmt: skip
+    lines = ["a".join(characters[first : first + 1000]) for first in range(0, 0x110000, 1000)]
+    around = "{} a.{} ({}. 1,{}2 '{} a'{}s {}\u0301 .\u200d{} 1.2{} <UNK>'s{}"
+    lines += [around.replace("{}", chr(code)) for code in edges]
+
+    for first in range(0, len(lines), 500):
+        text = "\n".join(lines[first : first + 500])
+        words = [text[a:b] for _, (a, b) in library.pre_tokenizer.pre_tokenize_str(text)]
+        assert words == [word for word in tokenizer.words(text) if word != EOS]
+
+
+def is_known(character: str) -> bool:
+    """Whether the library knows a character; its order of marks is that of an older Unicode."""
+    is_new_mark = unicodedata.combining(character) and not unicodedata.ucd_3_2_0.combining(
+        character
+    )
+    return unicodedata.category(character) not in ("Cs", "Cn") and not is_new_mark
+
+
+def is_surrogate(code: int) -> bool:
+    return 0xD800 <= code < 0xE000
+
+
+def test_every_code_point_is_composed_as_the_tokenizers_library_composes_it():
+    tokenizer = build_tokenizer(["a"], "char", nfc=True)
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    known = [c for c in map(chr, range(0x110000)) if is_known(c) and c != "\r"]
+
+    for around in ("a{}", "\u1100{}\u11a8", "{}\u0323\u0301"):
+        text = "\n".join(around.replace("{}", each) for each in known)
+        expected = unicodedata.normalize("NFC", text)
+        assert library.normalizer.normalize_str(text) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_tokenizers_library_gives_the_same_ids_for_real_text(kind, shakespeare):
     text = shakespeare.read_text("utf-8")[:200_000]
     tokenizer = built(text, kind, vocab_size=2000)
@@ -143,7 +240,7 @@ def test_the_tokenizers_library_takes_a_rare_character_for_unk():
 def test_the_tokenizers_library_reads_bytes_and_writes_them_back():
     library = tokenizers.Tokenizer.from_str(build_tokenizer([], "byte").to_json())
 
-    assert library.decode(library.encode(UNICODE).ids) == UNICODE
+    assert library.decode(library.encode(UNICODE).ids) == UNICODE.replace("\r\n", "\n")
 
 
 def test_a_run_without_white_space_is_cut_only_past_4096_characters():
@@ -162,14 +259,14 @@ def test_a_run_without_white_space_is_cut_only_past_4096_characters():
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_characters_and_bytes_come_back(text):
     for tokenizer in (build_tokenizer([text], "char"), build_tokenizer([text], "byte")):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text)) == with_newlines(text)
 
 
 def test_characters_and_bytes_of_tricky_text_come_back():
     text = "\n".join(TRICKY.values())
 
     for tokenizer in (build_tokenizer([text], "char"), build_tokenizer([text], "byte")):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text)) == with_newlines(text)
 
 
 def test_words_come_by_count():
@@ -251,15 +348,18 @@ def test_a_text_that_is_no_corpus_gets_no_end_of_its_own():
 def test_characters_stand_in_the_order_of_unicode_newline_included():
     tokenizer = build_tokenizer(["bé\na", "🙂b"], "char", vocab_size=3)
 
-    assert tokenizer.vocabulary == ["\n", "a", "b", "é", "🙂"]
-    assert (tokenizer.unk_id, tokenizer.eos_id, tokenizer.line_end_id) == (None, None, 0)
+    assert tokenizer.vocabulary == [UNK, "\n", "a", "b", "é", "🙂"]
+    assert (tokenizer.unk_id, tokenizer.eos_id, tokenizer.line_end_id) == (0, None, 1)
 
 
-def test_an_unknown_character_is_named():
+def test_a_character_that_the_text_lacks_is_unk_and_named_with_its_count():
     tokenizer = build_tokenizer(["abc"], "char")
 
-    with pytest.raises(TextError, match="'€' is not in the vocabulary of 3 characters"):
-        tokenizer.encode("ab\u20ac\u20ad")
+    assert tokenizer.encode("ab\u20ac🙂\u20acc").tolist() == [1, 2, 0, 0, 0, 3]
+    assert tokenizer.decode([1, 0, 3]) == "a\ufffdc"
+    assert tokenizer.unknown_characters(["a\u20ac", "🙂\u20ac"]) == {"\u20ac": 2, "🙂": 1}
+    assert tokenizer.unknown_characters(["abc", ""]) == {}
+    assert build_tokenizer(["a"], "word").unknown_characters(["\u20ac"]) == {}
 
 
 def test_bytes_are_all_256_whatever_the_text():
@@ -272,15 +372,21 @@ def test_bytes_are_all_256_whatever_the_text():
 
 @pytest.mark.parametrize("kind", KINDS)
 @UNHURRIED
-@given(text=ANY_TEXT, places=st.lists(st.integers(0, 10_000), max_size=12))
-def test_how_the_text_is_cut_does_not_matter(kind, text, places):
+@given(
+    nfc=st.booleans(),
+    text=ANY_TEXT | ANY_SCRIPT,
+    places=st.lists(st.integers(0, 10_000), max_size=12),
+)
+def test_how_the_text_is_cut_does_not_matter(kind, nfc, text, places):
     level, splitter, lowercase = KINDS[kind]
-    whole = built(text, kind)
+    whole = built(text, kind, nfc=nfc)
 
-    pieces = build_tokenizer(cut(text, places), level, splitter, lowercase=lowercase)
+    pieces = build_tokenizer(cut(text, places), level, splitter, lowercase=lowercase, nfc=nfc)
 
     assert pieces.vocabulary == whole.vocabulary
     assert flat(whole, cut(text, places)) == flat(whole, [text])
+    if level != "word":
+        assert flat(whole, cut(text, places)) == whole.encode(text).tolist()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind][0] == "word"])
@@ -322,6 +428,44 @@ def test_words_of_prose_are_words_clitics_and_single_marks():
         *("Don", "'t", "say", '"', "it", "'s", '"', "(", "so", ")", ",", "we", "'d", "go"),
         *(".", ".", ".", "café", "-", "bar", "a_b", "!", EOS),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("l'été\u00a0: «\u202foui\u202f»", ["l'été", ":", "«", "oui", "»"]),
+        ("السلام عليكم، كيف حالك؟", ["السلام", "عليكم", "،", "كيف", "حالك", "؟"]),
+        ("नमस्ते दुनिया।", ["नमस्ते", "दुनिया", "।"]),
+        ("你好，世界。「引」", ["你好", "，", "世界", "。", "「", "引", "」"]),
+        ("東京\u3000大阪・京都", ["東京", "大阪", "・", "京都"]),
+        ("ສະບາຍ\u200bດີ", ["ສະບາຍ", "ດີ"]),
+        ("Բարեւ՜ ձեզ։", ["Բարեւ", "՜", "ձեզ", "։"]),
+        ("ሰላም፡ለዓለም።", ["ሰላም", "፡", "ለዓለም", "።"]),
+        ("¿Qué? ¡Sí!", ["¿", "Qué", "?", "¡", "Sí", "!"]),
+        ("צה״ל ג׳ירפה", ["צה״ל", "ג׳ירפה"]),
+        ("a\u2028b\u2029c\u0085d\ufeffe", list("abcde")),
+        ("5€ ≤ x→y nice🙂🙂", ["5", "€", "≤", "x", "→", "y", "nice", "🙂", "🙂"]),
+        ("👩‍🚀👍🏽☺️ 🇩🇪🇫🇷 1️⃣", ["👩‍🚀", "👍🏽", "☺️", "🇩🇪", "🇫🇷", "1️⃣"]),
+        ("co\u00adoperate می\u200cخواهم", ["co\u00adoperate", "می\u200cخواهم"]),
+    ],
+)
+def test_white_space_and_punctuation_of_every_script_part_words(text, words):
+    assert split_words(text, "words") == words
+
+
+def test_white_space_of_every_script_parts_words_of_text_tokenized_before():
+    text = "la\u00a0fin ,\u3000x\u202fy\u200bz."
+
+    assert split_words(text, "whitespace") == ["la", "fin", ",", "x", "y", "z."]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lines_end_with_a_newline_a_carriage_return_or_both(kind):
+    tokenizer = built("a b\nc\n\n", kind)
+
+    for text in ("a b\r\nc\r\n\r\n", "a b\rc\r\r", "a b\rc\n\r\n"):
+        assert tokenizer.encode(text).tolist() == tokenizer.encode("a b\nc\n\n").tolist()
+        assert built(text, kind).vocabulary == tokenizer.vocabulary
 
 
 def test_words_between_white_space_are_left_alone():
@@ -408,18 +552,19 @@ def test_any_bytes_are_joined_as_python_decodes_them(content):
     assert build_tokenizer([], "byte").decode(content) == content.decode("utf-8", "replace")
 
 
+@pytest.mark.parametrize("nfc", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_tokenizer_is_read_back(kind):
-    tokenizer = built("\n".join(TRICKY.values()), kind, min_count=2)
+def test_a_saved_tokenizer_is_read_back(kind, nfc):
+    tokenizer = built("\n".join(TRICKY.values()), kind, min_count=2, nfc=nfc)
 
     again = Tokenizer.from_json(tokenizer.to_json())
 
     assert again.vocabulary == tokenizer.vocabulary
     assert (again.level, again.lowercase) == (tokenizer.level, tokenizer.lowercase)
+    assert again.nfc == tokenizer.nfc == nfc
     assert tokenizer.level != "word" or again.splitter == tokenizer.splitter
     assert again.to_json() == tokenizer.to_json()
-    if tokenizer.unk_id is not None or tokenizer.level == "byte":
-        assert again.encode(UNICODE).tolist() == tokenizer.encode(UNICODE).tolist()
+    assert again.encode(UNICODE).tolist() == tokenizer.encode(UNICODE).tolist()
 
 
 def refused_or_sound(text: str) -> None:
@@ -531,8 +676,10 @@ def test_a_file_that_gives_other_ids_in_the_library_is_refused(path, value):
 
 
 def test_a_vocabulary_without_the_specials_or_with_a_double_is_refused():
-    with pytest.raises(CheckpointError, match="lacks <UNK> or <EOS>"):
+    with pytest.raises(CheckpointError, match="lacks <EOS>"):
         Tokenizer([UNK, "a"])
+    with pytest.raises(CheckpointError, match="lacks <UNK>"):
+        Tokenizer(["\n", "a"], "char")
     with pytest.raises(CheckpointError, match="twice"):
         Tokenizer([UNK, EOS, "a", "a"])
 

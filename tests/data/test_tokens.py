@@ -10,6 +10,7 @@ import pytest
 
 from corpora import TINY, UNICODE
 from lmtrain.data import corpus, tokens
+from lmtrain.data import tokenizer as tokenizing
 from lmtrain.data.corpus import Text, open_text
 from lmtrain.data.division import Division
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer, build_tokenizer
@@ -176,11 +177,19 @@ def test_a_text_of_one_token_is_stored(tmp_path):
     assert found.ids.tolist() == [10]
 
 
-def test_a_text_that_cannot_be_tokenized_leaves_nothing_behind(place, cache):
-    with pytest.raises(TextError, match="not in the vocabulary"):
-        tokenize(open_text([str(place)]), build_tokenizer(["abc"], "char"))
+def test_unknown_characters_are_counted_and_kept_in_the_cache(place, no_encoding):
+    tokenizer = build_tokenizer(["the cat\n"], "char")
 
-    assert list(cache.iterdir()) == []
+    found = tokenize(open_text([str(place)]), tokenizer)
+
+    unknown = {c: TINY.count(c) for c in "somndlg" if c not in "the cat"}
+    assert dict(found.unknown_characters) == unknown
+    assert list(found.unknown_characters.values()) == sorted(unknown.values(), reverse=True)
+    assert int((found.ids == tokenizer.unk_id).sum()) == sum(unknown.values())
+    known = tokenize(open_text([str(place)]), build_tokenizer([TINY], "char"))
+    assert known.unknown_characters == {}
+    no_encoding()
+    assert tokenize(open_text([str(place)]), tokenizer).unknown_characters == unknown
 
 
 def test_tokens_are_reloaded_by_their_key_alone(place, tokenizer):
@@ -196,7 +205,7 @@ def test_tokens_are_reloaded_by_their_key_alone(place, tokenizer):
 
 def test_two_that_make_the_same_tokens_at_once_both_get_them(place, tokenizer, cache, monkeypatch):
     at_once = threading.Barrier(2, timeout=20)
-    real, results = tokens._write_array, []
+    real, results = tokens._write_header, []
 
     def together(*arguments):
         at_once.wait()
@@ -206,7 +215,7 @@ def test_two_that_make_the_same_tokens_at_once_both_get_them(place, tokenizer, c
     def work():
         results.append(tokenize(open_text([str(place)]), tokenizer).ids.tolist())
 
-    monkeypatch.setattr(tokens, "_write_array", together)
+    monkeypatch.setattr(tokens, "_write_header", together)
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -265,8 +274,7 @@ def test_parts_of_a_text_have_the_ids_of_their_characters(
         assert texts[name].ids.tolist() == tokenizer.encode(part).tolist()
         done += len(part)
         if name == "train":
-            counted = whole if level == "char" else part
-            assert tokenizer.vocabulary == build_tokenizer([counted], level).vocabulary
+            assert tokenizer.vocabulary == build_tokenizer([part], level).vocabulary
     assert done == len(whole)
     assert len({text.key for text in texts.values()}) == 3
     again = tokens.tokenize(division, tokenizer)
@@ -279,7 +287,7 @@ def test_parts_of_a_text_have_the_ids_of_their_characters(
 
 def test_a_vocabulary_is_counted_once(place, monkeypatch):
     first = counted(open_text([str(place)]))
-    monkeypatch.setattr(tokens, "Numbering", lambda *a, **k: pytest.fail("counted again"))
+    monkeypatch.setattr(tokens, "_numbered", lambda *a, **k: pytest.fail("counted again"))
 
     again = counted(open_text([str(place)]))
 
@@ -302,17 +310,51 @@ def test_a_vocabulary_is_known_by_text_and_options(place, tmp_path):
     assert counted(open_text([str(other)]), lowercase=True).vocabulary[2] == "other"
 
 
-def test_characters_are_those_of_the_whole_corpus_and_words_those_of_the_training_text(tmp_path):
+def test_the_vocabulary_is_that_of_the_training_part_alone(tmp_path):
     path = tmp_path / "unicode.txt"
     path.write_text(TINY + UNICODE, "utf-8")
 
-    def vocabulary(level):
+    def read(level):
         division = Division(open_text([str(path)]), ("train", "valid"), (0.1,), at_line_ends=True)
-        return read_tokens(division, DataConfig(level=level))[0].vocabulary
+        return read_tokens(division, DataConfig(level=level))
 
-    assert "你" in vocabulary("char")
-    assert "你好" not in vocabulary("word")
-    assert len(vocabulary("byte")) == 256
+    tokenizer, texts = read("char")
+    assert tokenizer.vocabulary == [UNK, *sorted(set(TINY))]
+    assert texts["train"].unknown_characters == {}
+    assert texts["valid"].unknown_characters["你"] == 1
+    assert "你好" not in read("word")[0].vocabulary
+    assert len(read("byte")[0].vocabulary) == 256
+
+
+def test_a_vocabulary_of_text_split_in_another_way_is_not_used(place, monkeypatch):
+    first = counted(open_text([str(place)]))
+    monkeypatch.setattr(tokenizing, "_pattern", lambda splitter, last=0: "[a-z]")
+    tokenizing._compiled.cache_clear()
+
+    letters = counted(open_text([str(place)]))
+
+    tokenizing._compiled.cache_clear()
+    assert "the" in first.vocabulary
+    assert "the" not in letters.vocabulary
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 18])
+@pytest.mark.parametrize("level", ["word", "char", "byte"])
+def test_composed_text_has_the_tokens_of_its_composed_form(
+    tmp_path, level, chunk_bytes, monkeypatch
+):
+    monkeypatch.setattr(corpus, "_CHUNK_BYTES", chunk_bytes)
+    apart, composed = "une e\u0301te\u0301 a\u030a\r\n" * 30, "une été å\n" * 30
+    (tmp_path / "apart.txt").write_bytes(apart.encode())
+    division = Division(open_text([str(tmp_path / "apart.txt")]), ("train", "valid"), (0.2,), True)
+
+    tokenizer, texts = read_tokens(division, DataConfig(level=level, nfc=True))
+
+    ids = [*texts["train"].ids.tolist(), *texts["valid"].ids.tolist()]
+    assert tokenizer.vocabulary == build_tokenizer([composed], level).vocabulary
+    assert ids == tokenizer.encode(composed).tolist()
+    if level == "char":
+        assert sum(text.characters for text in texts.values()) == len(composed)
 
 
 def of_another_version(_):
