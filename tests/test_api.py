@@ -84,7 +84,7 @@ def test_an_empty_sentence_consists_of_its_end_token(model):
 
 
 def test_a_model_has_the_validation_and_test_text_of_its_run(model):
-    own = model.own()
+    own = model.own_data()
 
     assert list(own) == ["valid", "test"]
     assert model.measure(own["valid"]).loss < 2.5

@@ -253,7 +253,7 @@ def test_a_run_that_names_another_file_does_not_copy_it_to_the_cache(
     model = api.load(hostile(config__toml=changed_config(valid, "valid = []", f"valid = {paths}")))
 
     with pytest.raises(CheckpointError, match="is not the one this run was trained with"):
-        model.own()
+        model.own_data()
 
     assert not list((tmp_path / "cache").rglob("*.npy"))
 

@@ -75,7 +75,7 @@ def command(
         # All files are read first, so that an unreadable one is reported at once.
         texts = {name: model.read([name]) for name in file}
     else:
-        texts = {f"{split}: {data.name}": data for split, data in model.own().items()}
+        texts = {f"{split}: {data.name}": data for split, data in model.own_data().items()}
     if not texts:
         raise TextError(
             f"{run} was trained without validation or test data",

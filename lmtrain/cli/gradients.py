@@ -138,7 +138,7 @@ def _measure_runs(
 
 
 def _validation_text(run: str, model: "Trained") -> Any:
-    texts = model.own(("valid",))
+    texts = model.own_data(("valid",))
     if "valid" not in texts:
         raise TextError(
             f"{run} was trained without validation text", f"try: lmtrain gradients {run} FILE"

@@ -148,7 +148,7 @@ def _print_text(summary: "Summary") -> None:
     if summary.best is not None and summary.baseline is not None:
         rows += [
             ("validation", f"{task.metrics.line(summary.best)} at step {progress.best_step:,}"),
-            ("baseline", f"{task.metrics.line(summary.baseline.figures)}, {task.trivial}"),
+            ("baseline", f"{task.metrics.line(summary.baseline.figures)}, {task.baseline_name}"),
         ]
     rows += [
         ("run", str(summary.run)),

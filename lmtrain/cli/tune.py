@@ -10,7 +10,7 @@ from lmtrain.cli.output import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from lmtrain.tasks.adaptation import Cache, Dynamic
-    from lmtrain.tasks.tuning import Trial
+    from lmtrain.tasks.tuning import TuningResult
 
 
 def command(
@@ -38,36 +38,35 @@ def command(
     model = load_with("tune_cache", run, device, feature="tune")
     from lmtrain.tasks.perplexity import perplexity
 
-    best: dict[str, Trial] = {}
+    best: dict[str, TuningResult] = {}
     entries = []
     tuned = {"cache": cache, "dynamic": dynamic}
     for name in (name for name, is_tuned in tuned.items() if is_tuned):
-        trials = model.tune_cache() if name == "cache" else model.tune_dynamic(seq_len, max_tokens)
-        for trial in trials:
-            screen.note(
-                f"--{name} {_numbers(trial.tried)}: perplexity {perplexity(trial.loss):.3f}"
-            )
+        results = model.tune_cache() if name == "cache" else model.tune_dynamic(seq_len, max_tokens)
+        for result in results:
+            numbers = _numbers(result.hyperparameters)
+            screen.note(f"--{name} {numbers}: perplexity {perplexity(result.loss):.3f}")
             entries.append(
                 {
                     "option": f"--{name}",
-                    "numbers": _numbers(trial.tried),
-                    "loss": trial.loss,
-                    "perplexity": perplexity(trial.loss),
+                    "numbers": numbers,
+                    "loss": result.loss,
+                    "perplexity": perplexity(result.loss),
                 }
             )
-            if name not in best or trial.loss < best[name].loss:
-                best[name] = trial
-    chosen = {f"--{name}": _numbers(trial.tried) for name, trial in best.items()}
+            if name not in best or result.loss < best[name].loss:
+                best[name] = result
+    chosen = {f"--{name}": _numbers(result.hyperparameters) for name, result in best.items()}
     if json:
         print_json("lmtrain.tune/1", {"best": chosen, "trials": entries})
         return
     print_table(
         [
-            (f"--{name}", _numbers(trial.tried), f"{perplexity(trial.loss):.3f}")
-            for name, trial in best.items()
+            (f"--{name}", _numbers(result.hyperparameters), f"{perplexity(result.loss):.3f}")
+            for name, result in best.items()
         ]
     )
 
 
-def _numbers(tried: "Cache | Dynamic") -> str:
-    return ",".join(f"{number:g}" for number in vars(tried).values())
+def _numbers(hyperparameters: "Cache | Dynamic") -> str:
+    return ",".join(f"{number:g}" for number in vars(hyperparameters).values())

@@ -1,4 +1,4 @@
-"""Text with one label for each example, as classification reads it.
+"""Reads texts with a label for each example.
 
 Forms: lines `label<TAB>text`; JSON Lines with `label` and `text` (.jsonl, .jsonl.gz); a folder
 with one file of lines for each label. Knows text, never ids.
@@ -19,38 +19,38 @@ _TRY_JSON = 'try: one object per line, such as {"label": "good", "text": "I like
 
 @dataclass(frozen=True)
 class Example:
-    """A text and its label, both as `cleaned` gives them."""
+    """A text and its label, both passed through `cleaned`."""
 
     label: str
     text: str
 
 
-def read(places: Sequence[str]) -> Iterator[Example]:
-    """The examples of files, globs, folders and `-`, one after the other.
+def read(paths: Sequence[str]) -> Iterator[Example]:
+    """Reads the examples of files, globs, folders and `-` in order.
 
     Raises:
-        TextError: missing, unreadable, a line without label or text, or no example at all.
+        TextError: missing, unreadable, a line without label or text, or no examples.
     """
     found = False
-    for place in places:
-        # Path.is_dir raises where a name is too long for a folder; open_text says so of the file.
-        is_folder = os.path.isdir(place)  # noqa: PTH112
-        for example in _read_folder(Path(place)) if is_folder else _read_files(place):
+    for path in paths:
+        # Path.is_dir raises for a name that is too long; open_text reports it with the file.
+        is_folder = os.path.isdir(path)  # noqa: PTH112
+        for example in _read_folder(Path(path)) if is_folder else _read_files(path):
             found = True
             yield example
     if not found:
-        raise TextError(f"{', '.join(places)} has no examples", _TRY)
+        raise TextError(f"{', '.join(paths)} has no examples", _TRY)
 
 
-def read_texts(place: str) -> Iterator[str]:
-    """The texts of a file without labels, one for each line; of JSON Lines, their `text`.
+def read_texts(path: str) -> Iterator[str]:
+    """Reads texts without labels: lines, or the field `text` of JSON Lines.
 
-    A blank line is an empty text; in JSON Lines it is none.
+    A blank line is an empty text; in JSON Lines it is skipped.
 
     Raises:
         TextError: missing or unreadable.
     """
-    for name, number, line in corpus.numbered_lines([place]):
+    for name, number, line in corpus.numbered_lines([path]):
         if not _is_json(name):
             yield cleaned(line)
         elif line.strip():
@@ -58,7 +58,7 @@ def read_texts(place: str) -> Iterator[str]:
 
 
 def cleaned(text: str) -> str:
-    r"""A label or a text in one line, without white space around it, whatever it was read from.
+    r"""A label or a text as one line, without surrounding white space.
 
     Example:
         >>> cleaned(" very\ngood ")
@@ -74,12 +74,12 @@ def fingerprint(examples: Iterable[Example]) -> str:
 
 
 def _read_folder(folder: Path) -> Iterator[Example]:
-    """The examples of a folder with one file of lines for each label, named after it.
+    """Reads a folder with one file of lines for each label, named after the label.
 
-    Hidden files are none of them.
+    Hidden files are skipped.
 
     Raises:
-        TextError: it cannot be listed, or a name is no label.
+        TextError: the folder cannot be listed, or a file name is not a label.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if _is_label_file(path))
@@ -90,7 +90,7 @@ def _read_folder(folder: Path) -> Iterator[Example]:
         label = cleaned(path.name.removesuffix(".gz").rpartition(".")[0] or path.name)
         if not label:
             raise TextError(f"{folder}: the file name {path.name!a} has no label")
-        # Not str(path), which for a file called - is the name of standard input.
+        # str(path) of a file named - would mean standard input.
         for _, _, line in _filled_lines(f"{folder}/{path.name}"):
             yield Example(label, cleaned(line))
 
@@ -99,8 +99,8 @@ def _is_label_file(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
 
 
-def _read_files(place: str) -> Iterator[Example]:
-    for name, number, line in _filled_lines(place):
+def _read_files(path: str) -> Iterator[Example]:
+    for name, number, line in _filled_lines(path):
         if _is_json(name):
             tree = _json(line, name, number)
             label, text = (_field(tree, key, name, number) for key in ("label", "text"))
@@ -115,9 +115,9 @@ def _read_files(place: str) -> Iterator[Example]:
         yield Example(label, text)
 
 
-def _filled_lines(place: str) -> Iterator[tuple[str, int, str]]:
-    """The lines that are not blank, each with its file's name and its number."""
-    return (each for each in corpus.numbered_lines([place]) if each[-1].strip())
+def _filled_lines(path: str) -> Iterator[tuple[str, int, str]]:
+    """Lines that are not blank, each with the name of its file and its number."""
+    return (each for each in corpus.numbered_lines([path]) if each[-1].strip())
 
 
 def _is_json(name: str) -> bool:
@@ -138,16 +138,16 @@ def _json(line: str, name: str, number: int) -> object:
 def _field(tree: object, key: str, name: str, number: int) -> str:
     value = tree.get(key) if isinstance(tree, dict) else None
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise TextError(f"{name}, line {number}: no {key} that is text", _TRY_JSON)
+        raise TextError(f"{name}, line {number}: {key} is missing or not text", _TRY_JSON)
     _require_unicode(str(value), f"{name}, line {number}: the {key}")
     return str(value)
 
 
 def _require_unicode(text: str, what: str) -> None:
-    """Checks that a text can be written in UTF-8; escapes in JSON and names of files may not be.
+    """Checks that a text can be encoded in UTF-8; JSON escapes and file names may not be.
 
     Raises:
-        TextError: it cannot.
+        TextError: it cannot be encoded.
     """
     try:
         text.encode()

@@ -1,6 +1,6 @@
-"""Frames of piano keys as music: a MIDI file, and a picture of what is played when.
+"""Writes frames of piano keys as a MIDI file and as a piano roll.
 
-A frame is what sounds for a step of time: one number for each key, 0 or 1. Needs mido.
+A frame is a time step: 0 or 1 for each key. MIDI needs mido.
 """
 
 import io
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 from lmtrain.errors import ConfigError
 
-_LOWEST_OF_PIANO, _KEYS_OF_PIANO, _MIDI_NOTES = 21, 88, 128
-_TICKS_A_STEP = 240
+_LOWEST_PIANO_NOTE, _PIANO_KEYS, _MIDI_NOTES = 21, 88, 128
+_TICKS_PER_STEP = 240
 _VELOCITY = 80
-# Microseconds of a beat of 480 ticks: a step, half of it, lasts a quarter of a second.
+# Microseconds per beat of 480 ticks: a step of 240 ticks lasts 0.25 seconds.
 _TEMPO = 500_000
-# Pixels of a key and of a step in a picture.
+# Pixels of a key and of a step in a piano roll.
 _KEY_HEIGHT, _STEP_WIDTH = 4, 6
 
 
 def midi(frames: NDArray[Any]) -> bytes:
     """A MIDI file of frames (T, F); a key that is on in several steps is held.
 
-    The 88 keys of a piano begin at note 21; other numbers of keys are put in the middle of MIDI's.
+    88 keys start at note 21, as on a piano; other numbers of keys are centred in the MIDI range.
 
     Raises:
         ConfigError: mido is not installed, or there are more keys than MIDI has notes.
@@ -34,17 +34,19 @@ def midi(frames: NDArray[Any]) -> bytes:
         raise ConfigError("MIDI files need mido: pip install 'lmtrain[music]'") from None
     _, keys = frames.shape
     if keys > _MIDI_NOTES:
-        raise ConfigError(f"frames of {keys} numbers are no notes: MIDI has {_MIDI_NOTES}")
+        raise ConfigError(
+            f"frames of {keys} keys cannot be written as MIDI, which has {_MIDI_NOTES} notes"
+        )
     lowest = _lowest_note(keys)
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=_TEMPO)])
     silence = np.zeros((1, keys), np.int8)
     changes = np.diff(np.concatenate([silence, frames.astype(np.int8), silence]), axis=0)
     written = 0
     for step, change in enumerate(changes):
-        # Keys are let go before others are struck.
+        # Keys are released before others are pressed.
         for kind, sign in (("note_off", -1), ("note_on", 1)):
             for key in np.flatnonzero(change == sign).tolist():
-                ticks = step * _TICKS_A_STEP - written
+                ticks = step * _TICKS_PER_STEP - written
                 note = lowest + key
                 track.append(mido.Message(kind, note=note, velocity=_VELOCITY, time=ticks))
                 written += ticks
@@ -56,17 +58,17 @@ def midi(frames: NDArray[Any]) -> bytes:
 
 def _lowest_note(keys: int) -> int:
     """The MIDI note of the first of so many keys."""
-    return _LOWEST_OF_PIANO if keys == _KEYS_OF_PIANO else (_MIDI_NOTES - keys) // 2
+    return _LOWEST_PIANO_NOTE if keys == _PIANO_KEYS else (_MIDI_NOTES - keys) // 2
 
 
 def picture(frames: NDArray[Any]) -> NDArray[np.uint8]:
     """A piano roll of frames (T, F): grey values (F · 4, T · 6), high notes at the top."""
-    paper = np.where(frames.T[::-1] > 0, 0, 255).astype(np.uint8)
+    image = np.where(frames.T[::-1] > 0, 0, 255).astype(np.uint8)
     # A grey line at each C.
-    keys = len(paper)
+    keys = len(image)
     is_c = (np.arange(keys)[::-1] + _lowest_note(keys)) % 12 == 0
-    paper[is_c] = np.minimum(paper[is_c], 224)
-    enlarged: NDArray[np.uint8] = paper.repeat(_KEY_HEIGHT, 0).repeat(_STEP_WIDTH, 1)
+    image[is_c] = np.minimum(image[is_c], 224)
+    enlarged: NDArray[np.uint8] = image.repeat(_KEY_HEIGHT, 0).repeat(_STEP_WIDTH, 1)
     return enlarged
 
 

@@ -1,7 +1,6 @@
-"""Which examples a step sees when they have different lengths, and how they are padded.
+"""Padded batches of examples of similar length.
 
-Batches hold examples of similar length, so that little of them is padding. Their order is a pure
-function of the seed and the epoch. Knows lengths and ids, never text.
+The order of the batches is a pure function of the seed and the epoch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,20 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Batches that are sorted by length together: more of them leave less padding, and less randomness.
+# Batches whose examples are sorted by length together; more give less padding and randomness.
 _POOL = 50
 
-NOTHING = -1
-"""What stands beyond the end of a sequence, and where there is nothing to predict."""
+PADDING = -1
+"""The value after the end of a sequence, and the target of steps that predict nothing."""
 
 
 class PaddedBatches:
     """The training steps of a set of examples.
 
     Args:
-        lengths: tokens of each example, (N,), N at least 1.
-        batch_size: examples of a step; the last step of an epoch may have fewer.
-        seed: of the order.
+        lengths: number of tokens of each example, (N,), N at least 1.
+        batch_size: examples in a batch; the last batch of an epoch may have fewer.
+        seed: seed of the order.
 
     Example:
         >>> batches = PaddedBatches(np.array([3, 1, 2]), batch_size=2, seed=1)
@@ -40,13 +39,13 @@ class PaddedBatches:
         self._batches: list[NDArray[np.int64]] = []
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """The examples of a step, counted over all epochs."""
+        """The indices of the examples of a step, counted over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._batches, self._epoch = self._drawn(epoch), epoch
+            self._batches, self._epoch = self._shuffled(epoch), epoch
         return self._batches[index]
 
-    def _drawn(self, epoch: int) -> list[NDArray[np.int64]]:
+    def _shuffled(self, epoch: int) -> list[NDArray[np.int64]]:
         """The batches of an epoch: shuffled, sorted by length within pools, and shuffled again."""
         generator = np.random.default_rng([self._seed, epoch])
         order = generator.permutation(len(self._lengths))
@@ -60,22 +59,22 @@ class PaddedBatches:
 
 
 def in_order(
-    lengths: NDArray[np.int64], batch_size: int, most_tokens: int | None = None
+    lengths: NDArray[np.int64], batch_size: int, max_tokens: int | None = None
 ) -> Iterator[NDArray[np.int64]]:
     """Batches of all examples, by length, for evaluation and prediction.
 
     Args:
-        lengths: tokens of each example, (N,).
-        batch_size: most examples of a batch.
-        most_tokens: most tokens of a padded batch; an example that alone has more is a batch.
+        lengths: number of tokens of each example, (N,).
+        batch_size: maximum number of examples in a batch.
+        max_tokens: maximum number of tokens in a padded batch, unless it has only one example.
     """
     for batch in _cut(np.argsort(lengths, kind="stable"), batch_size):
         first = 0
         while first < len(batch):
             rest = lengths[batch[first:]]
-            # The padded size of the first example, of the first two, and so on: it rises.
+            # Padded sizes of the first example, the first two, and so on, in increasing order.
             sizes = rest * np.arange(1, len(rest) + 1)
-            fitting = np.searchsorted(sizes, most_tokens or sizes[-1], "right")
+            fitting = np.searchsorted(sizes, max_tokens or sizes[-1], "right")
             yield batch[first : first + max(1, int(fitting))]
             first += max(1, int(fitting))
 
@@ -85,7 +84,7 @@ def _cut(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
 
 
 def pad(sequences: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Sequences (T, ...) side by side, (T, B, ...), −1 beyond their ends, and their lengths (B,).
+    """Stacks sequences (T, ...) into (T, B, ...), padded by −1, and returns their lengths (B,).
 
     Example:
         >>> ids, lengths = pad([np.array([5, 6]), np.array([7])])
@@ -94,7 +93,7 @@ def pad(sequences: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     shape = (int(lengths.max()), len(sequences), *sequences[0].shape[1:])
-    padded = np.full(shape, NOTHING, sequences[0].dtype)
+    padded = np.full(shape, PADDING, sequences[0].dtype)
     for column, sequence in enumerate(sequences):
         padded[: len(sequence), column] = sequence
     return padded, lengths

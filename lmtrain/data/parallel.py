@@ -1,7 +1,4 @@
-"""Sentences in two languages: two line-aligned files, or lines of source, tab and target.
-
-Knows text, never ids.
-"""
+"""Reads sentences and their translations: two aligned files, or lines of source, tab, target."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,11 +22,11 @@ class Pair:
 
 
 def read(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
-    """The sentences of files with their translations.
+    """Reads sentences with their translations.
 
     Args:
-        sources: files and globs, read one after the other.
-        targets: the same of the translations; none where lines hold both.
+        sources: files and globs of sentences.
+        targets: files and globs of translations; empty if lines hold both.
 
     Raises:
         TextError: missing, unreadable, of unequal length, a line that is not source, tab and
@@ -43,13 +40,13 @@ def read(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
         raise TextError(f"{', '.join(sources)} has no sentences", _TRY)
 
 
-def read_sentences(place: str) -> Iterator[str]:
-    """The sentences of a file, one a line.
+def read_sentences(path: str) -> Iterator[str]:
+    """Reads a file with a sentence on each line.
 
     Raises:
         TextError: missing or unreadable.
     """
-    for _, _, line in corpus.numbered_lines([place]):
+    for _, _, line in corpus.numbered_lines([path]):
         yield line.strip()
 
 
@@ -59,7 +56,7 @@ def fingerprint(pairs: Iterable[Pair]) -> str:
 
 
 def _aligned(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
-    both = [corpus.numbered_lines(places) for places in (sources, targets)]
+    both = [corpus.numbered_lines(paths) for paths in (sources, targets)]
     for count, pair in enumerate(itertools.zip_longest(*both)):
         if pair[0] is None or pair[1] is None:
             # Counted, not read again: standard input gives its lines once.
@@ -80,13 +77,13 @@ def _aligned(sources: Sequence[str], targets: Sequence[str]) -> Iterator[Pair]:
         yield Pair(*texts)
 
 
-def _tabbed(places: Sequence[str]) -> Iterator[Pair]:
-    for name, number, line in corpus.numbered_lines(places):
+def _tabbed(paths: Sequence[str]) -> Iterator[Pair]:
+    for name, number, line in corpus.numbered_lines(paths):
         if not line.strip():
             continue
         source, tab, target = line.partition("\t")
         if not tab or not source.strip() or not target.strip():
-            raise TextError(f"{name}, line {number}: no source and target with a tab between", _TRY)
+            raise TextError(f"{name}, line {number}: expected source, tab and target", _TRY)
         if "\t" in target.strip():
             raise TextError(f"{name}, line {number}: more columns than source and target", _TRY)
         yield Pair(source.strip(), target.strip())

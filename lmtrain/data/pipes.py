@@ -1,4 +1,4 @@
-"""Pipes, read so that a signal is obeyed while they are silent."""
+"""Reads pipes so that signals are handled while waiting for data."""
 
 import io
 import select
@@ -8,15 +8,15 @@ from lmtrain.errors import TextError
 
 STANDARD_INPUT = 0
 _PIECE_BYTES = 1 << 18
-_PATIENCE_MS = 500
+_POLL_MS = 500
 
 
 def pieces(pipe: str | int, name: str) -> Iterator[bytes]:
-    """What comes out of a pipe, as it comes.
+    """The content of a pipe in pieces, as they arrive.
 
     Args:
         pipe: a path, or `STANDARD_INPUT`.
-        name: what messages call it.
+        name: its name in messages.
 
     Raises:
         TextError: it cannot be read.
@@ -26,8 +26,8 @@ def pieces(pipe: str | int, name: str) -> Iterator[bytes]:
             ready = select.poll()
             ready.register(stream, select.POLLIN)
             while True:
-                # The signal that comes just before a wait does not end it, and is obeyed after it.
-                while not ready.poll(_PATIENCE_MS):
+                # A signal that arrives just before poll does not interrupt it: poll again soon.
+                while not ready.poll(_POLL_MS):
                     pass
                 if not (piece := stream.read(_PIECE_BYTES)):
                     return

@@ -1,4 +1,4 @@
-"""The default corpus: the Python manuals that every Python installation carries.
+"""The default corpus: the Python manuals that come with every Python installation.
 
 The language reference of `pydoc_data.topics` and the docstrings of the standard library, read with
 `ast` and never imported or executed, one sentence a line: about 300,000 words of real English with
@@ -19,10 +19,10 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def sentences() -> Iterator[str]:
-    """The sentences of the manuals, each with its newline, in an order free of chance.
+    """The sentences of the manuals, each with a newline, in a fixed order.
 
-    Whole paragraphs are put in the order of their hash, so that the tail of the text, which is
-    used for validation, speaks of the same matters as the rest; a paragraph comes once.
+    Distinct paragraphs are sorted by their hash, so that the end of the text, which is used for
+    validation, covers the same topics as the rest.
     """
     unique = {" ".join(paragraph.split()): None for paragraph in _paragraphs() if _prose(paragraph)}
     for paragraph in sorted(unique, key=_hash):
@@ -39,7 +39,7 @@ def _paragraphs() -> Iterator[str]:
 
 
 def _prose(paragraph: str) -> bool:
-    """Whether it reads as English: mostly words, not a table, a listing or a line of dashes."""
+    """Whether a paragraph is prose: mostly words, not a table or a listing."""
     words = paragraph.split()
     plain = sum(word.strip(".,;:()\"'`*").isalpha() for word in words)
     return len(words) >= 4 and plain >= 0.7 * len(words) and ">>>" not in paragraph
@@ -58,13 +58,13 @@ def _strings(path: Path) -> Iterator[str]:
             warnings.simplefilter("ignore")
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
-        # A template or a file for another Python: the corpus goes without it.
+        # Templates and files for other versions of Python are skipped.
         return
     if path.name == "topics.py":
         yield from _topics(tree)
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED):
-            # A docstring may hold what UTF-8 cannot.
+            # A docstring may contain surrogates, which UTF-8 cannot encode.
             yield (ast.get_docstring(node) or "").encode("utf-8", "replace").decode()
 
 

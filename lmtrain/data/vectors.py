@@ -1,7 +1,7 @@
-"""Sequences of vectors: `.npz` files of NumPy with `inputs` and `lengths`, maybe with `labels`.
+"""Reads sequences of vectors from NumPy `.npz` files.
 
-`inputs` (all steps, F) holds the sequences one after the other, `lengths` (N,) the steps of each,
-`labels` (N,) text or integers. Pickled objects are never loaded.
+`inputs` (all steps, F) is the concatenation of the sequences, `lengths` (N,) the number of steps of
+each, `labels` (N,), optional, are text or integers. Pickled objects are never loaded.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _TRY_LABELS = "try: numpy.savez(FILE, inputs=vectors, lengths=steps_of_each, lab
 _SUFFIX = ".npz"
 MOST_NUMBERS = 10**6
 """The most numbers that a vector may have, F."""
-# What zipfile and NumPy raise for files that are damaged, encrypted or hostile.
+# Exceptions of zipfile and NumPy for damaged, encrypted or malicious files.
 _DAMAGE = (
     ValueError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError, KeyError,
     OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
@@ -38,43 +38,45 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class VectorSequence:
-    """A sequence of vectors, (T, F), and its label; without one, an empty text."""
+    """A sequence of vectors, (T, F), and its label; empty without labels."""
 
     vectors: NDArray[np.float32]
     label: str = ""
 
 
-def is_vectors(place: str) -> bool:
-    """Whether a name is that of such a file."""
-    return place.endswith(_SUFFIX)
+def is_vectors(path: str) -> bool:
+    """Whether a path names an `.npz` file."""
+    return path.endswith(_SUFFIX)
 
 
-def read(places: Sequence[str], *, labels: bool) -> Iterator[VectorSequence]:
-    """The sequences of files, globs and `-`, one after the other.
+def read(paths: Sequence[str], *, labels: bool) -> Iterator[VectorSequence]:
+    """Reads the sequences of files, globs and `-` in order.
 
     Args:
-        places: the files.
+        paths: the files.
         labels: whether each sequence must have a label.
 
     Raises:
-        TextError: missing, not of that form, of different widths, or with numbers that are not
+        TextError: missing, of another form, of different widths, or with values that are not
             finite.
     """
     width = 0
-    for source in corpus.open_text(places, parts=()).sources:
+    for source in corpus.open_text(paths, parts=()).sources:
         for sequence in _file(source.path, source.name, labels=labels):
-            found = sequence.vectors.shape[1]
-            if width and found != width:
-                raise TextError(f"{source.name}: vectors of {found} numbers, others have {width}")
-            width = found
+            own_width = sequence.vectors.shape[1]
+            if width and own_width != width:
+                raise TextError(
+                    f"{source.name}: vectors of {own_width} numbers, others have {width}"
+                )
+            width = own_width
             yield sequence
 
 
 def require_width(vectors: Any, width: int, name: str) -> NDArray[np.float32]:
-    """A sequence of vectors (T, F), if it is one.
+    """Checks a sequence of vectors (T, F) and converts it to float32.
 
     Raises:
-        TextError: it has another width, no steps, or numbers that are not finite.
+        TextError: another width, no steps, or values that are not finite.
     """
     try:
         array = np.asarray(vectors)
@@ -91,7 +93,7 @@ def require_width(vectors: Any, width: int, name: str) -> NDArray[np.float32]:
 
 
 def npz(vectors: NDArray[Any]) -> bytes:
-    """A file with one sequence of vectors, (T, F)."""
+    """The content of an `.npz` file with one sequence of vectors, (T, F)."""
     content = io.BytesIO()
     np.savez_compressed(content, inputs=vectors, lengths=np.array([len(vectors)]))
     return content.getvalue()
@@ -107,7 +109,7 @@ def fingerprint(sequences: Iterable[VectorSequence]) -> str:
 
 
 def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
-    """The same numbers; infinite where they are too large."""
+    """Converts to float32; values that overflow become infinite."""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, np.float32)
 
@@ -127,7 +129,7 @@ def _file(path: Path, name: str, *, labels: bool) -> Iterator[VectorSequence]:
         raise TextError(f"{name}: lengths {lengths.shape} {lengths.dtype} are not integers (N,)")
     if lengths.min() < 1:
         raise TextError(f"{name}: sequence {int(lengths.argmin()) + 1} has no steps")
-    # Of Python, which do not overflow.
+    # Python integers do not overflow.
     total = sum(lengths.tolist())
     if total != len(inputs):
         raise TextError(
@@ -152,15 +154,15 @@ def _labels(name: str, labels: NDArray[Any], count: int) -> list[str]:
     try:
         names = [cleaned(str(label)) for label in labels.tolist()]
         "".join(names).encode()
-    except (ValueError, SystemError):  # the latter of a number that is no character
+    except (ValueError, SystemError):  # SystemError: a code point out of range
         raise TextError(f"{name}: a label is not valid Unicode") from None
     if "" in names:
         raise TextError(f"{name}: the label of sequence {names.index('') + 1} is empty")
     return names
 
 
-def _arrays(path: Path, name: str, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Some arrays of a file, if this machine has memory for all of it.
+def _arrays(path: Path, name: str, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Loads arrays of a file that fits into the memory of this machine.
 
     Raises:
         TextError: missing, damaged, too large, or with pickled objects.
@@ -172,13 +174,13 @@ def _arrays(path: Path, name: str, wanted: Sequence[str]) -> dict[str, NDArray[A
         if size > memory:
             raise TextError(f"{name} holds {size:,} bytes; this machine has {memory:,}")
         with np.load(path, allow_pickle=False) as file:
-            if missing := [each for each in wanted if each not in file.files]:
+            if missing := [each for each in keys if each not in file.files]:
                 found = screen.join_names(file.files)
                 raise TextError(
                     f"{name} has no array {missing[0]}; it has: {found}",
-                    _TRY_LABELS if "labels" in wanted else _TRY,
+                    _TRY_LABELS if "labels" in keys else _TRY,
                 )
-            arrays = {each: file[each] for each in wanted}
+            arrays = {each: file[each] for each in keys}
     except OSError as error:
         raise TextError(f"cannot read {name}: {error.strerror or error}") from None
     except _DAMAGE as error:
@@ -190,9 +192,11 @@ def _arrays(path: Path, name: str, wanted: Sequence[str]) -> dict[str, NDArray[A
             f"{name} is not a {_SUFFIX} file of NumPy: {_reason(error)}", _TRY
         ) from None
     for each, array in arrays.items():
-        # NumPy gives the bytes of what is no array.
+        # NumPy returns the bytes of members that are not arrays.
         if not isinstance(array, np.ndarray):
-            raise TextError(f"{name} is not a {_SUFFIX} file of NumPy: {each} is no array", _TRY)
+            raise TextError(
+                f"{name} is not a {_SUFFIX} file of NumPy: {each} is not an array", _TRY
+            )
     return arrays
 
 

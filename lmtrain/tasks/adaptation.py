@@ -1,6 +1,6 @@
-"""Adapting to the text being predicted: a cache of what was seen, and weights that go on learning.
+"""Adaptation during evaluation: the neural cache, and dynamic evaluation.
 
-Both stand between evaluation and the model and see each token only after its prediction was made.
+Both see a token only after it was predicted.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,26 @@ from lmtrain.errors import ConfigError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 
-# What the mean gradients of the training text are measured on.
+# Windows of the training text on which mean square gradients are measured.
 _WINDOWS, _STREAMS, _STEPS = 100, 20, 50
-# More than any text has, less than overflows.
-_MOST_TOKENS = 10**12
+# Upper bound of cache sizes and pieces.
+_MAX_TOKENS = 10**12
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A pointer to the words that followed states like this one.
+    """Hyperparameters of a neural cache, which raises P of words that followed similar states.
 
     p⟨t⟩(w) = (1 − λ) ŷ⟨t⟩[w] + λ Σ_i [y⟨i⟩ = w] e^(θ a⟨t⟩·a⟨i⟩) / Σ_i e^(θ a⟨t⟩·a⟨i⟩), over
     the last `size` steps i before t.
 
     Args:
-        size: time steps kept, 1 or more.
+        size: number of time steps in the cache, 1 or more.
         sharpness: θ, above 0.
         weight: λ, 0 to 1.
 
     Raises:
-        ConfigError: a number out of its range.
+        ConfigError: an argument out of its range.
 
     Source: Grave, Joulin & Usunier 2017 (arXiv 1612.04426).
     """
@@ -45,18 +45,18 @@ class Cache:
     weight: float
 
     def __post_init__(self) -> None:
-        is_size = 1 <= self.size <= _MOST_TOKENS
+        is_size = 1 <= self.size <= _MAX_TOKENS
         if not is_size or not 0 < self.sharpness < float("inf") or not 0 <= self.weight < 1:
             raise ConfigError(
                 f"a cache of {self.size} steps, sharpness {self.sharpness:g}, weight "
                 f"{self.weight:g}",
-                f"size from 1 to {_MOST_TOKENS:,}, sharpness above 0, weight from 0 to below 1",
+                f"size from 1 to {_MAX_TOKENS:,}, sharpness above 0, weight from 0 to below 1",
             )
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Weights that take a step down the loss of each piece of the text once it was predicted.
+    """Hyperparameters of dynamic evaluation: an update after each piece of the predicted text.
 
     w ← w − η g / (r + r̄) + min(1, λ r / r̄) (w₀ − w), g the gradient of the piece's mean nats, r the
     root of g's mean square on the training text, r̄ the mean of r over all weights, w₀ the trained
@@ -65,10 +65,10 @@ class Dynamic:
     Args:
         rate: η, above 0.
         decay: λ, 0 or more.
-        seq_len: tokens of a piece, 1 or more.
+        seq_len: number of tokens in a piece, 1 or more.
 
     Raises:
-        ConfigError: a number out of its range.
+        ConfigError: an argument out of its range.
 
     Source: Krause, Kahembwe, Murray & Renals 2018 (arXiv 1709.07432), their ε being r̄ here.
     """
@@ -79,19 +79,19 @@ class Dynamic:
 
     def __post_init__(self) -> None:
         is_rate = 0 < self.rate < float("inf") and 0 <= self.decay < float("inf")
-        if not is_rate or not 1 <= self.seq_len <= _MOST_TOKENS:
+        if not is_rate or not 1 <= self.seq_len <= _MAX_TOKENS:
             raise ConfigError(
                 f"dynamic evaluation with rate {self.rate:g}, decay {self.decay:g}, pieces of "
                 f"{self.seq_len}",
-                f"rate above 0, decay from 0, pieces of 1 to {_MOST_TOKENS:,} tokens",
+                f"rate above 0, decay from 0, pieces of 1 to {_MAX_TOKENS:,} tokens",
             )
 
 
-class Memory:
-    """What a cache has seen of B streams; gives each next token's probability in turn.
+class CacheEntries:
+    """The entries of a cache over B streams of text.
 
     Args:
-        cache: its size and sharpness.
+        cache: size and sharpness.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -99,7 +99,7 @@ class Memory:
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def probabilities(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Share of the pointer that stands on each target, and whether there was anything seen.
+        """P of each target under the cache, and whether the cache had entries.
 
         Args:
             hidden: (T, B, H).
@@ -119,27 +119,29 @@ class Memory:
         is_near = (then < now) & (then >= now - self._cache.size)  # (T, 1, M + T)
         scores = scores.masked_fill(~is_near, -torch.inf)
         matching = scores.masked_fill(targets.unsqueeze(-1) != words.T, -torch.inf)
-        share = (matching.logsumexp(-1) - scores.logsumexp(-1)).exp()
-        has_seen = is_near.any(-1).expand_as(targets)
+        cache_probs = (matching.logsumexp(-1) - scores.logsumexp(-1)).exp()
+        has_entries = is_near.any(-1).expand_as(targets)
         self._seen = states[-self._cache.size :], words[-self._cache.size :]
-        return torch.where(has_seen, share, 0), has_seen
+        return torch.where(has_entries, cache_probs, 0), has_entries
 
 
-def mixed(log_probs: Tensor, share: Tensor, has_seen: Tensor, weight: float) -> Tensor:
-    """Log of (1 − λ) e^log_probs + λ · share where anything was seen, else `log_probs`."""
-    both = torch.log((1 - weight) * log_probs.double().exp() + weight * share.double())
-    return torch.where(has_seen, both, log_probs.double())
+def interpolate(
+    log_probs: Tensor, cache_probs: Tensor, has_entries: Tensor, weight: float
+) -> Tensor:
+    """Log of (1 − λ) e^log_probs + λ · cache_probs, or `log_probs` where the cache is empty."""
+    both = torch.log((1 - weight) * log_probs.double().exp() + weight * cache_probs.double())
+    return torch.where(has_entries, both, log_probs.double())
 
 
 class Adaptation:
-    """Predicts as a model that adapts, in place of `LanguageModel.log_probs`.
+    """An adaptive replacement of `LanguageModel.log_probs`.
 
-    The model's weights change as text goes by; `close` puts the trained ones back.
+    Dynamic evaluation changes the weights of the model; `close` restores them.
 
     Args:
         model: the model.
-        cache: the cache; None for none.
-        dynamic: how weights go on learning; None if they do not.
+        cache: the neural cache; None for none.
+        dynamic: dynamic evaluation; None for none.
         scales: with `dynamic`, r for each parameter, from `gradient_scales`.
     """
 
@@ -152,21 +154,21 @@ class Adaptation:
     ) -> None:
         self._model = model
         self._cache = cache
-        self._memory = Memory(cache) if cache else None
+        self._entries = CacheEntries(cache) if cache else None
         self._dynamic = dynamic
         self._weights = _learning(model)
         self._trained = [weight.detach().clone() for weight in self._weights] if dynamic else []
         if dynamic:
             mean = sum(float(r.sum()) for r in scales) / sum(r.numel() for r in scales)
-            self._steps = [dynamic.rate / (r + mean) for r in scales]
-            self._pulls = [(dynamic.decay / mean * r).clamp(max=1) for r in scales]
+            self._rates = [dynamic.rate / (r + mean) for r in scales]
+            self._decays = [(dynamic.decay / mean * r).clamp(max=1) for r in scales]
 
     def log_probs(
         self, inputs: Tensor, targets: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
-        """As `LanguageModel.log_probs`, for the windows of a text one after the other.
+        """As `LanguageModel.log_probs`, for consecutive windows of a text.
 
-        The weights take a step at the end of a window, too: it should be whole pieces.
+        Weights are also updated at the end of a window, which should be a multiple of a piece.
         """
         length = self._dynamic.seq_len if self._dynamic else len(inputs)
         pieces = []
@@ -175,31 +177,31 @@ class Adaptation:
                 hidden, after = self._model.hidden(x, state)
                 log_probs = self._model.head.log_probs(hidden, y.clamp(min=0))
             if self._dynamic:
-                self._learn(-log_probs[y >= 0].mean())
+                self._update(-log_probs[y >= 0].mean())
             state = after.detach()
             log_probs = log_probs.detach()
-            if self._memory and self._cache:
-                share, has_seen = self._memory.probabilities(hidden.detach(), y)
-                log_probs = mixed(log_probs, share, has_seen, self._cache.weight)
+            if self._entries and self._cache:
+                cache_probs, has_entries = self._entries.probabilities(hidden.detach(), y)
+                log_probs = interpolate(log_probs, cache_probs, has_entries, self._cache.weight)
             pieces.append(log_probs)
         return torch.cat(pieces), state or State()
 
-    def _learn(self, loss: Tensor) -> None:
+    def _update(self, loss: Tensor) -> None:
         gradients = torch.autograd.grad(loss, self._weights)
         with torch.no_grad():
-            away = torch._foreach_sub(self._trained, self._weights)
-            torch._foreach_addcmul_(self._weights, gradients, self._steps, value=-1)
-            torch._foreach_addcmul_(self._weights, away, self._pulls)
+            distance = torch._foreach_sub(self._trained, self._weights)
+            torch._foreach_addcmul_(self._weights, gradients, self._rates, value=-1)
+            torch._foreach_addcmul_(self._weights, distance, self._decays)
 
     @torch.no_grad()
     def close(self) -> None:
-        """Puts the trained weights back."""
+        """Restores the trained weights."""
         for weight, trained in zip(self._weights, self._trained, strict=False):
             weight.copy_(trained)
 
 
 def gradient_scales(model: LanguageModel, ids: NDArray[np.integer]) -> list[Tensor]:
-    """The root of the mean square of each weight's gradient, over windows of a text.
+    """Root mean square of the gradient of each weight over windows of a text.
 
     Args:
         model: the model.

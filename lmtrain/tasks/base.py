@@ -1,4 +1,4 @@
-"""What training needs of a task, and nothing more: batches, a loss, metrics, and what to store.
+"""The interface between training and a task: batches, a loss, metrics and vocabularies.
 
 Language modelling, classification and the other tasks each implement `Task` in one module.
 Training, checkpoints and the command line know this interface only.
@@ -34,42 +34,42 @@ class Loss(NamedTuple):
     """The loss of a batch; every tensor is ()."""
 
     objective: Tensor
-    """What is minimized: the total over the rows of the batch, and penalties."""
+    """The value to minimize: the total over the number of rows, plus penalties."""
     total: Tensor
-    """Σ −log P of what was predicted, in nats, without penalties."""
+    """Σ −log P of the targets, in nats, without penalties."""
     predictions: Tensor
-    """How many predictions are in the total."""
+    """Number of predictions in the total."""
     state: State | None
-    """The state after the batch; None where none is carried."""
+    """The state after the batch; None if the task carries none."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of a batch that belongs to one of several processes.
+    """The part of each batch that one of several processes computes.
 
     Args:
-        rank: which process, from 0.
-        size: how many there are.
+        rank: index of the process, from 0.
+        size: number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     def of(self, rows: int) -> slice:
-        """This process's of so many rows; the parts differ by one row at most."""
+        """The rows of this process out of `rows`; shards differ by at most one row."""
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The data of one process for a step.
+    """The data of one step for one process.
 
     Args:
-        tensors: what the task's loss reads, on the model's device.
-        rows: rows of the whole batch over the number of processes. Totals are divided by it, and
-            gradients averaged over the processes: the sum over all processes is divided once.
-        length: time steps over those of a usual batch.
-        is_continued: whether the state goes on from the batch before.
+        tensors: the arguments of the task's loss, on the model's device.
+        rows: rows of the whole batch divided by the number of processes. Totals are divided by it
+            and gradients are averaged over processes, so that each row has the same weight.
+        length: time steps relative to `train.seq_len`.
+        is_continued: whether the state is carried over from the previous batch.
     """
 
     tensors: tuple[Tensor, ...]
@@ -80,27 +80,27 @@ class Batch:
 
 @dataclass(frozen=True)
 class Metrics(abc.ABC):
-    """Sums over what was predicted; they are divided when the figures are read.
+    """Sums over predictions; figures are computed from them when read.
 
-    Every field is a sum, so that the metrics of several processes add up.
+    Every field is a sum, so that the metrics of several processes can be added.
 
     Args:
-        total_nats: Σ −log P of what was predicted.
-        count: predictions.
+        total_nats: Σ −log P of the targets.
+        count: number of predictions.
     """
 
     headline: ClassVar[str]
-    """The name of the figure that says how good a model is."""
+    """The name of the figure by which models are compared."""
     is_higher_better: ClassVar[bool]
     digits: ClassVar[int] = 4
-    """Decimals of the headline figure, as a person reads it."""
+    """Decimals of the headline figure in text output."""
 
     total_nats: float
     count: float
 
     @property
     def loss(self) -> float:
-        """Mean nats a prediction."""
+        """Mean nats per prediction."""
         return self.total_nats / self.count
 
     @property
@@ -114,7 +114,7 @@ class Metrics(abc.ABC):
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """The values as JSON holds them: None for what is not finite."""
+        """The values for JSON: None in place of values that are not finite."""
         return {
             name: value if value is not None and math.isfinite(value) else None
             for name, value in self.values().items()
@@ -122,39 +122,39 @@ class Metrics(abc.ABC):
 
     @abc.abstractmethod
     def table(self) -> list[tuple[str, str]]:
-        """All figures with their names, as a person reads them."""
+        """Names and formatted values of all figures."""
 
     @classmethod
     def line(cls, figures: Mapping[str, float | None]) -> str:
-        """The figures in one line, as a person reads them."""
+        """The main figures in one line of text."""
         value, loss = figures.get(cls.headline), figures.get("loss")
         value, loss = (math.inf if each is None else each for each in (value, loss))
         return f"{cls.headline} {value:.{cls.digits}f}, loss {loss:.4f} nats"
 
-    def summed(self, everyone: Iterable[Sequence[float]]) -> Self:
-        """The metrics over the fields of all processes."""
-        return self.of([math.fsum(each) for each in zip(*everyone, strict=True)])
+    def summed(self, all_sums: Iterable[Sequence[float]]) -> Self:
+        """The sum of the metrics whose fields are given, one sequence for each process."""
+        return self.from_sums([math.fsum(each) for each in zip(*all_sums, strict=True)])
 
     @classmethod
-    def of(cls, sums: Sequence[float]) -> Self:
-        """The metrics with these fields."""
+    def from_sums(cls, sums: Sequence[float]) -> Self:
+        """The metrics with these values of their fields."""
         return cls(*sums)
 
     @classmethod
-    def nothing(cls) -> Self:
-        """The metrics of no predictions at all."""
-        return cls.of([0.0] * len(dataclasses.fields(cls)))
+    def zero(cls) -> Self:
+        """The metrics of no predictions."""
+        return cls.from_sums([0.0] * len(dataclasses.fields(cls)))
 
     @property
     def sums(self) -> list[float]:
-        """The fields."""
+        """The values of the fields."""
         return list(dataclasses.astuple(self))
 
     @classmethod
     def cost(cls, values: Mapping[str, float | None]) -> float:
-        """What makes one model better than another, from its figures: smaller is better.
+        """The headline figure with its sign changed if higher is better: lower is better.
 
-        A figure that is missing, which a damaged file may lack, counts as one that is not finite.
+        A missing figure counts as infinite: a damaged file may lack it.
         """
         value = values.get(cls.headline)
         if value is None:
@@ -162,8 +162,8 @@ class Metrics(abc.ABC):
         return -value if cls.is_higher_better else value
 
     @classmethod
-    def rank(cls, values: Mapping[str, float | None]) -> tuple[float, float]:
-        """The cost, and the loss where costs are equal, as when no span is found yet."""
+    def sort_key(cls, values: Mapping[str, float | None]) -> tuple[float, float]:
+        """The cost, then the loss for equal costs, as when no span is found yet."""
         loss = values.get("loss")
         return cls.cost(values), math.inf if loss is None else loss
 
@@ -177,10 +177,10 @@ class Files(Protocol):
 
 
 class Data(Protocol):
-    """What a task reads: its vocabularies, and the texts of its splits where they are needed."""
+    """The vocabularies of a task and, for training and evaluation, its splits."""
 
     def files(self) -> dict[str, str]:
-        """The vocabularies that a checkpoint stores, by the name of the file."""
+        """Content of the vocabulary files of a checkpoint, by file name."""
         ...
 
     def sizes(self) -> dict[str, int]:
@@ -188,7 +188,7 @@ class Data(Protocol):
         ...
 
     def references(self) -> dict[str, dict[str, str]]:
-        """The name and the hash of each split, by which `Task.find` finds it again."""
+        """The name and the hash of each split, for `Task.find`."""
         ...
 
 
@@ -219,48 +219,48 @@ class Trained(abc.ABC):
         self.step = int(state["step"])
 
     @abc.abstractmethod
-    def read(self, places: Sequence[str]) -> Any:
-        """What `measure` takes of files, globs, `-` or names of corpora, one after the other.
+    def read(self, paths: Sequence[str]) -> Any:
+        """Reads data for `measure` from files, globs, `-` or named corpora.
 
         Raises:
             TextError: it cannot be read.
         """
 
     @abc.abstractmethod
-    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Any]:
-        """What `measure` takes of the run's own splits, those that it has, each with its `name`.
+    def own_data(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Any]:
+        """The run's own splits for `measure`, as far as it has them, each with a `name`.
 
         Raises:
-            TextError: a text is gone.
-            CheckpointError: a text is not what it was.
+            TextError: a file is missing.
+            CheckpointError: a file has changed.
         """
 
     @abc.abstractmethod
     def measure(self, data: Any, *, batch_size: int = 1) -> Metrics:
-        """The metrics of what `read` or `own` gave."""
+        """The metrics of data from `read` or `own_data`."""
 
-    def evaluate(self, places: Sequence[str], **options: Any) -> Metrics:
-        """The metrics of texts; `read` and then `measure`, whose options it takes."""
-        return self.measure(self.read(places), **options)
+    def evaluate(self, paths: Sequence[str], **options: Any) -> Metrics:
+        """The metrics of files: `read`, then `measure` with the options."""
+        return self.measure(self.read(paths), **options)
 
 
 class Task(abc.ABC):
-    """Something a network is trained for.
+    """A task that a network is trained for.
 
     Args:
         config: the settings.
-        data: what `read` or `find` gave.
-        model: what `build` gave, on its device.
+        data: the result of `read` or `find`.
+        model: the result of `build`, on its device.
         shard: the rows of each batch that this process computes.
     """
 
     unit: ClassVar[str]
-    """What is counted, in the plural: tokens, examples."""
+    """The unit of throughput, in the plural: tokens, examples."""
     command: ClassVar[str]
-    """The command that uses a trained model: sample, predict."""
+    """The command to use a trained model with: sample, predict."""
     metrics: ClassVar[type[Metrics]]
-    trivial: ClassVar[str] = "from frequencies alone"
-    """How the trivial model of `baseline` predicts."""
+    baseline_name: ClassVar[str] = "from frequencies alone"
+    """How the model of `baseline` predicts, for text output."""
     trained: ClassVar[type[Trained]]
     notice: str | None = None
     """What was changed in the settings so that they fit the data, in one line."""
@@ -298,22 +298,22 @@ class Task(abc.ABC):
         references: Mapping[str, Mapping[str, str]],
         splits: Sequence[str] = ("train", "valid", "test"),
     ) -> Data:
-        """The splits of a run again, as `Data.references` named them.
+        """Reads the splits of a run again and compares them with `Data.references`.
 
         Raises:
-            TextError: a text is gone.
-            CheckpointError: a text is not what it was.
+            TextError: a file is missing.
+            CheckpointError: a file has changed.
         """
 
     @classmethod
     @abc.abstractmethod
     def build(cls, config: Config, data: Any, *, is_shared: bool = False) -> nn.Module:
-        """The network with its first weights; its `generator` draws dropout.
+        """The network with initial weights; its `generator` draws dropout masks.
 
         Args:
             config: the settings.
             data: the vocabularies.
-            is_shared: whether several processes train it, which exchange whole gradients.
+            is_shared: whether several processes train it: their gradients must be dense.
 
         Raises:
             ConfigError: no such cell, or sizes that do not fit.
@@ -321,58 +321,60 @@ class Task(abc.ABC):
 
     @property
     def generator(self) -> ModelGenerator:
-        """What the network's dropout draws from."""
+        """The random generator of the network's dropout."""
         generator: ModelGenerator = self.model.generator
         return generator
 
     @property
     @abc.abstractmethod
     def steps_per_epoch(self) -> int:
-        """Steps that see the whole training split once."""
+        """Number of steps in one pass over the training split."""
 
     @abc.abstractmethod
     def batch(self, step: int) -> Batch:
-        """What a step, counted from 0 over all epochs, trains on: a function of seed and step."""
+        """The batch of a step, counted from 0 over all epochs; a function of seed and step."""
 
     def zero_state(self, rows: int) -> State | None:
-        """The state before the first batch; None where none is carried."""
+        """The state before the first batch; None if the task carries none."""
         return None
 
     @abc.abstractmethod
     def loss(self, batch: Batch, state: State | None) -> Loss:
-        """What the model pays for a batch."""
+        """The loss of a batch."""
 
     @abc.abstractmethod
-    def evaluate(self, split: str, meanwhile: Callable[[], None] = lambda: None) -> Metrics | None:
+    def evaluate(
+        self, split: str, between_batches: Callable[[], None] = lambda: None
+    ) -> Metrics | None:
         """The metrics of this process's shard of a split; None if the run has no such split.
 
         Args:
             split: train, valid or test.
-            meanwhile: is called between batches.
+            between_batches: called before each batch.
         """
 
     @abc.abstractmethod
     def preview(self, step: int) -> str:
-        """Text that shows what the model does, logged at each validation."""
+        """A sample or some predictions as text, logged at each validation."""
 
     def picture(self, preview: str) -> NDArray[np.uint8] | None:
-        """What a preview looks like, (height, width) grey values; None where words say it all."""
+        """An image of a preview, grey values (height, width); None if the task draws none."""
         return None
 
     @abc.abstractmethod
     def baseline(self, split: str) -> Metrics | None:
-        """The metrics of a trivial model, which knows frequencies only."""
+        """The metrics of a trivial model, such as one of frequencies only."""
 
     def gradient_figures(self) -> dict[str, float]:
-        """How the gradient travels through time, logged every `train.log_gradients` updates."""
+        """Gradient norms over time lags, logged every `train.log_gradients` updates."""
         return {}
 
     def derived(self, loss: float) -> dict[str, float]:
-        """What a mean training loss, in nats, is in the task's own units."""
+        """A mean training loss, in nats, in the units of the task, by name."""
         return {}
 
     def described(self) -> str:
-        """The size of the training data and of the vocabularies, for a person."""
+        """The sizes of the training data and of the vocabularies, for text output."""
         return f"{self.steps_per_epoch:,} steps an epoch"
 
 
@@ -395,17 +397,17 @@ def warn_of_unknown(characters: Mapping[str, int], name: str) -> None:
 
 
 def uses_bf16(train: TrainConfig) -> bool:
-    """Whether training steps take bf16 on this machine."""
+    """Whether training steps use bf16 on this machine."""
     if train.precision != "auto":
         return train.precision == "bf16"
-    # A model trained with CUDA is loaded where there is none, too.
+    # A model trained with CUDA can be loaded on a machine without it.
     if train.device == "cuda" or (train.device == "auto" and torch.cuda.is_available()):
         return not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
     return library.has_bf16()
 
 
 def weight_shapes(task: type[Task], config: Config, data: Data) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights that the settings make; no memory is taken for them.
+    """Names and shapes of the weights of a network, without allocating them.
 
     Raises:
         ConfigError: no such cell, or sizes that do not fit.
@@ -445,11 +447,11 @@ def load_embeddings(config: Config, model: nn.Module, data: Any) -> str:
     return f"{place} has vectors of {len(indices):,} of the {len(words):,} words of the vocabulary"
 
 
-def require_same(split: str, name: str, found: str | None, saved: str) -> None:
-    """Checks that a split read again is the one that a run was trained with.
+def require_unchanged(split: str, name: str, found: str | None, saved: str) -> None:
+    """Checks that a split is the one that the run was trained with.
 
     Raises:
-        CheckpointError: it is another.
+        CheckpointError: it has changed.
     """
     if found != saved:
         raise CheckpointError(f"the {split} text {name} is not the one this run was trained with")

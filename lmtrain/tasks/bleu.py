@@ -1,4 +1,4 @@
-"""BLEU of translations, counted by sacrebleu."""
+"""BLEU of translations, computed by sacrebleu."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _STATISTICS = 2 * _ORDERS + 2
 
 
 def _metric() -> Any:
-    """The BLEU of sacrebleu for text whose tokens have white space between them.
+    """The BLEU metric of sacrebleu for text that is tokenized by white space.
 
     Raises:
         ConfigError: sacrebleu is not installed.
@@ -21,7 +21,8 @@ def _metric() -> Any:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:
         raise ConfigError(
-            "translations are measured by sacrebleu", "try: pip install 'lmtrain[translate]'"
+            "evaluating translations needs sacrebleu, which is not installed",
+            "try: pip install 'lmtrain[translate]'",
         ) from None
     metric = BLEU(tokenize="none", force=True)
     metric.num_refs = 1  # which its signature names
@@ -29,7 +30,7 @@ def _metric() -> Any:
 
 
 def require() -> None:
-    """Checks that BLEU can be counted.
+    """Checks that BLEU can be computed.
 
     Raises:
         ConfigError: sacrebleu is not installed.
@@ -38,7 +39,7 @@ def require() -> None:
 
 
 def statistics(pairs: Iterable[tuple[str, str]]) -> tuple[float, ...]:
-    """Counts over translations and references, which add up: see `Bleu`."""
+    """The counts of `Bleu` over pairs of a translation and its reference."""
     sums = [0.0] * _STATISTICS
     metric = _metric()
     for translation, reference in pairs:
@@ -50,13 +51,13 @@ def statistics(pairs: Iterable[tuple[str, str]]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Bleu(Metrics):
-    """How well translations agree with their references.
+    """BLEU of translations, and the loss of their references.
 
     Args:
-        total_nats: Σ −log P of the references' tokens.
-        count: these tokens.
-        statistics: one to four words in a row that a translation and its reference share, as many
-            in a row of the translations, words of the translations and of the references.
+        total_nats: Σ −log P of the tokens of the references.
+        count: number of these tokens.
+        statistics: for n-grams of 1 to 4 words the number of matches, then the number in the
+            translations; the length of the translations and of the references in words.
 
     Source: Papineni et al. 2002; Post 2018.
     """
@@ -68,18 +69,18 @@ class Bleu(Metrics):
     statistics: tuple[float, ...]
 
     @classmethod
-    def of(cls, sums: Sequence[float]) -> "Bleu":
-        """The metrics with these numbers in their order."""
+    def from_sums(cls, sums: Sequence[float]) -> "Bleu":
+        """The metrics with these values of their fields."""
         return cls(sums[0], sums[1], tuple(sums[2:]))
 
     @classmethod
-    def nothing(cls) -> "Bleu":
-        """The metrics of no translation."""
+    def zero(cls) -> "Bleu":
+        """The metrics of no translations."""
         return cls(0.0, 0.0, (0.0,) * _STATISTICS)
 
     @property
     def sums(self) -> list[float]:
-        """All numbers in a row."""
+        """The values of the fields."""
         return [self.total_nats, self.count, *self.statistics]
 
     @property
@@ -91,7 +92,7 @@ class Bleu(Metrics):
             total=counts[_ORDERS : 2 * _ORDERS],
             sys_len=counts[-2],
             ref_len=counts[-1],
-            # Without it, one without four words in a row is 0, unlike sacrebleu's.
+            # sacrebleu smooths the counts of sentences without a matching 4-gram.
             smooth_method=metric.smooth_method,
             smooth_value=metric.smooth_value,
         )
@@ -99,7 +100,7 @@ class Bleu(Metrics):
 
     @property
     def length_ratio(self) -> float:
-        """Words of the translations over those of the references."""
+        """Length of the translations over the length of the references, in words."""
         length, reference = self.statistics[-2:]
         return length / max(1, reference)
 
@@ -112,11 +113,11 @@ class Bleu(Metrics):
         }
 
     def table(self) -> list[tuple[str, str]]:
-        """All figures, as a person reads them."""
+        """Names and formatted values of all figures."""
         return [
             ("BLEU", f"{self.bleu:.2f}"),
             ("sacrebleu", str(_metric().get_signature())),
-            ("length over that of references", f"{self.length_ratio:.3f}"),
+            ("length ratio", f"{self.length_ratio:.3f}"),
             ("loss (nats per token)", f"{self.loss:.5f}"),
             ("tokens", f"{self.count:,.0f}"),
         ]

@@ -1,4 +1,4 @@
-"""Networks from settings: the one place where the tree of settings becomes layers."""
+"""Builds the layers of networks from settings."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ from lmtrain.model.word_characters import WordCharacters
 from lmtrain.schema import Config, ModelConfig
 from lmtrain.tasks.base import uses_bf16
 
-# Numbers of a character's vector, and units of each direction over the characters of a word.
+# Size of a character's embedding, and hidden units of each direction over a word's characters.
 _CHARACTER_SIZE, _CHARACTER_UNITS = 32, 50
 
 
 class Builder:
-    """The parts of a network.
+    """Builds the parts of a network.
 
     Args:
         config: the settings.
-        is_shared: whether several processes train it, which exchange whole gradients.
+        is_shared: whether several processes train it: their gradients must be dense.
     """
 
     def __init__(self, config: Config, *, is_shared: bool) -> None:
@@ -31,7 +31,7 @@ class Builder:
         self._is_shared = is_shared
 
     def dropout(self, p: float | None) -> Dropout:
-        """The dropout of that probability, or of model.dropout without one."""
+        """Dropout with probability p, by default model.dropout."""
         network = self.config.model
         p = network.dropout if p is None else p
         return Dropout(p, self.generator, is_locked=network.locked_dropout)
@@ -49,7 +49,7 @@ class Builder:
             config.embedding_size,
             self.generator,
             word_dropout=network.word_dropout,
-            # Rules that remember or decay need every row in every step.
+            # Momentum and weight decay change every row at every step.
             is_sparse=config.optimizer.name == "sgd"
             and config.optimizer.weight_decay == 0
             and not (self._is_shared or network.tied_embeddings),
@@ -58,7 +58,7 @@ class Builder:
         return embedding
 
     def word_characters(self, vocab_size: int, num_characters: int) -> WordCharacters:
-        """The vectors of so many words, with so many characters."""
+        """The embedding of a vocabulary of words, each combined with its characters."""
         characters = Embedding(num_characters, _CHARACTER_SIZE, self.generator)
         recurrent = Recurrent(
             self._cell,
@@ -76,15 +76,15 @@ class Builder:
         *,
         is_bidirectional: bool | None = None,
     ) -> Encoder:
-        """Layers over vectors.
+        """Recurrent layers over an embedding.
 
         Args:
-            embedding: gives the vectors.
-            hidden_sizes: H of each layer; None for what model.hidden_size and num_layers say.
-            is_bidirectional: None for what model.bidirectional says.
+            embedding: the first layer.
+            hidden_sizes: H of each layer; by default model.num_layers times model.hidden_size.
+            is_bidirectional: by default model.bidirectional.
 
         Raises:
-            ConfigError: no such cell, or a size or an option that it does not have.
+            ConfigError: no such cell, or a size or an option that it does not support.
         """
         network = self.config.model
         recurrent = Recurrent(
@@ -107,7 +107,7 @@ class Builder:
 
 
 def cell_options(network: ModelConfig) -> dict[str, Any]:
-    """The settings of a model that are arguments of its cell, those of a user's own included.
+    """The settings of a model that are arguments of its cell, also of a user-defined one.
 
     Raises:
         ConfigError: no such cell.

@@ -1,4 +1,4 @@
-"""Classification: one label for each text or sequence of vectors (many to one)."""
+"""Classification: a label for each text or sequence of vectors (many to one)."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,9 +26,9 @@ from lmtrain.tasks.examples import (
     Examples,
     ExampleTask,
     TrainedExamples,
-    batched,
-    grouped,
-    place_names,
+    data_names,
+    groups,
+    length_batches,
     require_finite,
     require_texts,
 )
@@ -40,12 +40,12 @@ _PREVIEWED = 3
 
 @dataclass(frozen=True)
 class Accuracy(Metrics):
-    """How often the most likely label is the right one.
+    """Accuracy of the most likely label.
 
     Args:
-        total_nats: Σ −log P of the right labels.
-        count: examples.
-        correct: those whose most likely label is right.
+        total_nats: Σ −log P of the correct labels.
+        count: number of examples.
+        correct: number of examples whose most likely label is correct.
     """
 
     headline = "accuracy"
@@ -55,7 +55,7 @@ class Accuracy(Metrics):
 
     @property
     def accuracy(self) -> float:
-        """The fraction of examples whose most likely label is right."""
+        """The fraction of examples whose most likely label is correct."""
         return self.correct / self.count
 
     def values(self) -> dict[str, float | None]:
@@ -63,7 +63,7 @@ class Accuracy(Metrics):
         return {"loss": self.loss, "accuracy": self.accuracy, "correct": round(self.correct)}
 
     def table(self) -> list[tuple[str, str]]:
-        """All figures, as a person reads them."""
+        """Names and formatted values of all figures."""
         return [
             ("accuracy", f"{self.accuracy:.4f}"),
             ("loss (nats per example)", f"{self.loss:.5f}"),
@@ -74,11 +74,11 @@ class Accuracy(Metrics):
 
 @dataclass(frozen=True)
 class LabelledData(ExampleData):
-    """What examples are made of, the labels, and the examples of the splits.
+    """The kind of inputs, the labels, and the examples of the splits.
 
     Args:
         inputs: text or vectors.
-        labels: the names of the labels in the order of their ids.
+        labels: names of the labels by id.
     """
 
     inputs: TextInputs | VectorInputs
@@ -90,11 +90,11 @@ class LabelledData(ExampleData):
         return self.inputs.tokenizer if isinstance(self.inputs, TextInputs) else None
 
     def files(self) -> dict[str, str]:
-        """The tokenizer or the size of vectors, and the labels."""
+        """Content of the files for the inputs and the labels."""
         return self.inputs.files() | label_files(self.labels)
 
     def sizes(self) -> dict[str, int]:
-        """The size of the vocabulary or of vectors, and of the set of labels."""
+        """The size of the vocabulary or of vectors, and the number of labels."""
         return self.inputs.sizes() | {"labels": len(self.labels)}
 
     def fingerprint(self, examples: Sequence[Any]) -> str:
@@ -102,8 +102,8 @@ class LabelledData(ExampleData):
         is_text = isinstance(self.inputs, TextInputs)
         return labelled.fingerprint(examples) if is_text else vectors.fingerprint(examples)
 
-    def encoded(self, examples: Sequence[Any], name: str) -> Examples:
-        """Examples as numbers.
+    def encode_examples(self, examples: Sequence[Any], name: str) -> Examples:
+        """Encodes examples.
 
         Raises:
             TextError: a label that the training data does not have, or vectors of another size.
@@ -126,7 +126,7 @@ class Prediction:
     Args:
         text: the text; None for vectors.
         label: the most likely label.
-        probabilities: of each label.
+        probabilities: probability of each label.
     """
 
     text: str | None
@@ -139,12 +139,12 @@ class Prediction:
         return self.probabilities[self.label]
 
     def line(self) -> str:
-        """The label, the text if it is one, and the probability, with tabs between them."""
+        """The label, the text if there is one, and the probability, separated by tabs."""
         text = [] if self.text is None else [self.text]
         return "\t".join([self.label, *text, f"{self.probability:.4f}"])
 
     def fields(self) -> dict[str, Any]:
-        """All of it by name."""
+        """All fields by name, for JSON."""
         return {
             **({} if self.text is None else {"text": self.text}),
             "label": self.label,
@@ -161,41 +161,41 @@ class TrainedClassifier(TrainedExamples):
 
     @property
     def task(self) -> "type[Classification]":
-        """Its task."""
+        """The task that the model was trained for."""
         return Classification
 
-    def inputs(self, place: str) -> Iterator[Any]:
-        """What `predict` takes, of a file: a text a line, or the sequences of an .npz.
+    def inputs(self, path: str) -> Iterator[Any]:
+        """Reads inputs for `predict`: a text on each line, or the sequences of an .npz file.
 
         Raises:
-            TextError: it cannot be read.
+            TextError: the file cannot be read.
         """
         if isinstance(self.data.inputs, TextInputs):
-            return labelled.read_texts(place)
-        return (each.vectors for each in vectors.read([place], labels=False))
+            return labelled.read_texts(path)
+        return (each.vectors for each in vectors.read([path], labels=False))
 
     def predict(self, examples: Iterable[Any]) -> Iterator[Prediction]:
-        """The most likely label of each example, and the probabilities of all, in their order.
+        """The most likely label and all probabilities for each example, in order.
 
         Args:
             examples: texts, or arrays of vectors (T, F).
 
         Raises:
-            ConfigError: a single text, or what is no text.
+            ConfigError: a single text instead of a list, or an item that is not a text.
             TextError: vectors of another size.
             DivergedError: the model's probabilities are not finite.
         """
         unknown = Counter[str]()
-        for group in grouped(examples):
-            yield from self._predicted(group)
+        for group in groups(examples):
+            yield from self._predict_group(group)
             unknown.update(self.data.inputs.unknown_characters(map(labelled.cleaned, group)))
         warn_of_unknown(unknown, "the text")
 
     @torch.no_grad()
-    def _predicted(self, group: Sequence[Any]) -> Iterator[Prediction]:
-        texts, arrays = self._encoded(group)
+    def _predict_group(self, group: Sequence[Any]) -> Iterator[Prediction]:
+        texts, arrays = self._encode(group)
         probabilities = np.empty((len(group), len(self.data.labels)))
-        for indices, inputs, lengths in batched(self.model, arrays):
+        for indices, inputs, lengths in length_batches(self.model, arrays):
             logits = self.model(inputs, lengths)
             probabilities[indices] = logits.double().softmax(-1).cpu().numpy()
         require_finite(probabilities)
@@ -203,11 +203,11 @@ class TrainedClassifier(TrainedExamples):
             label = self.data.labels[int(row.argmax())]
             yield Prediction(text, label, dict(zip(self.data.labels, row.tolist(), strict=True)))
 
-    def _encoded(self, group: Sequence[Any]) -> tuple[Sequence[str | None], list[NDArray[Any]]]:
-        """The texts as they are read, if there are any, and all examples as numbers.
+    def _encode(self, group: Sequence[Any]) -> tuple[Sequence[str | None], list[NDArray[Any]]]:
+        """The texts, or None for vectors, and the encoded examples.
 
         Raises:
-            ConfigError: one is no text.
+            ConfigError: an item is not a text.
         """
         inputs = self.data.inputs
         if isinstance(inputs, VectorInputs):
@@ -228,25 +228,25 @@ class Classification(ExampleTask):
     data: LabelledData
 
     @classmethod
-    def read_files(cls, places: Sequence[str], config: Config) -> list[Any]:
-        """The examples of files: vectors if the training data is, else text."""
+    def read_files(cls, paths: Sequence[str], config: Config) -> list[Any]:
+        """Reads vectors if the training data are vectors, or else text."""
         if is_vectors(config.data.train[0]):
-            return list(vectors.read(places, labels=True))
-        return list(labelled.read(places))
+            return list(vectors.read(paths, labels=True))
+        return list(labelled.read(paths))
 
     @staticmethod
-    def kinds(example: Example | VectorSequence) -> Collection[str]:
-        """Its label."""
+    def labels_in(example: Example | VectorSequence) -> Collection[str]:
+        """The label of the example."""
         return (example.label,)
 
     @classmethod
-    def vocabularies(cls, examples: Sequence[Any], config: Config) -> LabelledData:
-        """The tokens or the size of vectors, and the labels.
+    def build_vocabularies(cls, examples: Sequence[Any], config: Config) -> LabelledData:
+        """Builds the vocabulary, or reads the size of vectors, and collects the labels.
 
         Raises:
             TextError: there is only one label.
         """
-        labels = labels_of([each.label for each in examples], place_names(config, "train"))
+        labels = labels_of([each.label for each in examples], data_names(config, "train"))
         if is_vectors(config.data.train[0]):
             size = examples[0].vectors.shape[1]
             return LabelledData(VectorInputs.of(size, config), labels)
@@ -254,7 +254,7 @@ class Classification(ExampleTask):
 
     @classmethod
     def restore(cls, files: Files, config: Config) -> LabelledData:
-        """What a checkpoint holds of inputs and labels.
+        """The inputs and labels of a checkpoint.
 
         Raises:
             CheckpointError: a file is missing or damaged.
@@ -264,7 +264,7 @@ class Classification(ExampleTask):
 
     @classmethod
     def build(cls, config: Config, data: LabelledData, *, is_shared: bool = False) -> Classifier:
-        """The classifier with its first weights."""
+        """The classifier with initial weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
         encoder = builder.encoder(data.inputs.first_layer(builder))
         head = Softmax(encoder.recurrent.output_size, len(data.labels))
@@ -274,49 +274,49 @@ class Classification(ExampleTask):
         return model
 
     @staticmethod
-    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Ids (T, B) or vectors (T, B, F), lengths (B,) and labels (1, B)."""
+    def collate(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Token ids (T, B) or vectors (T, B, F), lengths (B,) and labels (1, B)."""
         inputs, lengths = pad([examples.inputs[index] for index in indices])
         return inputs, lengths, cast("NDArray[np.int64]", examples.targets)[indices][None]
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
-        """The total over examples; the objective is its mean."""
+        """The sum over examples; the objective is the mean."""
         inputs, lengths, labels = batch.tensors
         pooled = self.model.pooled(inputs, lengths)
         loss = self.model.head.loss(pooled, labels, 1 / batch.rows)
-        return self.mean(loss, batch, labels)
+        return self.mean_loss(loss, batch, labels)
 
     @staticmethod
-    def measured(
+    def batch_metrics(
         model: Classifier,
         data: LabelledData,
         tensors: tuple[Tensor, ...],
         examples: Examples,
         indices: NDArray[np.int64],
     ) -> Accuracy:
-        """The accuracy on a batch."""
+        """The accuracy of a batch."""
         inputs, lengths, labels = tensors
         log_probs = model(inputs, lengths).double().log_softmax(-1)  # (B, C)
         total = -float(log_probs.gather(1, labels.T).sum())
         return Accuracy(total, len(lengths), int((log_probs.argmax(-1) == labels[0]).sum()))
 
     def preview(self, step: int) -> str:
-        """Some validation examples with the predicted and the right label."""
-        examples, indices = self.previewed(step, _PREVIEWED)
+        """Some validation examples with their predicted and correct labels."""
+        examples, indices = self.preview_examples(step, _PREVIEWED)
         self.model.eval()
-        inputs, lengths, labels = self.placed(examples, indices)
+        inputs, lengths, labels = self.to_device(examples, indices)
         with torch.no_grad():
             predicted = self.model(inputs, lengths).argmax(-1)
         lines = []
-        for index, found, label in zip(indices, predicted, labels[0], strict=True):
-            name, right = self.data.labels[int(found)], self.data.labels[int(label)]
+        for index, prediction, label in zip(indices, predicted, labels[0], strict=True):
+            name, correct = self.data.labels[int(prediction)], self.data.labels[int(label)]
             text = self.data.inputs.shown(examples.inputs[int(index)])
-            truth = "right" if name == right else f"wrong, is {right}"
+            truth = "correct" if name == correct else f"wrong, is {correct}"
             lines.append(f"predicted {name} ({truth}): {text}")
         return "\n".join(lines)
 
     def baseline(self, split: str) -> Accuracy | None:
-        """The frequencies of the labels, and the most frequent one."""
+        """Predicts the frequencies of the labels, and the most frequent label."""
         if split not in self.data.splits:
             return None
         train = cast("NDArray[np.int64]", self._train.targets)

@@ -1,7 +1,7 @@
-"""What tasks share whose data are examples of different lengths, not one long text.
+"""The common part of tasks whose data are examples of different lengths, not one long text.
 
-Batches are padded and hold examples of similar length. A task says how examples become tensors and
-what a batch of them measures; here is the rest.
+Batches are padded and hold examples of similar length. A task defines how examples become tensors
+and computes the metrics of a batch.
 """
 
 import abc
@@ -16,30 +16,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain import device, torchrun
-from lmtrain.data.padded import NOTHING, PaddedBatches, in_order, pad
+from lmtrain.data.padded import PADDING, PaddedBatches, in_order, pad
 from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.schema import Config
-from lmtrain.tasks.base import Batch, Loss, Shard, Task, Trained, require_same, warn_of_unknown
+from lmtrain.tasks.base import Batch, Loss, Shard, Task, Trained, require_unchanged, warn_of_unknown
 
 _VALID_FRACTION = 0.1
-AT_ONCE = 64
-"""Examples that are measured or predicted at once."""
-# Out of so many that are sorted by length together.
-_SORTED = 512
-_MOST_STEPS = 1 << 16
+EVAL_BATCH_SIZE = 64
+"""Number of examples in a batch of evaluation and prediction."""
+# Number of examples that are sorted by length together.
+_GROUP_SIZE = 512
+_MAX_STEPS = 1 << 16
 SPLITS = ("train", "valid", "test")
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of a split, as numbers.
+    """The encoded examples of a split.
 
     Args:
-        inputs: the steps of each, at least one: ids (T,) or vectors (T, F).
-        targets: what is predicted of each: its label (N,), or an array for each.
+        inputs: for each example token ids (T,) or vectors (T, F), T at least 1.
+        targets: labels (N,), or an array for each example.
         key: a hash of the examples.
-        name: what messages call them.
+        name: their name in messages.
         unknown_characters: those that are `<UNK>` at character level, with their counts.
     """
 
@@ -51,7 +51,7 @@ class Examples:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Steps of each, (N,)."""
+        """Number of steps of each example, (N,)."""
         return np.array([len(steps) for steps in self.inputs], np.int64)
 
 
@@ -75,18 +75,18 @@ class ExampleData(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self, examples: Sequence[Any]) -> str:
-        """A hash of examples as they were read."""
+        """A hash of examples as read from files."""
 
     @abc.abstractmethod
-    def encoded(self, examples: Sequence[Any], name: str) -> Examples:
-        """Examples as numbers.
+    def encode_examples(self, examples: Sequence[Any], name: str) -> Examples:
+        """Encodes examples.
 
         Raises:
-            TextError: they have what the training data does not have.
+            TextError: a label or a size that the training data does not have.
         """
 
     def references(self) -> dict[str, dict[str, str]]:
-        """The splits' names and the hashes of their examples."""
+        """The name and the hash of each split."""
         return {split: {"name": each.name, "key": each.key} for split, each in self.splits.items()}
 
 
@@ -96,32 +96,32 @@ class TrainedExamples(Trained):
     @property
     @abc.abstractmethod
     def task(self) -> "type[ExampleTask]":
-        """The task it was trained for."""
+        """The task that the model was trained for."""
 
-    def read(self, places: Sequence[str]) -> Examples:
-        """The examples of files in the form of the training data.
+    def read(self, paths: Sequence[str]) -> Examples:
+        """Reads and encodes files in the form of the training data.
 
         Raises:
-            TextError: they cannot be read, or have what the model does not know.
+            TextError: they cannot be read, or have an unknown label or another size.
         """
-        examples: Examples = self.data.encoded(
-            self.task.read_files(places, self.config), ", ".join(places)
+        examples: Examples = self.data.encode_examples(
+            self.task.read_files(paths, self.config), ", ".join(paths)
         )
         warn_of_unknown(examples.unknown_characters, examples.name)
         return examples
 
-    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
-        """The run's own examples, read again.
+    def own_data(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Examples]:
+        """Reads the run's own examples again.
 
         Raises:
-            TextError: they are gone.
-            CheckpointError: they are not what they were.
+            TextError: a file is missing.
+            CheckpointError: a file has changed.
         """
         return self.task.find(self.config, self.data, self.state["data"], splits).splits
 
-    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> Any:
-        """The metrics of examples, `batch_size` of them at once."""
-        return self.task.evaluated(self.model, self.data, data, batch_size)
+    def measure(self, data: Examples, *, batch_size: int = EVAL_BATCH_SIZE) -> Any:
+        """The metrics of examples, computed in batches."""
+        return self.task.evaluate_examples(self.model, self.data, data, batch_size)
 
 
 class ExampleTask(Task):
@@ -137,8 +137,8 @@ class ExampleTask(Task):
 
     @classmethod
     @abc.abstractmethod
-    def read_files(cls, places: Sequence[str], config: Config) -> list[Any]:
-        """The examples of files, one after the other.
+    def read_files(cls, paths: Sequence[str], config: Config) -> list[Any]:
+        """Reads the examples of files in order.
 
         Raises:
             TextError: a file is missing or not of the task's form.
@@ -146,46 +146,46 @@ class ExampleTask(Task):
 
     @classmethod
     def read_split(cls, config: Config, split: str) -> list[Any]:
-        """The examples of the files of a split."""
+        """Reads the examples of the files of a split."""
         return cls.read_files(getattr(config.data, split), config)
 
     @staticmethod
-    def kinds(example: Any) -> Collection[str]:
-        """The labels of an example; one example at least of each stays in the training data."""
+    def labels_in(example: Any) -> Collection[str]:
+        """The labels of an example; training data keeps at least one example of each label."""
         return ()
 
     @classmethod
     @abc.abstractmethod
-    def vocabularies(cls, examples: Sequence[Any], config: Config) -> ExampleData:
-        """The vocabularies of training examples, without any split.
+    def build_vocabularies(cls, examples: Sequence[Any], config: Config) -> ExampleData:
+        """Builds the vocabularies from training examples.
 
         Raises:
-            TextError: nothing can be learned from them.
+            TextError: all examples have the same label.
         """
 
     @staticmethod
-    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Inputs (T, B, ...), their lengths (B,), and targets, NOTHING where there are none."""
+    def collate(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Padded inputs (T, B, ...), their lengths (B,), and targets, padded by PADDING."""
         inputs, lengths = pad([examples.inputs[index] for index in indices])
         targets, _ = pad([examples.targets[index] for index in indices])
         return inputs, lengths, targets
 
     @staticmethod
     @abc.abstractmethod
-    def measured(
+    def batch_metrics(
         model: Any,
         data: Any,
         tensors: tuple[Tensor, ...],
         examples: Any,
         indices: NDArray[np.int64],
     ) -> Any:
-        """The metrics of a batch: of the examples at some indices, which are the tensors."""
+        """The metrics of a batch: `tensors` are the collated examples at `indices`."""
 
     @classmethod
     def read(cls, config: Config) -> ExampleData:
-        """Reads the examples; the vocabularies are those of the training split."""
+        """Reads the examples and builds the vocabularies from the training split."""
         splits = cls._read_splits(config)
-        data = _encoded(cls.vocabularies(splits["train"], config), splits, config)
+        data = _encode_splits(cls.build_vocabularies(splits["train"], config), splits, config)
         for split in ("valid", "test"):
             if split in data.splits:
                 warn_of_unknown(data.splits[split].unknown_characters, data.splits[split].name)
@@ -199,89 +199,93 @@ class ExampleTask(Task):
         references: Mapping[str, Mapping[str, str]],
         splits: Sequence[str] = SPLITS,
     ) -> ExampleData:
-        """The examples of a run, read again."""
-        wanted = {split: references[split] for split in splits if split in references}
-        read = cls._read_splits(config, tuple(wanted))
-        for split, reference in wanted.items():
+        """Reads the examples of a run again."""
+        chosen = {split: references[split] for split in splits if split in references}
+        read = cls._read_splits(config, tuple(chosen))
+        for split, reference in chosen.items():
             key = data.fingerprint(read[split]) if split in read else None
-            require_same(split, reference["name"], key, reference["key"])
-        return _encoded(data, {split: read[split] for split in wanted}, config)
+            require_unchanged(split, reference["name"], key, reference["key"])
+        return _encode_splits(data, {split: read[split] for split in chosen}, config)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold every training example once."""
+        """Number of batches in one pass over the training examples."""
         return int(self._batches.steps_per_epoch)
 
     def batch(self, step: int) -> Batch:
-        """Examples of similar length."""
+        """A batch of examples of similar length."""
         indices = self._batches.indices(step)
-        own = indices[self.shard.of(len(indices))]
-        *arrays, targets = self.collated(self._train, own if len(own) else indices[:1])
-        if not len(own):
-            # A process without a part of the batch takes one example that counts nothing.
-            targets = np.full_like(targets, NOTHING)
-        return Batch(_placed(self.model, (*arrays, targets)), rows=len(indices) / self.shard.size)
+        shard = indices[self.shard.of(len(indices))]
+        *arrays, targets = self.collate(self._train, shard if len(shard) else indices[:1])
+        if not len(shard):
+            # A process with an empty shard computes one example without targets.
+            targets = np.full_like(targets, PADDING)
+        return Batch(
+            _to_device(self.model, (*arrays, targets)), rows=len(indices) / self.shard.size
+        )
 
     @staticmethod
-    def mean(nats: Tensor, batch: Batch, targets: Tensor) -> Loss:
-        """The loss of a batch whose objective, in nats, is the mean over its rows.
+    def mean_loss(nats: Tensor, batch: Batch, targets: Tensor) -> Loss:
+        """The loss of a batch; the objective is the mean over rows, in nats.
 
         Args:
-            nats: Σ −log P of the targets over the rows of the batch.
+            nats: Σ −log P of the targets, divided by `batch.rows`.
             batch: the batch.
-            targets: what is predicted, NOTHING where nothing is.
+            targets: the targets, PADDING where there are none.
         """
-        count = (targets != NOTHING).sum().double()
+        count = (targets != PADDING).sum().double()
         return Loss(nats, nats.detach().double() * batch.rows, count, None)
 
-    def evaluate(self, split: str, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    def evaluate(self, split: str, between_batches: Callable[[], None] = lambda: None) -> Any:
         """The metrics of this process's shard of a split."""
         if split not in self.data.splits:
             return None
         batch_size = self.config.train.batch_size
-        return self.evaluated(
-            self.model, self.data, self.data.splits[split], batch_size, self.shard, meanwhile
+        return self.evaluate_examples(
+            self.model, self.data, self.data.splits[split], batch_size, self.shard, between_batches
         )
 
     @classmethod
-    def evaluated(
+    def evaluate_examples(
         cls,
         model: Any,
         data: ExampleData,
         examples: Examples,
         batch_size: int,
         shard: Shard | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
+        between_batches: Callable[[], None] = lambda: None,
         measure: Callable[..., Any] | None = None,
     ) -> Any:
-        """The metrics of a shard of examples, so many of them at once.
+        """The metrics of a shard of examples.
 
         Args:
             model: the network.
             data: its vocabularies.
             examples: the examples.
-            batch_size: how many at once.
-            shard: the rows of each batch that are measured; None for all.
-            meanwhile: is called between batches.
-            measure: what stands for `measured`.
+            batch_size: number of examples in a batch.
+            shard: the rows of each batch to evaluate; None for all.
+            between_batches: called before each batch.
+            measure: used instead of `batch_metrics`.
         """
         was_training = model.training
         model.eval()
         found = []
         for indices in in_order(examples.lengths, batch_size):
-            meanwhile()
-            own = indices[(shard or Shard()).of(len(indices))]
-            if len(own):
+            between_batches()
+            rows = indices[(shard or Shard()).of(len(indices))]
+            if len(rows):
                 with torch.no_grad():
-                    tensors = _placed(model, cls.collated(examples, own))
-                    found.append((measure or cls.measured)(model, data, tensors, examples, own))
+                    tensors = _to_device(model, cls.collate(examples, rows))
+                    found.append(
+                        (measure or cls.batch_metrics)(model, data, tensors, examples, rows)
+                    )
         model.train(was_training)
-        nothing = cls.metrics.nothing()
-        return nothing.summed([each.sums for each in found]) if found else nothing
+        zero = cls.metrics.zero()
+        return zero.summed([each.sums for each in found]) if found else zero
 
     @classmethod
-    def _read_splits(cls, config: Config, wanted: Sequence[str] = SPLITS) -> dict[str, list[Any]]:
-        """The examples of splits; those that have no file are drawn from the training data.
+    def _read_splits(cls, config: Config, names: Sequence[str] = SPLITS) -> dict[str, list[Any]]:
+        """Reads splits; splits without a file are drawn from the training data.
 
         Raises:
             TextError: a file is missing or unreadable, or there are too few examples.
@@ -289,9 +293,9 @@ class ExampleTask(Task):
         """
         data = config.data
         _require_one_reader(config)
-        places = {"valid": data.valid, "test": data.test}
-        splits = {s: cls.read_split(config, s) for s in wanted if places.get(s)}
-        if splits.keys() == set(wanted):
+        paths = {"valid": data.valid, "test": data.test}
+        splits = {s: cls.read_split(config, s) for s in names if paths.get(s)}
+        if splits.keys() == set(names):
             return splits
         train = cls.read_split(config, "train")
         fractions = {
@@ -300,43 +304,45 @@ class ExampleTask(Task):
         }
         # Drawn at random: files are often sorted by label.
         order = np.random.default_rng(len(train)).permutation(len(train)).tolist()
-        kept = set({kind: index for index in order for kind in cls.kinds(train[index])}.values())
+        kept = set(
+            {name: index for index in order for name in cls.labels_in(train[index])}.values()
+        )
         kept = kept or set(order[-1:])
         free = [index for index in order if index not in kept]
         for split, fraction in fractions.items():
-            if fraction and not places[split]:
+            if fraction and not paths[split]:
                 size = max(1, round(fraction * len(train)))
                 drawn, free = free[:size], free[size:]
                 if not drawn:
                     raise TextError(
-                        f"{place_names(config, 'train')} has too few examples to be split: "
+                        f"{data_names(config, 'train')} has too few examples to be split: "
                         f"{len(train):,}",
                         "give validation data of its own: --valid FILE",
                     )
                 splits[split] = [train[index] for index in sorted(drawn)]
         return {"train": [train[index] for index in sorted([*kept, *free])], **splits}
 
-    def previewed(self, step: int, count: int) -> tuple[Examples, NDArray[np.int64]]:
-        """The next validation examples; after the last ones, the first."""
+    def preview_examples(self, step: int, count: int) -> tuple[Examples, NDArray[np.int64]]:
+        """The next validation examples, starting again after the last."""
         examples: Examples = self.data.splits.get("valid", self._train)
         first = step * count % len(examples.inputs)
         return examples, np.arange(first, min(first + count, len(examples.inputs)))
 
-    def placed(self, examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        """Examples as tensors on the model's device."""
-        return _placed(self.model, self.collated(examples, indices))
+    def to_device(self, examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """Collated examples as tensors on the model's device."""
+        return _to_device(self.model, self.collate(examples, indices))
 
 
-def grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Items in groups that are large enough to be sorted by length, and small enough to wait for.
+def groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Groups of items: large enough to sort by length, small enough to show results early.
 
     Raises:
-        ConfigError: a single text in place of a list.
+        ConfigError: a single text instead of a list.
     """
     if isinstance(items, str):
         raise ConfigError("predict takes a list of texts, not one text", "try: predict([text])")
     source = iter(items)
-    while group := list(itertools.islice(source, _SORTED)):
+    while group := list(itertools.islice(source, _GROUP_SIZE)):
         yield group
 
 
@@ -361,18 +367,18 @@ def require_finite(numbers: NDArray[np.float64]) -> None:
         raise DivergedError("the model's probabilities are not finite numbers")
 
 
-def batched(
-    model: Any, inputs: Sequence[NDArray[Any]], at_once: int = AT_ONCE
+def length_batches(
+    model: Any, inputs: Sequence[NDArray[Any]], at_once: int = EVAL_BATCH_SIZE
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
-    """Batches of similar length and limited size: indices, padded inputs and lengths."""
+    """Batches of similar length: indices, padded inputs and lengths."""
     sizes = np.array([len(each) for each in inputs], np.int64)
-    for indices in in_order(sizes, at_once, _MOST_STEPS):
+    for indices in in_order(sizes, at_once, _MAX_STEPS):
         padded, lengths = pad([inputs[index] for index in indices])
-        inputs_of, lengths_of = _placed(model, (padded, lengths))
-        yield indices, inputs_of, lengths_of
+        tensors = _to_device(model, (padded, lengths))
+        yield indices, tensors[0], tensors[1]
 
 
-def _placed(model: Any, arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, ...]:
+def _to_device(model: Any, arrays: Sequence[NDArray[Any]]) -> tuple[Tensor, ...]:
     return tuple(device.from_numpy(array, device.of(model)) for array in arrays)
 
 
@@ -392,15 +398,17 @@ def _require_one_reader(config: Config) -> None:
         )
 
 
-def place_names(config: Config, split: str) -> str:
-    """What messages call the data of a split."""
-    places = getattr(config.data, split) or config.data.train
-    return ", ".join(places)
+def data_names(config: Config, split: str) -> str:
+    """The name of the data of a split in messages."""
+    return ", ".join(getattr(config.data, split) or config.data.train)
 
 
-def _encoded(data: ExampleData, splits: Mapping[str, Sequence[Any]], config: Config) -> ExampleData:
-    """The data with the examples of splits as numbers."""
-    found = {}
-    for split, examples in splits.items():
-        found[split] = data.encoded(examples, place_names(config, split))
-    return replace(data, splits=found)
+def _encode_splits(
+    data: ExampleData, splits: Mapping[str, Sequence[Any]], config: Config
+) -> ExampleData:
+    """The data with the encoded examples of splits."""
+    encoded = {
+        split: data.encode_examples(examples, data_names(config, split))
+        for split, examples in splits.items()
+    }
+    return replace(data, splits=encoded)

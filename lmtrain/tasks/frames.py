@@ -1,4 +1,4 @@
-"""Frames: the next vector of independent yes or no, such as the keys of a piano that sound."""
+"""Frames: predict the next vector of independent binary outputs, such as piano keys."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmtrain import device
 from lmtrain.data import midi, vectors
-from lmtrain.data.padded import NOTHING
+from lmtrain.data.padded import PADDING
 from lmtrain.data.vectors import VectorSequence
 from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.model.embedding import Vectors
@@ -39,13 +39,13 @@ _PREVIEWED = 64
 
 @dataclass(frozen=True)
 class NatsPerStep(Metrics):
-    """How well frames are predicted.
+    """Loss and accuracy of predicted frames.
 
     Args:
         total_nats: Σ −y log ŷ − (1 − y) log(1 − ŷ) over outputs and steps.
-        count: steps.
-        hits: outputs that are on and predicted on, ŷ above one half.
-        misses: outputs that are on or predicted on, but not both.
+        count: number of steps.
+        hits: number of outputs that are on and predicted on (ŷ > 1/2).
+        misses: number of outputs that are either on or predicted on, but not both.
     """
 
     headline = "nats_per_step"
@@ -61,7 +61,7 @@ class NatsPerStep(Metrics):
 
     @property
     def accuracy(self) -> float:
-        """The fraction that is both, of what is on or predicted on: hits / (hits + misses).
+        """Hits / (hits + misses).
 
         Source: Bay, Ehmann & Downie 2009.
         """
@@ -72,7 +72,7 @@ class NatsPerStep(Metrics):
         return {"loss": self.loss, "nats_per_step": self.loss, "accuracy": self.accuracy}
 
     def table(self) -> list[tuple[str, str]]:
-        """All figures, as a person reads them."""
+        """Names and formatted values of all figures."""
         return [
             ("nats per step", f"{self.loss:.4f}"),
             ("accuracy of what is on", f"{self.accuracy:.4f}"),
@@ -85,7 +85,7 @@ class FrameData(ExampleData):
     """The number of outputs, and the sequences of the splits.
 
     Args:
-        outputs: F, numbers of a frame.
+        outputs: F, size of a frame.
     """
 
     outputs: int
@@ -102,11 +102,11 @@ class FrameData(ExampleData):
         """A hash of the frames."""
         return vectors.fingerprint(examples)
 
-    def encoded(self, examples: Sequence[VectorSequence], name: str) -> Examples:
-        """Frames as numbers of one byte; a frame's input is the frame before it, first zeros.
+    def encode_examples(self, examples: Sequence[VectorSequence], name: str) -> Examples:
+        """Encodes sequences as int8; the input of a step is the previous frame, at first zeros.
 
         Raises:
-            TextError: frames of another size, or a number that is neither 0 nor 1.
+            TextError: frames of another size, or a value other than 0 and 1.
         """
         for number, each in enumerate(examples, start=1):
             if each.vectors.shape[1] != self.outputs:
@@ -120,23 +120,23 @@ class FrameData(ExampleData):
 
 
 class TrainedFrames(TrainedExamples):
-    """A trained model of frames with its settings."""
+    """A trained frame model with its settings."""
 
     model: FrameModel
     data: FrameData
 
     @property
     def task(self) -> "type[Frames]":
-        """Its task."""
+        """The task that the model was trained for."""
         return Frames
 
     def compose(
         self, *, num_steps: int = 200, temperature: float = 1.0, seed: int = 1
     ) -> NDArray[np.int8]:
-        """A novel sequence of frames, (num_steps, F), drawn from its beginning.
+        """Samples a new sequence of frames, (num_steps, F).
 
         Args:
-            num_steps: frames, 1 or more.
+            num_steps: number of frames, 1 or more.
             temperature: 0 or more; the logits are divided by it, and 0 is greedy: an output is on
                 where its probability is above one half.
             seed: the same seed gives the same frames.
@@ -151,23 +151,23 @@ class TrainedFrames(TrainedExamples):
 
 
 class Frames(ExampleTask):
-    """Trains a model of frames."""
+    """Trains a frame model."""
 
     unit = "frames"
     command = "sample --out tune.mid"
     metrics = NatsPerStep
-    trivial = "from the last frame alone"
+    baseline_name = "from the last frame alone"
     trained = TrainedFrames
     model: FrameModel
     data: FrameData
 
     @classmethod
-    def read_files(cls, places: Sequence[str], config: Config) -> list[VectorSequence]:
-        """The examples of files."""
-        return list(vectors.read(places, labels=False))
+    def read_files(cls, paths: Sequence[str], config: Config) -> list[VectorSequence]:
+        """Reads the sequences of files."""
+        return list(vectors.read(paths, labels=False))
 
     @classmethod
-    def vocabularies(cls, examples: Sequence[VectorSequence], config: Config) -> FrameData:
+    def build_vocabularies(cls, examples: Sequence[VectorSequence], config: Config) -> FrameData:
         """The number of outputs."""
         return FrameData(examples[0].vectors.shape[1])
 
@@ -185,7 +185,7 @@ class Frames(ExampleTask):
 
     @classmethod
     def build(cls, config: Config, data: FrameData, *, is_shared: bool = False) -> FrameModel:
-        """The model with its first weights."""
+        """The frame model with initial weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
         encoder = builder.encoder(Vectors(data.outputs))
         head = Logistic(network.hidden_size, data.outputs)
@@ -194,60 +194,60 @@ class Frames(ExampleTask):
         return model
 
     @staticmethod
-    def collated(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """Frames before (T, B, F), lengths (B,) and frames (T, B, F)."""
-        inputs, lengths, targets = ExampleTask.collated(examples, indices)
+    def collate(examples: Examples, indices: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Previous frames (T, B, F), lengths (B,) and frames (T, B, F)."""
+        inputs, lengths, targets = ExampleTask.collate(examples, indices)
         return inputs.astype(np.float32), lengths, targets
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
-        """The total over outputs, time and sequences; the objective is its mean over sequences."""
+        """The sum over outputs, time and sequences; the objective is the mean over sequences."""
         inputs, lengths, targets = batch.tensors
         hidden, _ = self.model.hidden(inputs, lengths)
         loss = self.model.head.loss(hidden, targets, 1 / batch.rows)
-        # All outputs of a step are one prediction.
-        return self.mean(loss, batch, targets[..., 0])
+        # The outputs of a step count as one prediction.
+        return self.mean_loss(loss, batch, targets[..., 0])
 
     @staticmethod
-    def measured(
+    def batch_metrics(
         model: FrameModel,
         data: FrameData,
         tensors: tuple[Tensor, ...],
         examples: Examples,
         indices: NDArray[np.int64],
     ) -> NatsPerStep:
-        """How well a batch is predicted."""
+        """Loss and accuracy of a batch."""
         inputs, lengths, targets = tensors
         logits, _ = model(inputs, lengths)
         total = -log_probs(logits.double(), targets).sum()
-        is_counted = targets != NOTHING
+        is_counted = targets != PADDING
         is_on, is_predicted = targets == 1, (logits > 0) & is_counted
         hits = (is_on & is_predicted).sum()
         misses = (is_on != is_predicted).sum()
         return NatsPerStep(*map(float, (total, is_counted[..., 0].sum(), hits, misses)))
 
     def preview(self, step: int) -> str:
-        """A novel sequence: the outputs that are on in each step, counted from 0, a step a word."""
+        """A sample: for each step a word that lists the outputs that are on, from 0."""
         frames = _composed(self.model, self.data.outputs, _PREVIEWED, 1.0, seed=step)
         return " ".join(",".join(map(str, np.flatnonzero(frame))) or "-" for frame in frames)
 
     def picture(self, preview: str) -> NDArray[np.uint8]:
         """The piano roll of a preview."""
         frames = np.zeros((_PREVIEWED, self.data.outputs), np.int8)
-        # A preview is read from metrics.jsonl, which may have been changed.
+        # Previews are read from metrics.jsonl, which may have been edited.
         keys = {str(key): key for key in range(self.data.outputs)}
         for frame, word in zip(frames, preview.split(), strict=False):
             frame[[keys[name] for name in word.split(",") if name in keys]] = 1
         return midi.picture(frames)
 
     def baseline(self, split: str) -> NatsPerStep | None:
-        """A copy of the last frame: how often an output stays on, or is on after being off."""
+        """Predicts each output from its previous value, by frequencies in the training data."""
         if split not in self.data.splits:
             return None
-        likelihoods = [_frequency(self._train, was_on=was_on) for was_on in (False, True)]
+        probabilities = [_frequency(self._train, was_on=was_on) for was_on in (False, True)]
         total = count = hits = misses = 0.0
         examples = self.data.splits[split]
         for before, frames in zip(examples.inputs, examples.targets, strict=True):
-            p = np.where(before, likelihoods[True], likelihoods[False])
+            p = np.where(before, probabilities[True], probabilities[False])
             total -= np.log(np.where(frames, p, 1 - p)).sum()
             count += len(frames)
             hits += ((p > 0.5) & (frames == 1)).sum()
@@ -266,7 +266,7 @@ class Frames(ExampleTask):
 def _composed(
     model: FrameModel, outputs: int, num_steps: int, temperature: float, seed: int
 ) -> NDArray[np.int8]:
-    """A novel sequence of frames, (num_steps, F): see `TrainedFrames.compose`.
+    """Samples frames, (num_steps, F): see `TrainedFrames.compose`.
 
     Raises:
         DivergedError: the model's probabilities are not finite.
@@ -277,14 +277,14 @@ def _composed(
     for step in range(num_steps):
         last = device.from_numpy(frames[step].astype(np.float32)[None, None], device.of(model))
         logits, state = model(last, None, state)
-        likelihoods = (logits[0, 0].double() / (temperature or 1.0)).sigmoid().cpu().numpy()
-        require_finite(likelihoods)
-        frames[step + 1] = (generator.random(outputs) if temperature else 0.5) < likelihoods
+        probabilities = (logits[0, 0].double() / (temperature or 1.0)).sigmoid().cpu().numpy()
+        require_finite(probabilities)
+        frames[step + 1] = (generator.random(outputs) if temperature else 0.5) < probabilities
     return frames[1:]
 
 
 def _frequency(examples: Examples, *, was_on: bool) -> float:
-    """How often an output is on in the training data after it was on, or off."""
+    """Frequency in the training data with which an output is on, given its previous value."""
     pairs = list(zip(examples.inputs, examples.targets, strict=True))
     on = sum(int(frames[before == was_on].sum()) for before, frames in pairs)
     return (on + 0.5) / (sum(int((before == was_on).sum()) for before, _ in pairs) + 1)

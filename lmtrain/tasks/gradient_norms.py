@@ -1,6 +1,6 @@
-"""How the gradient of one prediction shrinks or grows on its way back through time.
+"""Gradient norms of single predictions with respect to the states of earlier time steps.
 
-Works on a model and ids; knows neither text nor settings.
+Works on a model and token ids; does not use text or settings.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,13 +17,13 @@ from lmtrain.errors import TextError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.model.recurrent import State
 
-# Rows of text that are differentiated at once.
+# Number of predictions that are differentiated in one batch.
 _ROWS = 64
 
 
 @dataclass(frozen=True)
 class Quartiles:
-    """The quartiles of a norm over positions, for each lag from 0, each (K + 1,)."""
+    """Quartiles over positions for each lag from 0 to K, each (K + 1,)."""
 
     lower: NDArray[np.float64]
     median: NDArray[np.float64]
@@ -32,12 +32,12 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class LagNorms:
-    """Norms of the gradients of single predictions at one part of the state of one layer.
+    """Gradient norms of single predictions for one part of the state of one layer.
 
     Args:
         layer: counted from 1.
         part: the part's name in `Cell.state_names`.
-        norms: ‖∂L⟨t⟩/∂a⟨t−k⟩‖, a position t in each row and a lag k in each column, (N, K + 1).
+        norms: ‖∂L⟨t⟩/∂a⟨t−k⟩‖, (N, K + 1): a row for each position t, a column for each lag k.
     """
 
     layer: int
@@ -51,16 +51,16 @@ class LagNorms:
 
     @property
     def relative(self) -> Quartiles:
-        """The quartiles of the norms over those at lag 0, positions without any left out."""
+        """The quartiles of the norms relative to lag 0, without positions of norm 0."""
         at_zero = self.norms[:, :1]
-        is_there = at_zero[:, 0] > 0
+        is_positive = at_zero[:, 0] > 0
         # A gradient may be infinite at lag 0 already.
         with np.errstate(invalid="ignore", over="ignore"):
-            return _quartiles(self.norms[is_there] / at_zero[is_there])
+            return _quartiles(self.norms[is_positive] / at_zero[is_positive])
 
     @property
     def half_lag(self) -> int | None:
-        """The first lag from which on the median is below half of lag 0; None if there is none."""
+        """The lag from which the median stays below half of lag 0; None if it does not."""
         is_below = self.relative.median < 0.5
         return int(np.flatnonzero(~is_below)[-1]) + 1 if is_below[-1] else None
 
@@ -70,18 +70,18 @@ def gradient_norms(
 ) -> list[LagNorms]:
     """Norms of ∂L⟨t⟩/∂a⟨t−k⟩, and of ∂L⟨t⟩/∂c⟨t−k⟩, for each layer and k from 0 to `lags`.
 
-    L⟨t⟩ = −log P of the token after t alone. The derivative is total: through all later steps and
-    all layers above. Positions t are spread evenly over the text; the state that a row begins with
-    comes from as many tokens before it.
+    L⟨t⟩ = −log P of the single token after t. The derivative is total: through all later steps and
+    all layers above. Positions t are spread evenly over the text; the initial state of each comes
+    from the `lags` tokens before.
 
     Args:
-        model: the model; nothing is dropped.
+        model: the model; dropout is off.
         ids: the text, (N,).
-        lags: K, the most steps back, 1 or more.
-        positions: how many predictions are differentiated, if the text has as many.
+        lags: K, maximum number of steps back, 1 or more.
+        positions: maximum number of predictions.
 
     Returns:
-        Layer by layer, the parts of each in the order of its cell.
+        One item for each part of the state of each layer, in order.
 
     Raises:
         TextError: the text is too short for one position.
@@ -114,13 +114,13 @@ def gradient_norms(
 def _quartiles(norms: NDArray[np.float64]) -> Quartiles:
     if not len(norms):
         norms = np.full((1, norms.shape[1]), np.nan)
-    # A gradient that exploded to infinity has no number between it and another.
+    # Interpolation with an infinite gradient gives NaN.
     with np.errstate(invalid="ignore"):
         return Quartiles(*np.quantile(norms, (0.25, 0.5, 0.75), axis=0))
 
 
 def _windows(ids: NDArray[np.integer], lags: int, positions: int) -> Iterator[Tensor]:
-    """Rows of text side by side, (2K + 2, B): K tokens of context, steps t − K to t, the target."""
+    """Windows of text, (2K + 2, B): K tokens of context, steps t − K to t, and the target."""
     length = 2 * lags + 2
     starts = np.unique(np.linspace(0, len(ids) - length, positions).astype(np.int64))
     for first in range(0, len(starts), _ROWS):
@@ -135,19 +135,19 @@ def _norms(model: LanguageModel, window: Tensor, lags: int) -> Tensor:
     with torch.no_grad():
         _, state = model.hidden(context)
     hidden, nodes = _unrolled(model, inputs, state)
-    # Rows are independent: the gradient of their sum holds that of each.
+    # Rows are independent: the gradient of the sum contains the gradient of each.
     loss = -model.head.log_probs(hidden.unsqueeze(0), target).sum()
     gradients = torch.autograd.grad(loss, nodes, materialize_grads=True)
-    # Squares of small numbers vanish in single precision.
+    # Squares of small gradients underflow in single precision.
     norms = torch.stack([gradient.double().norm(dim=-1) for gradient in gradients])
     by_lag: Tensor = norms.unflatten(0, (-1, lags + 1)).flip(1)
     return by_lag
 
 
 def _unrolled(model: LanguageModel, tokens: Tensor, state: State) -> tuple[Tensor, list[Tensor]]:
-    """The last hidden state (B, H), and the state of every step as nodes of autograd's graph.
+    """The last hidden state (B, H), and the states of all steps as nodes of the autograd graph.
 
-    The nodes stand in the order of layers, of the parts of a state and of steps.
+    The nodes are ordered by layer, part of the state and step.
     """
     recurrent, nodes = model.encoder.recurrent, list[Tensor]()
     inputs: Sequence[Tensor] = model.encoder.embedding(tokens).unbind()
@@ -165,7 +165,7 @@ def _unrolled(model: LanguageModel, tokens: Tensor, state: State) -> tuple[Tenso
 
 
 def _by_part(states: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
-    """The states of some steps, part by part."""
+    """The states of steps, ordered by part."""
     return [tensor for part in zip(*states, strict=True) for tensor in part]
 
 

@@ -1,4 +1,4 @@
-"""What the examples of a task are made of: text that is cut into tokens, or vectors."""
+"""The inputs of examples: tokenized text, or vectors."""
 
 import json
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from lmtrain.tasks.building import Builder
 TOKENIZER_FILE, VECTORS_FILE = "tokenizer.json", "vectors.json"
 _SIZE = Field(ge=1, le=MOST_NUMBERS, strict=True)
 _CONTENT = TypeAdapter(dict[Literal["size"], Annotated[int, _SIZE]])
-# Settings that mean something for tokens alone.
+# Settings that apply to tokens only.
 _OF_TOKENS = (
     "data.level", "data.splitter", "data.vocabulary", "data.vocab_size", "data.min_count",
     "data.lowercase", "data.nfc", "model.embedding_size", "model.embeddings",
@@ -31,13 +31,13 @@ _OF_TOKENS = (
 
 @dataclass(frozen=True)
 class TextInputs:
-    """Texts, which a tokenizer makes ids of."""
+    """Text inputs with their tokenizer."""
 
     tokenizer: Tokenizer
 
     @classmethod
     def of(cls, texts: Iterable[str], config: Config) -> "TextInputs":
-        """The vocabulary of training texts."""
+        """Text inputs with the vocabulary of training texts."""
         data = config.data
         if data.vocabulary is not None:
             return cls(
@@ -64,7 +64,7 @@ class TextInputs:
         return {"vocab_size": self.tokenizer.vocab_size}
 
     def encode(self, text: str, name: str) -> NDArray[np.int64]:
-        """The ids of a text; of one that has no token, `<UNK>` or a blank."""
+        """The ids of a text; a text without tokens becomes a single `<UNK>` or token 0."""
         ids = self.tokenizer.encode(text)
         return ids if len(ids) else np.array([self.tokenizer.unk_id or 0], np.int64)
 
@@ -73,51 +73,51 @@ class TextInputs:
         return self.tokenizer.unknown_characters(texts)
 
     def shown(self, ids: NDArray[np.int64]) -> str:
-        """The text of ids."""
+        """The text of ids, for a preview."""
         return self.tokenizer.decode(ids)
 
     def described(self) -> str:
-        """The size of the vocabulary, for a person."""
+        """The size of the vocabulary, for text output."""
         return f"vocabulary {self.tokenizer.vocab_size:,}"
 
     def first_layer(self, builder: Builder) -> Embedding:
-        """An embedding."""
+        """An embedding layer."""
         return builder.embedding(self.tokenizer.vocab_size)
 
 
 @dataclass(frozen=True)
 class VectorInputs:
-    """Vectors of `size` numbers."""
+    """Inputs that are vectors of `size` numbers."""
 
     size: int
 
     @classmethod
     def of(cls, size: int, config: Config) -> "VectorInputs":
-        """Vectors of that size.
+        """Vector inputs of that size.
 
         Raises:
-            ConfigError: a setting that means nothing for vectors.
+            ConfigError: a setting that does not apply to vectors.
         """
         for path in _OF_TOKENS:
             section, name = path.split(".")
             value = getattr(getattr(config, section), name)
             if value != default(path):
-                raise ConfigError(f"{path} = {value} means nothing for vectors: it is for text")
+                raise ConfigError(f"{path} = {value} does not apply to vectors, only to text")
         return cls(size)
 
     def files(self) -> dict[str, str]:
-        """The size."""
+        """The size of the vectors."""
         return {VECTORS_FILE: json.dumps({"size": self.size})}
 
     def sizes(self) -> dict[str, int]:
-        """The size."""
+        """The size of the vectors."""
         return {"input_size": self.size}
 
     def encode(self, vectors: NDArray[Any], name: str) -> NDArray[np.float32]:
-        """Vectors (T, F) as numbers of the model's type.
+        """Checks vectors (T, F) and converts them to float32.
 
         Raises:
-            TextError: they have another width, no step, or numbers that are not finite.
+            TextError: another width, no steps, or values that are not finite.
         """
         return require_width(vectors, self.size, name)
 
@@ -126,15 +126,15 @@ class VectorInputs:
         return {}
 
     def shown(self, vectors: NDArray[np.float32]) -> str:
-        """How many there are."""
+        """The number of vectors, for a preview."""
         return f"{len(vectors):,} steps"
 
     def described(self) -> str:
-        """The size, for a person."""
+        """The size, for text output."""
         return f"vectors of {self.size:,} numbers"
 
     def first_layer(self, builder: Builder) -> Vectors:
-        """The vectors themselves."""
+        """A layer that returns the vectors unchanged."""
         return Vectors(self.size)
 
 

@@ -1,4 +1,4 @@
-"""A language model with a label: the label stands for x⟨1⟩, and a text follows (one to many)."""
+"""Labelled language modelling: generate a text from a label, which is x⟨1⟩ (one to many)."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from lmtrain import screen
 from lmtrain.data import labelled
 from lmtrain.data.labelled import Example
-from lmtrain.data.padded import NOTHING
+from lmtrain.data.padded import PADDING
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import CheckpointError, ConfigError, TextError
 from lmtrain.model.head import Softmax
@@ -21,7 +21,7 @@ from lmtrain.schema import Config
 from lmtrain.tasks import perplexity, sampling
 from lmtrain.tasks.base import Batch, Files, Loss
 from lmtrain.tasks.building import Builder
-from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask, TrainedExamples, place_names
+from lmtrain.tasks.examples import ExampleData, Examples, ExampleTask, TrainedExamples, data_names
 from lmtrain.tasks.inputs import TOKENIZER_FILE, TextInputs
 from lmtrain.tasks.labels import label_files, label_ids, labels_of, restored_labels
 from lmtrain.tasks.perplexity import Perplexity
@@ -35,12 +35,12 @@ _PREVIEWED = 4
 class LabelledTextData(ExampleData):
     """A tokenizer, the labels, and the examples of the splits.
 
-    The inputs of an example are its label, whose id follows those of the tokens, and its tokens;
-    the targets are its tokens and its end.
+    The inputs of an example are its label and its tokens; ids of labels follow the ids of tokens.
+    The targets are its tokens and the end token.
 
     Args:
-        text: the tokens.
-        labels: the names of the labels in the order of their ids.
+        text: the vocabulary of tokens.
+        labels: names of the labels by id.
     """
 
     text: TextInputs
@@ -48,7 +48,7 @@ class LabelledTextData(ExampleData):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
+        """The tokenizer of the texts."""
         return self.text.tokenizer
 
     @property
@@ -59,10 +59,10 @@ class LabelledTextData(ExampleData):
         return end
 
     def label_id(self, label: str) -> int:
-        """The token that stands for a label.
+        """The input id of a label.
 
         Raises:
-            ConfigError: the training data does not have it.
+            ConfigError: the training data does not have the label.
         """
         if label not in self.labels:
             raise ConfigError(
@@ -71,19 +71,19 @@ class LabelledTextData(ExampleData):
         return self.tokenizer.vocab_size + self.labels.index(label)
 
     def files(self) -> dict[str, str]:
-        """The tokenizer and the labels."""
+        """Content of the files for the tokenizer and the labels."""
         return self.text.files() | label_files(self.labels)
 
     def sizes(self) -> dict[str, int]:
-        """The size of the vocabulary and of the set of labels."""
+        """The size of the vocabulary and the number of labels."""
         return self.text.sizes() | {"labels": len(self.labels)}
 
     def fingerprint(self, examples: Sequence[Example]) -> str:
         """A hash of labels and texts."""
         return labelled.fingerprint(examples)
 
-    def encoded(self, examples: Sequence[Example], name: str) -> Examples:
-        """Examples as ids.
+    def encode_examples(self, examples: Sequence[Example], name: str) -> Examples:
+        """Encodes examples.
 
         Raises:
             TextError: a label that the training data does not have.
@@ -107,14 +107,14 @@ class TrainedLabelledLanguageModel(TrainedExamples):
 
     @property
     def task(self) -> "type[LabelledLanguageModelling]":
-        """Its task."""
+        """The task that the model was trained for."""
         return LabelledLanguageModelling
 
     def sample(self, label: str, prompt: str = "", **settings: Any) -> list[str]:
         """Novel texts of a label; the same seed gives the same texts.
 
         Args:
-            label: one of the training data's.
+            label: a label of the training data.
             prompt: text before the first drawn token; may be empty.
             settings: those of `Sampling`: num, max_tokens, temperature, top_k, top_p, seed, stop.
 
@@ -136,7 +136,9 @@ class TrainedLabelledLanguageModel(TrainedExamples):
         """
         if label is None:
             labels = screen.join_names(self.data.labels)
-            raise ConfigError(f"{self.path} was trained with labels: give one", f"labels: {labels}")
+            raise ConfigError(
+                f"{self.path} was trained with labels, and no label is given", f"labels: {labels}"
+            )
         ends = Ends(self.data.label_id(label), self.data.end_id)
         return sampling.stream(self.model, self.data.tokenizer, prompt, Sampling(**settings), ends)
 
@@ -152,23 +154,23 @@ class LabelledLanguageModelling(ExampleTask):
     data: LabelledTextData
 
     @classmethod
-    def read_files(cls, places: Sequence[str], config: Config) -> list[Example]:
-        """The examples of files."""
-        return list(labelled.read(places))
+    def read_files(cls, paths: Sequence[str], config: Config) -> list[Example]:
+        """Reads the examples of files."""
+        return list(labelled.read(paths))
 
     @staticmethod
-    def kinds(example: Example) -> Collection[str]:
-        """Its label."""
+    def labels_in(example: Example) -> Collection[str]:
+        """The label of the example."""
         return (example.label,)
 
     @classmethod
-    def vocabularies(cls, examples: Sequence[Example], config: Config) -> LabelledTextData:
-        """The tokens and the labels.
+    def build_vocabularies(cls, examples: Sequence[Example], config: Config) -> LabelledTextData:
+        """Builds the vocabulary and collects the labels.
 
         Raises:
             TextError: there is only one label, or there are too few texts for data.min_count.
         """
-        name = place_names(config, "train")
+        name = data_names(config, "train")
         labels = labels_of([each.label for each in examples], name)
         text = TextInputs.of((each.text for each in examples), config)
         if text.tokenizer.line_end_id is None:
@@ -195,7 +197,7 @@ class LabelledLanguageModelling(ExampleTask):
     def build(
         cls, config: Config, data: LabelledTextData, *, is_shared: bool = False
     ) -> LanguageModel:
-        """The language model with its first weights; labels have vectors beside the tokens'."""
+        """The language model with initial weights; labels have embeddings after those of tokens."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
         vocab_size = data.tokenizer.vocab_size
         embedding = builder.embedding(vocab_size + len(data.labels))
@@ -206,25 +208,25 @@ class LabelledLanguageModelling(ExampleTask):
         return model
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
-        """The total over time and texts; the objective is its mean over texts."""
+        """The sum over time and texts; the objective is the mean over texts."""
         inputs, lengths, targets = batch.tensors
         hidden, _ = self.model.encoder(inputs, None, lengths)
         loss = self.model.head.loss(self.model.dropout(hidden), targets, 1 / batch.rows)
-        return self.mean(loss, batch, targets)
+        return self.mean_loss(loss, batch, targets)
 
     @staticmethod
-    def measured(
+    def batch_metrics(
         model: LanguageModel,
         data: LabelledTextData,
         tensors: tuple[Tensor, ...],
         examples: Examples,
         indices: NDArray[np.int64],
     ) -> Perplexity:
-        """How well a batch is predicted; an end counts as a character."""
+        """Perplexity of a batch; the end of a text counts as a character."""
         inputs, lengths, targets = tensors
         hidden, _ = model.encoder(inputs, None, lengths)
         log_probs = model.head.log_probs(hidden, targets.clamp(min=0)).double()
-        is_counted = targets != NOTHING
+        is_counted = targets != PADDING
         is_unknown = targets == (-2 if data.tokenizer.unk_id is None else data.tokenizer.unk_id)
         texts = (data.tokenizer.decode(examples.targets[index]) for index in indices)
         return Perplexity(
@@ -236,19 +238,19 @@ class LabelledLanguageModelling(ExampleTask):
         )
 
     def preview(self, step: int) -> str:
-        """A novel text of some labels, others at each validation."""
+        """Samples for some labels, which change with the step."""
         tokenizer, seed = self.data.tokenizer, self.config.train.seed + step
         chosen = Sampling(num=1, max_tokens=_PREVIEW_TOKENS, seed=seed)
         lines = []
-        for place in range(_PREVIEWED):
-            label = self.data.labels[(step + place) % len(self.data.labels)]
+        for offset in range(_PREVIEWED):
+            label = self.data.labels[(step + offset) % len(self.data.labels)]
             ends = Ends(self.data.label_id(label), self.data.end_id)
             pieces = sampling.stream(self.model, tokenizer, "", chosen, ends)
             lines.append(f"{label}: {''.join(piece for _, piece in pieces)}")
         return "\n".join(lines)
 
     def baseline(self, split: str) -> Perplexity | None:
-        """Token frequencies alone."""
+        """Perplexity under token frequencies."""
         if split not in self.data.splits:
             return None
         size = self.data.tokenizer.vocab_size

@@ -1,4 +1,4 @@
-"""The labels of a task: their ids, and the file of a checkpoint that holds their names."""
+"""The labels of a task: their ids, and the file that stores their names."""
 
 import json
 from collections.abc import Collection, Iterable, Sequence
@@ -17,23 +17,23 @@ _FILE = "labels.json"
 _CONTENT = TypeAdapter(dict[Literal["labels"], Annotated[list[str], Len(1)]])
 
 
-def labels_of(found: Collection[str], name: str) -> list[str]:
-    """The labels of training data, sorted.
+def labels_of(labels: Collection[str], name: str) -> list[str]:
+    """The distinct labels of training data, sorted.
 
     Raises:
-        TextError: there is only one, so that there is nothing to learn.
+        TextError: there is only one.
     """
-    labels = sorted(set(found))
-    if len(labels) == 1:
+    distinct = sorted(set(labels))
+    if len(distinct) == 1:
         raise TextError(
-            f"{name}: all examples have the label {screen.shorten(labels[0])!r}",
+            f"{name}: all examples have the label {screen.shorten(distinct[0])!r}",
             "at least two labels are needed",
         )
-    return labels
+    return distinct
 
 
 def label_files(labels: Sequence[str]) -> dict[str, str]:
-    """The file of a checkpoint, by its name."""
+    """Content of the label file of a checkpoint, by file name."""
     return {_FILE: json.dumps({"labels": list(labels)}, ensure_ascii=False)}
 
 
@@ -53,17 +53,17 @@ def restored_labels(files: Files) -> list[str]:
     return labels
 
 
-def label_ids(found: Iterable[str], labels: Sequence[str], name: str) -> NDArray[np.int64]:
-    """The ids of labels that were found in `name`, (N,).
+def label_ids(names: Iterable[str], labels: Sequence[str], source: str) -> NDArray[np.int64]:
+    """The ids of the labels of `source`, (N,).
 
     Raises:
-        TextError: one that the training data does not have.
+        TextError: a label that the training data does not have.
     """
     ids = {label: index for index, label in enumerate(labels)}
     try:
-        return np.array([ids[label] for label in found], np.int64)
+        return np.array([ids[name] for name in names], np.int64)
     except KeyError as error:
         raise TextError(
-            f"{name}: the label {screen.shorten(error.args[0])!r} is not in the training data",
+            f"{source}: the label {screen.shorten(error.args[0])!r} is not in the training data",
             f"its labels: {screen.join_names(labels)}",
         ) from None

@@ -1,7 +1,7 @@
-"""Language modelling: predict each token of a text from those before it (many to many).
+"""Language modelling: predict each token of a text from the tokens before it (many to many).
 
-Training is truncated backpropagation through time over contiguous streams of text, whose state is
-carried from one window to the next.
+Training is truncated backpropagation through time over contiguous streams of text; the state is
+carried from one batch to the next.
 """
 
 import contextlib
@@ -37,18 +37,18 @@ from lmtrain.tasks.base import (
     Shard,
     Task,
     Trained,
-    require_same,
+    require_unchanged,
     warn_of_unknown,
 )
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.gradient_norms import LagNorms, gradient_norms
 from lmtrain.tasks.perplexity import Perplexity
 from lmtrain.tasks.sampling import Sampling
-from lmtrain.tasks.tuning import Trial
+from lmtrain.tasks.tuning import TuningResult
 
 _PREVIEW_TOKENS = {"word": 40, "char": 160, "byte": 160}
 _TOKENIZER = "tokenizer.json"
-# At what lags, and at how many positions, a training measures gradients.
+# Lags and number of positions of the gradient norms that are logged in training.
 _LOGGED_LAGS, _LOGGED_POSITIONS = (1, 10, 50), 32
 
 
@@ -57,15 +57,15 @@ class TextData:
     """A tokenizer and the token ids of the splits.
 
     Args:
-        tokenizer: text to ids and back.
-        texts: the ids of each split.
+        tokenizer: the tokenizer.
+        texts: the tokens of each split.
     """
 
     tokenizer: Tokenizer
     texts: Mapping[str, Tokens] = field(default_factory=dict)
 
     def files(self) -> dict[str, str]:
-        """The tokenizer."""
+        """Content of the tokenizer file."""
         return {_TOKENIZER: self.tokenizer.to_json()}
 
     def sizes(self) -> dict[str, int]:
@@ -73,19 +73,19 @@ class TextData:
         return {"vocab_size": self.tokenizer.vocab_size}
 
     def references(self) -> dict[str, dict[str, str]]:
-        """The texts' names and their keys in the token cache."""
+        """The name of each text and its key in the token cache."""
         return {split: {"name": text.name, "key": text.key} for split, text in self.texts.items()}
 
 
 @dataclass(frozen=True)
 class SentenceScore:
-    """How likely a sentence is.
+    """Log-probabilities of a sentence.
 
     Args:
         text: the sentence.
-        tokens: its tokens, the end of the sentence included.
-        log_probs: log P of each given those before it, in nats.
-        oov: how many of them are `<UNK>`.
+        tokens: its tokens, including the end of the sentence.
+        log_probs: log P of each token given the tokens before it, in nats.
+        oov: number of tokens that are `<UNK>`.
     """
 
     text: str
@@ -107,7 +107,7 @@ class TrainedLanguageModel(Trained):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
+        """The tokenizer of the model."""
         return self.data.tokenizer
 
     def sample(self, prompt: str = "", **settings: Any) -> list[str]:
@@ -132,7 +132,7 @@ class TrainedLanguageModel(Trained):
         return sampling.stream(self.model, self.tokenizer, prompt, Sampling(**settings))
 
     def score(self, sentences: Iterable[str]) -> Iterator[SentenceScore]:
-        """Log P of each sentence, its end included; each from a fresh state."""
+        """Log P of each sentence including its end; each starts with a zero state."""
         tokenizer = self.tokenizer
         texts = [sentence.rstrip("\r\n") for sentence in sentences]
         warn_of_unknown(tokenizer.unknown_characters(texts), "the text")
@@ -144,30 +144,29 @@ class TrainedLanguageModel(Trained):
             unknown = sum(index == tokenizer.unk_id for index in each)
             yield SentenceScore(text, tokens, log_probs, unknown)
 
-    def read(self, places: Sequence[str]) -> Tokens:
-        """The tokens of a text.
+    def read(self, paths: Sequence[str]) -> Tokens:
+        """Reads and tokenizes text.
 
         Args:
-            places: files, globs, `-` or names of corpora, read one after the other; of a corpus
-                the test part, else the validation part, else, if it has but one, all.
+            paths: files, globs, `-` or names of corpora, concatenated; of a corpus its test part,
+                or else its validation part, or else all.
 
         Raises:
             TextError: the text cannot be read.
         """
-        text = corpus.open_text(places, ("test", "valid", "train"))
+        text = corpus.open_text(paths, ("test", "valid", "train"))
         [tokens] = tokenize(Division(text), self.tokenizer).values()
         warn_of_unknown(tokens.unknown_characters, tokens.name)
         return tokens
 
-    def own(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Tokens]:
-        """The run's own texts, from the token cache or cut anew.
+    def own_data(self, splits: Sequence[str] = ("valid", "test")) -> Mapping[str, Tokens]:
+        """The run's own texts, from the token cache or tokenized again.
 
         Raises:
-            TextError: a text is gone.
-            CheckpointError: a text is not what it was.
+            TextError: a file is missing.
+            CheckpointError: a file has changed.
         """
-        found = LanguageModelling.find(self.config, self.data, self.state["data"], splits)
-        return found.texts
+        return LanguageModelling.find(self.config, self.data, self.state["data"], splits).texts
 
     def measure(
         self,
@@ -177,73 +176,71 @@ class TrainedLanguageModel(Trained):
         cache: Cache | None = None,
         dynamic: Dynamic | None = None,
     ) -> Perplexity:
-        """How well the model predicts a text, every token counted once.
+        """Perplexity of a text; each token is predicted once.
 
         Args:
             data: the text.
-            batch_size: streams the text is cut into.
-            cache: a pointer to words that followed states like the present one; None for none.
-            dynamic: how the weights go on learning from the text; None if they do not.
+            batch_size: number of streams the text is split into.
+            cache: a neural cache; None for none.
+            dynamic: dynamic evaluation; None for none.
 
         Raises:
-            TextError: with `dynamic`, the training text is gone.
+            TextError: with `dynamic`, the training text is missing.
         """
         self.model.eval()
         scales = self.gradient_scales if dynamic else []
-        adapting = Adaptation(self.model, cache, dynamic, scales)
-        with contextlib.closing(adapting):
+        adaptation = Adaptation(self.model, cache, dynamic, scales)
+        with contextlib.closing(adaptation):
             return perplexity.evaluate(
                 self.model,
                 data,
                 self.tokenizer,
                 batch_size=batch_size,
-                predict=adapting.log_probs if cache or dynamic else None,
+                predict=adaptation.log_probs if cache or dynamic else None,
                 piece=dynamic.seq_len if dynamic else 1,
             )
 
     @functools.cached_property
     def gradient_scales(self) -> list[Tensor]:
-        """The usual size of each weight's gradient on the training text, for dynamic evaluation.
+        """Root mean square gradients on the training text, for dynamic evaluation.
 
         Raises:
-            TextError: the text is gone.
-            CheckpointError: the text changed.
+            TextError: the text is missing.
+            CheckpointError: the text has changed.
         """
         self.model.eval()
-        return gradient_scales(self.model, self.own(("train",))["train"].ids)
+        return gradient_scales(self.model, self.own_data(("train",))["train"].ids)
 
-    def tune_cache(self) -> Iterator[Trial]:
-        """Caches with the loss of the run's validation text under each.
+    def tune_cache(self) -> Iterator[TuningResult]:
+        """Searches the hyperparameters of a neural cache on the run's validation text.
 
         Raises:
-            TextError: there is no validation text, or it is gone.
-            CheckpointError: the text changed.
+            TextError: there is no validation text, or it is missing.
+            CheckpointError: the text has changed.
         """
-        return tuning.cache_trials(self.model, self._validation_text().ids, self.tokenizer.start_id)
+        return tuning.tune_cache(self.model, self._validation_text().ids, self.tokenizer.start_id)
 
-    def tune_dynamic(self, seq_len: int = 5, max_tokens: int = 20_000) -> Iterator[Trial]:
-        """Dynamic evaluations with the loss of the run's validation text under each.
+    def tune_dynamic(self, seq_len: int = 5, max_tokens: int = 20_000) -> Iterator[TuningResult]:
+        """Searches the hyperparameters of dynamic evaluation on the run's validation text.
 
         Args:
-            seq_len: tokens between two steps of the weights, 1 or more.
-            max_tokens: tokens of the text that are used, from its beginning.
+            seq_len: number of tokens between two updates, 1 or more.
+            max_tokens: number of tokens used, from the start of the text.
 
         Raises:
-            TextError: there is no validation text, or a text is gone.
-            CheckpointError: a text changed.
+            TextError: there is no validation text, or a text is missing.
+            CheckpointError: a text has changed.
         """
         text = self._validation_text()
         text = replace(text, ids=text.ids[:max_tokens])
-        return tuning.dynamic_trials(
-            self.model, text, self.tokenizer, self.gradient_scales, seq_len
-        )
+        return tuning.tune_dynamic(self.model, text, self.tokenizer, self.gradient_scales, seq_len)
 
     def gradient_norms(self, text: Tokens, lags: int = 100) -> list[LagNorms]:
-        """How the gradient of one prediction shrinks or grows on its way back through time.
+        """Gradient norms of single predictions over time lags.
 
         Args:
-            text: what `read` or `own` gave.
-            lags: the most steps back, 1 or more.
+            text: the result of `read` or `own_data`.
+            lags: maximum number of steps back, 1 or more.
 
         Raises:
             TextError: the text is too short.
@@ -251,7 +248,7 @@ class TrainedLanguageModel(Trained):
         return gradient_norms(self.model, text.ids, lags)
 
     def _validation_text(self) -> Tokens:
-        texts = self.own(("valid",))
+        texts = self.own_data(("valid",))
         if "valid" not in texts:
             raise TextError(f"{self.path} was trained without validation text")
         return texts["valid"]
@@ -287,7 +284,7 @@ class LanguageModelling(Task):
 
     @classmethod
     def read(cls, config: Config) -> TextData:
-        """Reads the texts; the vocabulary is that of the training text."""
+        """Reads the texts and builds the vocabulary from the training text."""
         train, *others = _divisions(config)
         tokenizer, texts = read_tokens(train, config.data)
         for division in others:
@@ -310,30 +307,30 @@ class LanguageModelling(Task):
         references: Mapping[str, Mapping[str, str]],
         splits: Sequence[str] = ("train", "valid", "test"),
     ) -> TextData:
-        """The texts of a run, from the token cache or cut anew."""
-        wanted = {split: references[split] for split in splits if split in references}
+        """The texts of a run, from the token cache or tokenized again."""
+        chosen = {split: references[split] for split in splits if split in references}
         tokenizer, found = data.tokenizer, {}
-        for split, reference in wanted.items():
+        for split, reference in chosen.items():
             tokens = load_tokens(reference["key"], tokenizer.vocab_size, reference["name"])
             if tokens is None:
                 break
             found[split] = tokens
-        if len(found) == len(wanted):
+        if len(found) == len(chosen):
             return TextData(tokenizer, found)
-        divisions = [each for each in _divisions(config) if wanted.keys() & set(each.names)]
+        divisions = [each for each in _divisions(config) if chosen.keys() & set(each.names)]
         keys: dict[str, str] = {}
         for division in divisions:
             keys |= token_keys(division, tokenizer)
-        # Compared before anything of it is kept: the run may come from anyone, and so the path.
-        for split, reference in wanted.items():
-            require_same(split, reference["name"], keys.get(split), reference["key"])
+        # Compared before the text is cached: the run, and with it the path, may come from anyone.
+        for split, reference in chosen.items():
+            require_unchanged(split, reference["name"], keys.get(split), reference["key"])
         for division in divisions:
             found |= tokenize(division, tokenizer)
-        return TextData(tokenizer, {split: found[split] for split in wanted})
+        return TextData(tokenizer, {split: found[split] for split in chosen})
 
     @classmethod
     def build(cls, config: Config, data: TextData, *, is_shared: bool = False) -> LanguageModel:
-        """The language model with its first weights."""
+        """The language model with initial weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
         last = config.embedding_size if network.tied_embeddings else network.hidden_size
         sizes = [network.hidden_size] * (network.num_layers - 1) + [last]
@@ -354,18 +351,20 @@ class LanguageModelling(Task):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Windows that hold every stream once."""
+        """Number of windows in each stream."""
         return self.streams.steps_per_epoch
 
     def batch(self, step: int) -> Batch:
         """A window of each stream."""
-        train, place = self.config.train, device.of(self.model)
-        windows = [device.from_numpy(ids[:, self._rows], place) for ids in self.streams[step]]
+        train, model_device = self.config.train, device.of(self.model)
+        windows = [
+            device.from_numpy(ids[:, self._rows], model_device) for ids in self.streams[step]
+        ]
         if train.state_reset:
-            # A function of the step: the same after a resume, in any number of processes.
+            # Seeded by the step: the same after resuming and for any number of processes.
             generator = np.random.default_rng([train.seed, step, 1])
             is_kept = generator.random((1, train.batch_size)) >= train.state_reset
-            windows.append(device.from_numpy(is_kept[:, self._rows], place))
+            windows.append(device.from_numpy(is_kept[:, self._rows], model_device))
         return Batch(
             tuple(windows),
             rows=train.batch_size / self.shard.size,
@@ -378,13 +377,13 @@ class LanguageModelling(Task):
         return self.model.zero_state(rows)
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
-        """The total over time and streams; the objective is its mean over streams, as in the notes.
+        """The sum over time and streams; the objective is its mean over streams, as in the notes.
 
-        With T · (α mean(a²) + β mean((a⟨t⟩ − a⟨t−1⟩)²)), a the hidden states of the last layer, in
-        the first term after dropout.
+        Regularization adds T · (α mean(a²) + β mean((a⟨t⟩ − a⟨t−1⟩)²)) for the hidden states a of
+        the last layer, which have dropout applied in the first term.
 
-        Source: activation and temporal regularization: Merity, Keskar & Socher 2018; resets of the
-        state: Melis, Dyer & Blunsom 2018.
+        Source: activation and temporal regularization: Merity, Keskar & Socher 2018; state resets:
+        Melis, Dyer & Blunsom 2018.
         """
         inputs, targets, *is_kept = batch.tensors
         if state is not None and is_kept:
@@ -403,14 +402,14 @@ class LanguageModelling(Task):
         return Loss(objective, total, torch.full_like(total, targets.numel()), after)
 
     def evaluate(
-        self, split: str, meanwhile: Callable[[], None] = lambda: None
+        self, split: str, between_batches: Callable[[], None] = lambda: None
     ) -> Perplexity | None:
-        """The perplexity of this process's streams of a split."""
+        """Perplexity of this process's streams of a split."""
         if split not in self.data.texts:
             return None
 
         def predict(inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
-            meanwhile()
+            between_batches()
             if not inputs.numel():
                 return torch.zeros(inputs.shape), State()
             return self.model.log_probs(inputs, targets, state)
@@ -425,7 +424,7 @@ class LanguageModelling(Task):
         )
 
     def preview(self, step: int) -> str:
-        """A sample of the model's writing, by a seed that follows the step."""
+        """A sample, seeded by the step."""
         tokenizer = self.data.tokenizer
         length, seed = _PREVIEW_TOKENS[tokenizer.level], self.config.train.seed + step
         pieces = sampling.stream(
@@ -434,16 +433,16 @@ class LanguageModelling(Task):
         return "".join(piece for _, piece in pieces)
 
     def baseline(self, split: str) -> Perplexity | None:
-        """Word frequencies alone."""
+        """Perplexity under token frequencies."""
         texts = self.data.texts
         if split not in texts:
             return None
         return perplexity.unigram(texts["train"], texts[split], self.data.tokenizer)
 
     def gradient_figures(self) -> dict[str, float]:
-        """The median norm at some lags over that at lag 0, of each part of each layer's state.
+        """Median gradient norms at some lags relative to lag 0, for each part of the state.
 
-        On the validation text, or without one on the training text.
+        Measured on the validation text, or else on the training text.
         """
         ids = self.data.texts.get("valid", self.data.texts["train"]).ids
         lags = [lag for lag in _LOGGED_LAGS if 2 * lag + 2 <= len(ids)]
@@ -456,7 +455,7 @@ class LanguageModelling(Task):
         }
 
     def derived(self, loss: float) -> dict[str, float]:
-        """Perplexity, and bits per character of the training text."""
+        """Perplexity and bits per character."""
         text = self.data.texts["train"]
         characters = text.characters / len(text)
         return {

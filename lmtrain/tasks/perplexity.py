@@ -1,4 +1,4 @@
-"""How well a language model predicts text: sums and counts, divided once at the end."""
+"""Perplexity of texts and log-probabilities of sentences under a language model."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,14 +26,14 @@ _WHOLE = Shard()
 
 @dataclass(frozen=True)
 class Perplexity(Metrics):
-    """What a text cost.
+    """Negative log-probability of a text, with counts.
 
     Args:
         total_nats: −log P of the text.
-        count: tokens predicted, every token of the text once.
-        characters: characters of the text.
-        oov: tokens that are `<UNK>`.
-        oov_nats: −log P of those.
+        count: number of predicted tokens; each token of the text is predicted once.
+        characters: number of characters in the text.
+        oov: number of tokens that are `<UNK>`.
+        oov_nats: Σ −log P of these.
     """
 
     headline = "perplexity"
@@ -51,7 +51,7 @@ class Perplexity(Metrics):
 
     @property
     def bits_per_char(self) -> float:
-        """All bits over all characters."""
+        """Bits of the text divided by its characters."""
         return self.total_nats / math.log(2) / self.characters
 
     @property
@@ -70,7 +70,7 @@ class Perplexity(Metrics):
 
     @classmethod
     def cost(cls, values: Mapping[str, float | None]) -> float:
-        """The loss: it orders models as perplexity does, and stays finite."""
+        """The loss: it has the same order as perplexity and does not overflow."""
         loss = values.get("loss")
         return math.inf if loss is None else loss
 
@@ -89,7 +89,7 @@ class Perplexity(Metrics):
         }
 
     def table(self) -> list[tuple[str, str]]:
-        """All figures, as a person reads them."""
+        """Names and formatted values of all figures."""
         known, bits = self.perplexity_without_oov, self.bits_per_char_without_oov
         without = [] if bits is None else [("bits per character without <UNK>", f"{bits:.5f}")]
         return [
@@ -106,13 +106,13 @@ class Perplexity(Metrics):
 
     @classmethod
     def line(cls, figures: Mapping[str, float | None]) -> str:
-        """The figures in one line, as a person reads them."""
+        """The main figures in one line of text."""
         bits = figures.get("bits_per_char")
         return super().line(figures) + ("" if bits is None else f", {bits:.3f} bits per character")
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is beyond a float.
+    """exp(loss), or infinity on overflow.
 
     Example:
         >>> perplexity(0.0), perplexity(1000.0)
@@ -134,21 +134,21 @@ def evaluate(
     predict: Predict | None = None,
     piece: int = 1,
 ) -> Perplexity:
-    """The cost of a text under `model`, every token predicted once, hidden state carried.
+    """Perplexity of a text under `model`; the state is carried over the whole text.
 
     Args:
         model: the model.
         text: at least one token.
-        tokenizer: names the token taken to stand before the first, and `<UNK>`.
-        batch_size: streams the text is cut into; each begins without a state, so that more than
-            one is faster and a little worse.
-        shard: the streams that are predicted here; the characters are counted in the first.
-        predict: what stands for `model.log_probs`: a model that adapts. A target below 0 is none.
-        piece: time steps that `predict` learns from at once: windows are a whole number of them.
+        tokenizer: has the ids of the start token and of `<UNK>`.
+        batch_size: number of streams the text is split into; each starts with a zero state, so
+            more streams are faster and give a slightly higher perplexity.
+        shard: the streams of this process; the first one counts the characters.
+        predict: used instead of `model.log_probs`; targets below 0 are padding.
+        piece: window lengths are multiples of it.
     """
     was_training = model.training
     model.eval()
-    place, unk_id = device.of(model), tokenizer.unk_id
+    model_device, unk_id = device.of(model), tokenizer.unk_id
     total, count, oov, oov_nats = 0.0, 0, 0, 0.0
     state = None
     predict = predict or model.log_probs
@@ -157,7 +157,7 @@ def evaluate(
     for window in windows(text.ids, tokenizer.start_id, batch_size, seq_len):
         inputs, targets = (torch.from_numpy(ids[:, shard.of(batch_size)]) for ids in window)
         is_counted = targets >= 0
-        log_probs, state = predict(inputs.to(place), targets.to(place), state)
+        log_probs, state = predict(inputs.to(model_device), targets.to(model_device), state)
         nats = -log_probs.cpu().double()
         total += float(nats[is_counted].sum())
         count += int(is_counted.sum())
@@ -172,28 +172,28 @@ def evaluate(
 def sentence_log_probs(
     model: LanguageModel, sentences: Sequence[Sequence[int]], start_id: int | None
 ) -> Iterator[list[float]]:
-    """Log P of each token of each sentence given those before it, in nats.
+    """Log P of each token of each sentence given the tokens before it, in nats.
 
-    P(y1, y2, y3) = P(y1) P(y2|y1) P(y3|y1, y2), every sentence from a fresh state.
+    P(y1, y2, y3) = P(y1) P(y2|y1) P(y3|y1, y2); each sentence starts with a zero state.
 
     Args:
         model: the model.
-        sentences: ids, the end of the sentence included.
-        start_id: the token taken to stand before each; None for nothing.
+        sentences: token ids, including the end of the sentence.
+        start_id: the token before each sentence; None for none.
     """
     was_training = model.training
     model.eval()
-    place = device.of(model)
+    model_device = device.of(model)
     for first in range(0, len(sentences), _SENTENCES_AT_ONCE):
         group = sentences[first : first + _SENTENCES_AT_ONCE]
         longest = max(map(len, group))
         inputs = torch.full((longest + 1, len(group)), -1 if start_id is None else start_id)
         for column, sentence in enumerate(group):
             inputs[1 : len(sentence) + 1, column] = torch.tensor(sentence, dtype=torch.long)
-        # Time runs forward alone: what stands behind a shorter sentence changes nothing in it.
+        # The model is causal: padding after a sentence does not change its log-probabilities.
         parts, state = [torch.zeros(0, len(group), dtype=torch.float64)], None
         for start in range(0, longest, _SEQ_LEN):
-            window = inputs[start : start + _SEQ_LEN + 1].to(place)
+            window = inputs[start : start + _SEQ_LEN + 1].to(model_device)
             log_probs, state = model.log_probs(window[:-1], window[1:], state)
             parts.append(log_probs.double().cpu())
         for sentence, column in zip(group, torch.cat(parts).T.tolist(), strict=True):
@@ -202,15 +202,14 @@ def sentence_log_probs(
 
 
 def unigram(train: Tokens, text: Tokens, tokenizer: Tokenizer) -> Perplexity:
-    """The cost of a text under the token frequencies of the training text, each count plus one.
-
-    The least a model must beat: it knows how often tokens come, and nothing of their order.
-    """
+    """Perplexity of a text under the token frequencies of the training text (add-one smoothing)."""
     counts = _counts(train.ids, tokenizer.vocab_size) + 1
-    found = _counts(text.ids, tokenizer.vocab_size)
-    nats = -found * np.log(counts / counts.sum())
+    occurrences = _counts(text.ids, tokenizer.vocab_size)
+    nats = -occurrences * np.log(counts / counts.sum())
     unk_id = tokenizer.unk_id
-    oov, oov_nats = (0.0, 0.0) if unk_id is None else (float(found[unk_id]), float(nats[unk_id]))
+    oov, oov_nats = (
+        (0.0, 0.0) if unk_id is None else (float(occurrences[unk_id]), float(nats[unk_id]))
+    )
     return Perplexity(float(nats.sum()), len(text), text.characters, oov, oov_nats)
 
 

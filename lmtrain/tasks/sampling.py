@@ -19,7 +19,7 @@ from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.model.language_model import LanguageModel
 
 # So many draws of <UNK> in a row are given up; the other tokens then share its probability.
-_MOST_REJECTIONS = 100
+_MAX_REJECTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def draw_known(
             "the model diverged: its probabilities are not finite numbers",
             "try: an earlier checkpoint, or training with a smaller --lr",
         )
-    for _ in range(_MOST_REJECTIONS):
+    for _ in range(_MAX_REJECTIONS):
         if (index := draw(probabilities, generator)) != unk_id:
             return index
     known = probabilities.copy()

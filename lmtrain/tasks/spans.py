@@ -1,4 +1,4 @@
-"""Spans of tagged tokens, and how well they are found: the F1 of named entities.
+"""Spans of tagged tokens and their F1, as for named entities.
 
 Source: the evaluation of the CoNLL shared tasks, conlleval (Tjong Kim Sang & Buchholz 2000).
 """
@@ -10,41 +10,41 @@ from lmtrain.tasks.base import Metrics
 
 
 def spans(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """Kind, first token and the token after the last of each span.
+    """The type, the first token and the token after the last token of each span.
 
-    B-KIND begins a span; I-KIND goes on with one of its kind, and else begins one. O is outside. A
-    tag of any other form, such as a part of speech, is a span of one token.
+    B-TYPE starts a span; I-TYPE continues a span of the same type, or else starts one. O is
+    outside. A tag of any other form, such as a part of speech, is a span of one token.
 
     Example:
         >>> list(spans(["B-PER", "I-PER", "O", "I-LOC", "B-LOC", "NN"]))
         [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5), ('NN', 5, 6)]
     """
-    open_kind, first = "", 0
+    open_type, first = "", 0
     for index, tag in enumerate(tags):
-        prefix, _, kind = tag.partition("-")
-        if prefix == "I" and kind and kind == open_kind:
+        prefix, _, span_type = tag.partition("-")
+        if prefix == "I" and span_type and span_type == open_type:
             continue
-        if open_kind:
-            yield open_kind, first, index
-        is_bio = prefix in ("B", "I") and kind
-        open_kind, first = (kind if is_bio else ""), index
+        if open_type:
+            yield open_type, first, index
+        is_bio = prefix in ("B", "I") and span_type
+        open_type, first = (span_type if is_bio else ""), index
         if not is_bio and tag != "O":
             yield tag, index, index + 1
-    if open_kind:
-        yield open_kind, first, len(tags)
+    if open_type:
+        yield open_type, first, len(tags)
 
 
 @dataclass(frozen=True)
 class SpanF1(Metrics):
-    """How well tags and the spans that they form are predicted.
+    """F1 of spans and accuracy of tags.
 
     Args:
-        total_nats: Σ −log P of the right tags.
-        count: tokens.
-        correct: tokens whose most likely tag is right.
-        predicted: spans of the most likely tags.
-        true: spans of the right tags.
-        matched: spans of both, with the same kind, beginning and end.
+        total_nats: Σ −log P of the correct tags.
+        count: number of tokens.
+        correct: number of tokens whose most likely tag is correct.
+        predicted: number of spans in the most likely tags.
+        true: number of spans in the correct tags.
+        matched: number of spans in both, with the same type, start and end.
     """
 
     headline = "span_f1"
@@ -57,22 +57,22 @@ class SpanF1(Metrics):
 
     @property
     def span_f1(self) -> float:
-        """F1 = 2 PR / (P + R), the same as 2 · matched / (predicted + true)."""
+        """F1 = 2 PR / (P + R) = 2 · matched / (predicted + true)."""
         return 2 * self.matched / max(1, self.predicted + self.true)
 
     @property
     def precision(self) -> float:
-        """The fraction of predicted spans that are right."""
+        """The fraction of predicted spans that are correct."""
         return self.matched / max(1, self.predicted)
 
     @property
     def recall(self) -> float:
-        """The fraction of spans that are found."""
+        """The fraction of true spans that are predicted."""
         return self.matched / max(1, self.true)
 
     @property
     def accuracy(self) -> float:
-        """The fraction of tokens whose tag is right."""
+        """The fraction of tokens whose tag is correct."""
         return self.correct / self.count
 
     def values(self) -> dict[str, float | None]:
@@ -87,7 +87,7 @@ class SpanF1(Metrics):
         }
 
     def table(self) -> list[tuple[str, str]]:
-        """All figures, as a person reads them."""
+        """Names and formatted values of all figures."""
         return [
             ("span F1", f"{self.span_f1:.4f}"),
             ("precision", f"{self.precision:.4f}"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmtrain.data import conll
 from lmtrain.data.conll import Sentence
-from lmtrain.data.padded import NOTHING
+from lmtrain.data.padded import PADDING
 from lmtrain.data.tokenizer import Tokenizer, build_tokenizer, split_words
 from lmtrain.data.vocabulary import tokenizer_of
 from lmtrain.errors import ConfigError
@@ -26,9 +26,9 @@ from lmtrain.tasks.examples import (
     Examples,
     ExampleTask,
     TrainedExamples,
-    batched,
-    grouped,
-    place_names,
+    data_names,
+    groups,
+    length_batches,
     require_finite,
 )
 from lmtrain.tasks.inputs import TOKENIZER_FILE
@@ -37,8 +37,8 @@ from lmtrain.tasks.spans import SpanF1, spans
 
 _PREVIEWED = 2
 _CHARACTERS_FILE = "characters.json"
-# Of a longer word only its beginning is spelled.
-_MOST_CHARACTERS = 20
+# The character encoder reads at most this many characters of a word.
+_MAX_CHARACTERS = 20
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class TaggedData(ExampleData):
     """A tokenizer, the tags, and the sentences of the splits.
 
     Args:
-        tokenizer: tokens to ids.
-        tags: the names of the tags in the order of their ids.
-        characters: characters to ids, where words are also read by them; None where not.
+        tokenizer: the vocabulary of words.
+        tags: names of the tags by id.
+        characters: the vocabulary of characters; None without a character encoder.
     """
 
     tokenizer: Tokenizer
@@ -56,42 +56,42 @@ class TaggedData(ExampleData):
     characters: Tokenizer | None = None
 
     def files(self) -> dict[str, str]:
-        """The tokenizer, the tags, and the characters if they are read."""
+        """Content of the files for words, tags and, if used, characters."""
         files = {TOKENIZER_FILE: self.tokenizer.to_json()} | label_files(self.tags)
         if self.characters is not None:
             files[_CHARACTERS_FILE] = self.characters.to_json()
         return files
 
     def sizes(self) -> dict[str, int]:
-        """The sizes of the vocabulary and of the set of tags."""
+        """The size of the vocabulary and the number of tags."""
         return {"vocab_size": self.tokenizer.vocab_size, "labels": len(self.tags)}
 
     def fingerprint(self, examples: Sequence[Sentence]) -> str:
         """A hash of tokens and tags."""
         return conll.fingerprint(examples)
 
-    def encoded(self, examples: Sequence[Sentence], name: str) -> Examples:
-        """Sentences as ids.
+    def encode_examples(self, examples: Sequence[Sentence], name: str) -> Examples:
+        """Encodes sentences.
 
         Raises:
             TextError: a tag that the training data does not have.
         """
-        found = label_ids((tag for each in examples for tag in each.tags), self.tags, name)
+        tag_ids = label_ids((tag for each in examples for tag in each.tags), self.tags, name)
         tokens = [self.ids(each.tokens) for each in examples]
-        tags = np.split(found, np.cumsum([len(ids) for ids in tokens])[:-1])
+        tags = np.split(tag_ids, np.cumsum([len(ids) for ids in tokens])[:-1])
         return Examples(tokens, tags, self.fingerprint(examples), name)
 
     def ids(self, tokens: Sequence[str]) -> NDArray[np.int64]:
-        """The ids of tokens, (T,); with characters (T, 1 + C), a token's id and its characters'."""
-        # As the vocabulary was counted: a token that is too long for a word is known by its start.
-        known = [self.tokenizer.words(_word(token)) for token in tokens]
-        words = self.tokenizer.word_ids([each[0] if each else "" for each in known])
+        """The ids of tokens, (T,); with characters, (T, 1 + C): a token and its characters."""
+        # The vocabulary splits overlong tokens, too: the first part stands for the token.
+        parts = [self.tokenizer.words(_word(token)) for token in tokens]
+        words = self.tokenizer.word_ids([each[0] if each else "" for each in parts])
         if self.characters is None:
             return words
-        spelled = [self.characters.encode(token[:_MOST_CHARACTERS]) for token in tokens]
-        ids = np.full((len(tokens), 1 + _MOST_CHARACTERS), NOTHING)
+        spellings = [self.characters.encode(token[:_MAX_CHARACTERS]) for token in tokens]
+        ids = np.full((len(tokens), 1 + _MAX_CHARACTERS), PADDING)
         ids[:, 0] = words
-        for row, each in zip(ids, spelled, strict=True):
+        for row, each in zip(ids, spellings, strict=True):
             row[1 : 1 + len(each)] = each
         return ids
 
@@ -103,7 +103,7 @@ class TaggedSentence:
     Args:
         tokens: the sentence.
         tags: the most likely tag of each token.
-        probabilities: of these tags.
+        probabilities: probability of each of these tags.
     """
 
     tokens: Sequence[str]
@@ -111,11 +111,11 @@ class TaggedSentence:
     probabilities: Sequence[float]
 
     def line(self) -> str:
-        """A token, a tab and its tag a line, and an empty line."""
+        """Lines of a token, a tab and its tag, and an empty line."""
         return Sentence(tuple(self.tokens), tuple(self.tags)).lines()
 
     def fields(self) -> dict[str, Any]:
-        """All of it by name, with the spans that the tags form."""
+        """All fields by name, with the spans of the tags, for JSON."""
         found = [
             {"kind": kind, "first": first, "end": end, "text": " ".join(self.tokens[first:end])}
             for kind, first, end in spans(self.tags)
@@ -136,41 +136,41 @@ class TrainedTagger(TrainedExamples):
 
     @property
     def task(self) -> "type[Tagging]":
-        """Its task."""
+        """The task that the model was trained for."""
         return Tagging
 
-    def inputs(self, place: str) -> Iterator[Sequence[str]]:
-        """What `predict` takes, of a file: see `conll.read_tokens`."""
-        return conll.read_tokens(place)
+    def inputs(self, path: str) -> Iterator[Sequence[str]]:
+        """Reads inputs for `predict`: see `conll.read_tokens`."""
+        return conll.read_tokens(path)
 
     def predict(self, sentences: Iterable[str | Sequence[str]]) -> Iterator[TaggedSentence]:
         """The most likely tag of each token of sentences.
 
         Args:
-            sentences: each a list of tokens, or a text whose tokens have white space between them.
+            sentences: lists of tokens, or texts that are split at white space.
 
         Raises:
-            ConfigError: a single text, or what is no sentence.
+            ConfigError: a single text instead of a list, or an item of another type.
             DivergedError: the model's probabilities are not finite.
         """
-        for group in grouped(sentences):
-            yield from self._predicted([_tokens(each) for each in group])
+        for group in groups(sentences):
+            yield from self._predict_group([_tokens(each) for each in group])
 
     @torch.no_grad()
-    def _predicted(self, sentences: Sequence[Sequence[str]]) -> Iterator[TaggedSentence]:
-        # A sentence without tokens is tagged as if it had one, which is not shown.
+    def _predict_group(self, sentences: Sequence[Sequence[str]]) -> Iterator[TaggedSentence]:
+        # A sentence without tokens is encoded as one empty token, whose tag is dropped.
         arrays = [self.data.ids(each or [""]) for each in sentences]
-        found = [TaggedSentence((), (), ())] * len(sentences)
-        for indices, inputs, lengths in batched(self.model, arrays):
+        tagged = [TaggedSentence((), (), ())] * len(sentences)
+        for indices, inputs, lengths in length_batches(self.model, arrays):
             logits = self.model(inputs, lengths).double()  # (T, B, C)
-            likelihoods, best = (each.cpu() for each in logits.softmax(-1).max(-1))
-            require_finite(likelihoods.numpy())
+            probabilities, best = (each.cpu() for each in logits.softmax(-1).max(-1))
+            require_finite(probabilities.numpy())
             for row, index in enumerate(indices):
                 tokens = sentences[index]
                 tags = [self.data.tags[each] for each in best[: len(tokens), row].tolist()]
-                certain = likelihoods[: len(tokens), row].tolist()
-                found[index] = TaggedSentence(tokens, tags, certain)
-        yield from found
+                of_tags = probabilities[: len(tokens), row].tolist()
+                tagged[index] = TaggedSentence(tokens, tags, of_tags)
+        yield from tagged
 
 
 class Tagging(ExampleTask):
@@ -179,24 +179,24 @@ class Tagging(ExampleTask):
     unit = "tokens"
     command = "predict"
     metrics = SpanF1
-    trivial = "the most frequent tag of each token"
+    baseline_name = "the most frequent tag of each token"
     trained = TrainedTagger
     model: Tagger
     data: TaggedData
 
     @classmethod
-    def read_files(cls, places: Sequence[str], config: Config) -> list[Sentence]:
-        """The examples of files."""
-        return list(conll.read(places))
+    def read_files(cls, paths: Sequence[str], config: Config) -> list[Sentence]:
+        """Reads the sentences of files."""
+        return list(conll.read(paths))
 
     @staticmethod
-    def kinds(example: Sentence) -> Collection[str]:
-        """Its tags."""
+    def labels_in(example: Sentence) -> Collection[str]:
+        """The tags of the sentence."""
         return set(example.tags)
 
     @classmethod
-    def vocabularies(cls, examples: Sequence[Sentence], config: Config) -> TaggedData:
-        """The tokens and the tags of training sentences."""
+    def build_vocabularies(cls, examples: Sequence[Sentence], config: Config) -> TaggedData:
+        """Builds the vocabularies of words, tags and, if used, characters."""
         data = config.data
         if data.vocabulary is not None:
             tokenizer = tokenizer_of(
@@ -213,7 +213,7 @@ class Tagging(ExampleTask):
                 nfc=data.nfc,
             )
         tags = labels_of(
-            {tag for each in examples for tag in each.tags}, place_names(config, "train")
+            {tag for each in examples for tag in each.tags}, data_names(config, "train")
         )
         characters = None
         if config.model.characters:
@@ -232,7 +232,7 @@ class Tagging(ExampleTask):
 
     @classmethod
     def build(cls, config: Config, data: TaggedData, *, is_shared: bool = False) -> Tagger:
-        """The tagger with its first weights."""
+        """The tagger with initial weights."""
         network, builder = config.model, Builder(config, is_shared=is_shared)
         words = data.tokenizer.vocab_size
         if data.characters is None:
@@ -245,24 +245,24 @@ class Tagging(ExampleTask):
         return model
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
-        """The total over time and sentences; the objective is its mean over sentences."""
+        """The sum over time and sentences; the objective is the mean over sentences."""
         tokens, lengths, tags = batch.tensors
         loss = self.model.head.loss(self.model.hidden(tokens, lengths), tags, 1 / batch.rows)
-        return self.mean(loss, batch, tags)
+        return self.mean_loss(loss, batch, tags)
 
     @staticmethod
-    def measured(
+    def batch_metrics(
         model: Tagger,
         data: TaggedData,
         tensors: tuple[Tensor, ...],
         examples: Examples,
         indices: NDArray[np.int64],
     ) -> SpanF1:
-        """How well a batch is tagged."""
+        """F1 and accuracy of a batch."""
         tokens, lengths, tags = tensors
         log_probs = model(tokens, lengths).double().log_softmax(-1)  # (T, B, C)
-        is_counted = tags != NOTHING
-        right = log_probs.gather(-1, tags.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        is_counted = tags != PADDING
+        of_targets = log_probs.gather(-1, tags.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         best = log_probs.argmax(-1)
         counts = np.zeros(3)
         for row, length in enumerate(lengths.tolist()):
@@ -272,13 +272,13 @@ class Tagging(ExampleTask):
             )
             counts += len(found), len(truth), len(found & truth)
         correct = int((best == tags)[is_counted].sum())
-        return SpanF1(-float(right[is_counted].sum()), int(is_counted.sum()), correct, *counts)
+        return SpanF1(-float(of_targets[is_counted].sum()), int(is_counted.sum()), correct, *counts)
 
     def preview(self, step: int) -> str:
-        """Some validation sentences; where the predicted tag is wrong, the right one after it."""
-        examples, indices = self.previewed(step, _PREVIEWED)
+        """Some validation sentences with predicted tags; wrong ones with the correct tag."""
+        examples, indices = self.preview_examples(step, _PREVIEWED)
         self.model.eval()
-        tokens, lengths, tags = self.placed(examples, indices)
+        tokens, lengths, tags = self.to_device(examples, indices)
         with torch.no_grad():
             best = self.model(tokens, lengths).argmax(-1)
         lines = []
@@ -290,21 +290,21 @@ class Tagging(ExampleTask):
         return "\n".join(lines)
 
     def _shown(self, word: str, pair: tuple[int, int]) -> str:
-        found, right = (self.data.tags[index] for index in pair)
-        if found == right:
-            return word if found == "O" else f"{word}/{found}"
-        return f"{word}/{found} (not {right})"
+        predicted, correct = (self.data.tags[index] for index in pair)
+        if predicted == correct:
+            return word if predicted == "O" else f"{word}/{predicted}"
+        return f"{word}/{predicted} (correct: {correct})"
 
     def baseline(self, split: str) -> SpanF1 | None:
-        """The most frequent tag of each token in the training data; of an unknown one, of all."""
+        """Predicts the most frequent tag of each word; for unknown words, of all words."""
         if split not in self.data.splits:
             return None
         counts = np.zeros((self.data.tokenizer.vocab_size, len(self.data.tags)))
         words = np.concatenate([_words(each) for each in self._train.inputs])
         np.add.at(counts, (words, np.concatenate(self._train.targets)), 1)
         prior = (counts.sum(0) + 1) / (counts.sum() + len(self.data.tags))
-        likelihoods = (counts + prior) / (counts.sum(1, keepdims=True) + 1)
-        best = likelihoods.argmax(1)
+        probabilities = (counts + prior) / (counts.sum(1, keepdims=True) + 1)
+        best = probabilities.argmax(1)
         examples = self.data.splits[split]
         sums = np.zeros(6)
         for inputs, tags in zip(examples.inputs, examples.targets, strict=True):
@@ -313,7 +313,7 @@ class Tagging(ExampleTask):
                 set(spans([self.data.tags[index] for index in each]))
                 for each in (best[tokens], tags)
             )
-            nats = -np.log(likelihoods[tokens, tags]).sum()
+            nats = -np.log(probabilities[tokens, tags]).sum()
             correct = (best[tokens] == tags).sum()
             sums += nats, len(tags), correct, len(found), len(truth), len(found & truth)
         return SpanF1(*sums.tolist())
@@ -327,12 +327,12 @@ class Tagging(ExampleTask):
 
 
 def _words(inputs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ids of the words, (T,), with or without their characters."""
+    """The word ids (T,) of inputs with or without characters."""
     return inputs if inputs.ndim == 1 else inputs[:, 0]
 
 
 def _word(token: str) -> str:
-    """A token as a word of the vocabulary, which has no white space in it."""
+    """A token with white space replaced, as in the vocabulary."""
     return "_".join(split_words(" ".join(token.split()), "whitespace"))
 
 
@@ -340,7 +340,7 @@ def _tokens(sentence: str | Sequence[str]) -> Sequence[str]:
     """The tokens of a sentence.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: neither a text nor a list of texts.
     """
     if isinstance(sentence, str):
         return sentence.split()

@@ -1,4 +1,4 @@
-"""Translation: a sentence in, a sentence of its own length out (encoder and decoder)."""
+"""Translation: an encoder–decoder from one sentence to another (many to many)."""
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain.data import parallel
-from lmtrain.data.padded import NOTHING
+from lmtrain.data.padded import PADDING
 from lmtrain.data.parallel import Pair
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import CheckpointError, ConfigError
@@ -25,13 +25,13 @@ from lmtrain.tasks.base import Batch, Files, Loss
 from lmtrain.tasks.bleu import Bleu
 from lmtrain.tasks.building import Builder
 from lmtrain.tasks.examples import (
-    AT_ONCE,
+    EVAL_BATCH_SIZE,
     ExampleData,
     Examples,
     ExampleTask,
     TrainedExamples,
-    batched,
-    grouped,
+    groups,
+    length_batches,
     require_finite,
     require_texts,
 )
@@ -47,7 +47,7 @@ class Pairs(Examples):
     """Sentences and their translations, as ids and as text.
 
     Args:
-        pairs: the text, with white space between tokens.
+        pairs: the texts, with tokens separated by spaces.
     """
 
     pairs: Sequence[Pair]
@@ -66,7 +66,7 @@ class ParallelData(ExampleData):
         return self.source.tokenizer
 
     def files(self) -> dict[str, str]:
-        """Both tokenizers."""
+        """Content of the files of both tokenizers."""
         return self.source.files() | {_TARGET_FILE: self.target.tokenizer.to_json()}
 
     def sizes(self) -> dict[str, int]:
@@ -80,8 +80,8 @@ class ParallelData(ExampleData):
         """A hash of both languages."""
         return parallel.fingerprint(examples)
 
-    def encoded(self, examples: Sequence[Pair], name: str) -> Pairs:
-        """Sentences as ids; the target's end is one of its tokens."""
+    def encode_examples(self, examples: Sequence[Pair], name: str) -> Pairs:
+        """Encodes pairs of sentences; targets include the end token."""
         sources = [self.source.encode(each.source, name) for each in examples]
         end = [self.end_id]
         targets = [np.append(self.target.encode(each.target, name), end) for each in examples]
@@ -95,15 +95,15 @@ class ParallelData(ExampleData):
 
     @property
     def end_id(self) -> int:
-        """The token that begins and ends a translation."""
+        """The token that starts and ends a translation."""
         end = self.target.tokenizer.eos_id
         assert end is not None  # noqa: S101  (translations are made of words)
         return end
 
-    def translated(
+    def translate(
         self, model: Translator, sources: Tensor, lengths: Tensor, width: int
     ) -> list[list[tuple[str, float]]]:
-        """For each source its translations, tokens with blanks between, and their scores."""
+        """Translations of each source, tokens separated by spaces, with their scores."""
         vocabulary = self.target.tokenizer.vocabulary
         unknown = self.target.tokenizer.unk_id
         found = beam.search(
@@ -122,7 +122,7 @@ class Translated:
     Args:
         source: the sentence.
         translations: the best one first.
-        scores: of each, the mean of log P of its tokens.
+        scores: mean log P of the tokens of each.
     """
 
     source: str
@@ -130,14 +130,14 @@ class Translated:
     scores: Sequence[float]
 
     def line(self) -> str:
-        """The translation; of several, each after its score, a line each."""
+        """The translation; for several, a line for each with its score before it."""
         if len(self.translations) == 1:
             return self.translations[0]
         pairs = zip(self.scores, self.translations, strict=True)
         return "\n".join(f"{score:.4f}\t{translation}" for score, translation in pairs)
 
     def fields(self) -> dict[str, Any]:
-        """All of it by name."""
+        """All fields by name, for JSON."""
         return {
             "source": self.source,
             "translation": self.translations[0],
@@ -154,12 +154,12 @@ class TrainedTranslator(TrainedExamples):
 
     @property
     def task(self) -> "type[Translation]":
-        """Its task."""
+        """The task that the model was trained for."""
         return Translation
 
-    def inputs(self, place: str) -> Iterator[str]:
-        """What `predict` takes, of a file: a sentence a line."""
-        return parallel.read_sentences(place)
+    def inputs(self, path: str) -> Iterator[str]:
+        """Reads inputs for `predict`: a sentence on each line."""
+        return parallel.read_sentences(path)
 
     def predict(
         self, sentences: Iterable[str], *, beam: int = _BEAM, nbest: int = 1
@@ -168,35 +168,34 @@ class TrainedTranslator(TrainedExamples):
 
         Args:
             sentences: the texts.
-            beam: outputs that are followed at once, 1 or more, but at most as many as there are
-                tokens; 1 is greedy.
-            nbest: translations of each sentence, 1 to `beam`.
+            beam: beam size, 1 or more; 1 is greedy.
+            nbest: number of translations of each sentence, 1 to `beam`.
 
         Raises:
-            ConfigError: an argument out of its range, a single text, or what is no text.
+            ConfigError: an argument out of its range, or an item that is not a text.
             DivergedError: the model's probabilities are not finite.
         """
         if not 1 <= nbest <= beam:
-            raise ConfigError(f"nbest {nbest} and beam {beam} are not 1 <= nbest <= beam")
+            raise ConfigError(f"nbest {nbest} must be from 1 to beam {beam}")
         beam = min(beam, self.data.target.tokenizer.vocab_size)
-        for group in grouped(sentences):
+        for group in groups(sentences):
             require_texts(group)
             arrays = [self.data.source.encode(text, "predict") for text in group]
             found: list[list[tuple[str, float]]] = [[]] * len(group)
             # With a wider beam, fewer sentences: the outputs followed at once are as many.
-            at_once = max(1, AT_ONCE * _BEAM // beam)
-            for indices, inputs, lengths in batched(self.model, arrays, at_once):
-                some = self.data.translated(self.model, inputs, lengths, beam)
+            at_once = max(1, EVAL_BATCH_SIZE * _BEAM // beam)
+            for indices, inputs, lengths in length_batches(self.model, arrays, at_once):
+                some = self.data.translate(self.model, inputs, lengths, beam)
                 for index, each in zip(indices, some, strict=True):
                     found[index] = each[:nbest]
                     require_finite(np.array([score for _, score in found[index]]))
             for text, each in zip(group, found, strict=True):
                 yield Translated(text, *map(list, zip(*each, strict=True)))
 
-    def measure(self, data: Examples, *, batch_size: int = AT_ONCE) -> Bleu:
+    def measure(self, data: Examples, *, batch_size: int = EVAL_BATCH_SIZE) -> Bleu:
         """The BLEU of beam search, of `batch_size` sentences at once."""
-        measure = functools.partial(Translation.measured, width=_BEAM)
-        found: Bleu = Translation.evaluated(
+        measure = functools.partial(Translation.batch_metrics, width=_BEAM)
+        found: Bleu = Translation.evaluate_examples(
             self.model, self.data, data, batch_size, measure=measure
         )
         return found
@@ -208,7 +207,7 @@ class Translation(ExampleTask):
     unit = "tokens"
     command = "predict"
     metrics = Bleu
-    trivial = "the source left as it is"
+    baseline_name = "the source left as it is"
     trained = TrainedTranslator
     model: Translator
     data: ParallelData
@@ -231,7 +230,7 @@ class Translation(ExampleTask):
         return list(parallel.read(getattr(data, split), targets[split]))
 
     @classmethod
-    def vocabularies(cls, examples: Sequence[Pair], config: Config) -> ParallelData:
+    def build_vocabularies(cls, examples: Sequence[Pair], config: Config) -> ParallelData:
         """The tokens of both languages."""
         source = TextInputs.of((each.source for each in examples), config)
         return ParallelData(source, TextInputs.of((each.target for each in examples), config))
@@ -253,7 +252,7 @@ class Translation(ExampleTask):
 
     @classmethod
     def build(cls, config: Config, data: ParallelData, *, is_shared: bool = False) -> Translator:
-        """The encoder–decoder with its first weights.
+        """The encoder–decoder with initial weights.
 
         Raises:
             ConfigError: sizes that do not fit.
@@ -282,14 +281,14 @@ class Translation(ExampleTask):
         return model
 
     def loss(self, batch: Batch, state: State | None) -> Loss:
-        """The total over time and sentences; the objective is its mean over sentences."""
+        """The sum over time and sentences; the objective is the mean over sentences."""
         sources, lengths, targets = batch.tensors
         hidden = self.model.hidden(sources, lengths, targets, self.data.end_id)
         loss = self.model.head.loss(hidden, targets, 1 / batch.rows)
-        return self.mean(loss, batch, targets)
+        return self.mean_loss(loss, batch, targets)
 
     @staticmethod
-    def measured(
+    def batch_metrics(
         model: Translator,
         data: ParallelData,
         tensors: tuple[Tensor, ...],
@@ -298,24 +297,24 @@ class Translation(ExampleTask):
         *,
         width: int = 1,
     ) -> Bleu:
-        """The BLEU of translations, found with a beam of that width; greedy ones in training."""
+        """BLEU of translations by beam search of that width, and the loss of the references."""
         sources, lengths, targets = tensors
         hidden = model.hidden(sources, lengths, targets, data.end_id)
-        is_counted = targets != NOTHING
+        is_counted = targets != PADDING
         total = -model.head.log_probs(hidden, targets.clamp(min=0)).double()[is_counted].sum()
-        found = data.translated(model, sources, lengths, width)
+        found = data.translate(model, sources, lengths, width)
         references = [examples.pairs[index].target for index in indices]  # type: ignore[attr-defined]
         translations = [best[0][0] for best in found]
         sums = bleu.statistics(zip(translations, references, strict=True))
         return Bleu(float(total), int(is_counted.sum()), sums)
 
     def preview(self, step: int) -> str:
-        """Some validation sentences, their references and their translations."""
-        examples, indices = self.previewed(step, _PREVIEWED)
+        """Some validation sentences with references and translations."""
+        examples, indices = self.preview_examples(step, _PREVIEWED)
         self.model.eval()
-        sources, lengths, _ = self.placed(examples, indices)
+        sources, lengths, _ = self.to_device(examples, indices)
         with torch.no_grad():
-            found = self.data.translated(self.model, sources, lengths, 1)
+            found = self.data.translate(self.model, sources, lengths, 1)
         lines = []
         for index, best in zip(indices, found, strict=True):
             pair = examples.pairs[index]  # type: ignore[attr-defined]
@@ -324,7 +323,7 @@ class Translation(ExampleTask):
         return "\n".join(lines)
 
     def baseline(self, split: str) -> Bleu | None:
-        """The source left as it is; the frequencies of the target's tokens for the loss."""
+        """BLEU of copying the source, and the loss under token frequencies."""
         if split not in self.data.splits:
             return None
         size = self.data.target.tokenizer.vocab_size

@@ -1,4 +1,4 @@
-"""The numbers of a cache and of dynamic evaluation that predict a validation text best."""
+"""Hyperparameter search for the neural cache and for dynamic evaluation."""
 
 import itertools
 import math
@@ -15,36 +15,36 @@ from lmtrain.data.streams import windows
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.tokens import Tokens
 from lmtrain.model.language_model import LanguageModel
-from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, Memory, mixed
+from lmtrain.tasks.adaptation import Adaptation, Cache, CacheEntries, Dynamic, interpolate
 from lmtrain.tasks.perplexity import evaluate
 
 _SIZES = (100, 500, 2000)
 _SHARPNESSES = (0.03, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
 _WEIGHTS = tuple(round(0.02 * i, 2) for i in range(1, 26))
 _WINDOW = 256
-# Rates are tried from this one on, each so many times the last, until they get worse.
+# Rates grow by this factor from the first one until the loss gets worse.
 _FIRST_RATE, _RATE_FACTOR = 1e-6, math.sqrt(10)
 _DECAYS = (1e-4, 1e-3, 1e-2)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Numbers that were tried and the validation loss they gave, in nats a token."""
+class TuningResult:
+    """Hyperparameters and their validation loss in nats per token."""
 
-    tried: Cache | Dynamic
+    hyperparameters: Cache | Dynamic
     loss: float
 
 
 @torch.no_grad()
-def cache_trials(
+def tune_cache(
     model: LanguageModel, ids: NDArray[np.integer], start_id: int | None
-) -> Iterator[Trial]:
-    """The best weight for each size and sharpness of a cache.
+) -> Iterator[TuningResult]:
+    """Caches of different sizes and sharpnesses, each with its best weight.
 
     Args:
         model: the model.
         ids: the validation text, (N,).
-        start_id: the token taken to stand before the first; None for nothing.
+        start_id: the token before the first one; None for none.
     """
     model.eval()
     hidden, targets, log_probs, state = [], [], [], None
@@ -55,50 +55,54 @@ def cache_trials(
         targets.append(y)
         log_probs.append(model.head.log_probs(states, y))
     for size, sharpness in itertools.product(_SIZES, _SHARPNESSES):
-        memory = Memory(Cache(size, sharpness, 0.0))
-        parts = [memory.probabilities(states, y) for states, y in zip(hidden, targets, strict=True)]
-        share, has_seen = (torch.cat(part) for part in zip(*parts, strict=True))
+        entries = CacheEntries(Cache(size, sharpness, 0.0))
+        parts = [
+            entries.probabilities(states, y) for states, y in zip(hidden, targets, strict=True)
+        ]
+        cache_probs, has_entries = (torch.cat(part) for part in zip(*parts, strict=True))
         losses = {
-            weight: -float(mixed(torch.cat(log_probs), share, has_seen, weight).mean())
+            weight: -float(
+                interpolate(torch.cat(log_probs), cache_probs, has_entries, weight).mean()
+            )
             for weight in _WEIGHTS
         }
         weight = min(losses, key=losses.__getitem__)
-        yield Trial(Cache(size, sharpness, weight), losses[weight])
+        yield TuningResult(Cache(size, sharpness, weight), losses[weight])
 
 
-def dynamic_trials(
+def tune_dynamic(
     model: LanguageModel,
     text: Tokens,
     tokenizer: Tokenizer,
     scales: Sequence[Tensor],
     seq_len: int,
-) -> Iterator[Trial]:
-    """Rates of dynamic evaluation without decay, then decays at the best rate.
+) -> Iterator[TuningResult]:
+    """Dynamic evaluation with increasing rates without decay, then decays at the best rate.
 
     Args:
         model: the model.
         text: the validation text.
         tokenizer: its tokenizer.
         scales: from `gradient_scales`.
-        seq_len: tokens between two steps of the weights.
+        seq_len: number of tokens between two updates.
     """
     model.eval()
 
-    def trial(dynamic: Dynamic) -> Trial:
+    def evaluated(dynamic: Dynamic) -> TuningResult:
         adapting = Adaptation(model, None, dynamic, scales)
         try:
             predict = adapting.log_probs
             loss = evaluate(model, text, tokenizer, predict=predict, piece=seq_len).loss
         finally:
             adapting.close()
-        return Trial(dynamic, loss)
+        return TuningResult(dynamic, loss)
 
     rate, best, loss = _FIRST_RATE, _FIRST_RATE, math.inf
     while True:
-        found = trial(Dynamic(rate, 0.0, seq_len))
+        found = evaluated(Dynamic(rate, 0.0, seq_len))
         yield found
         if not found.loss < loss:
             break
         best, loss, rate = rate, found.loss, rate * _RATE_FACTOR
     for decay in _DECAYS:
-        yield trial(Dynamic(best, decay, seq_len))
+        yield evaluated(Dynamic(best, decay, seq_len))

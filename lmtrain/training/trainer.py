@@ -268,7 +268,7 @@ class Trainer:
 
     def _is_better(self, figures: dict[str, float | None]) -> bool:
         """Whether the metrics of a validation are better than the best so far."""
-        best, rank = self.progress.best, self.task.metrics.rank
+        best, rank = self.progress.best, self.task.metrics.sort_key
         return best is None or rank(figures) < rank(best)
 
     def _use_validation(self, figures: dict[str, float | None]) -> None:

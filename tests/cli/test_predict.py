@@ -69,7 +69,7 @@ def test_metrics_and_dashboard_have_the_names_of_the_task(run, parsed_lines):
     assert all(line["examples_per_second"] > 0 for line in train)
     assert not any("perplexity" in line for line in lines)
     assert valid[-1]["accuracy"] == 1
-    assert re.search(r"predicted (animal|colour) \(right\): ", valid[-1]["preview"])
+    assert re.search(r"predicted (animal|colour) \(correct\): ", valid[-1]["preview"])
     assert list((run / "events" / "valid").iterdir())
 
 

@@ -11,7 +11,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
 from lmtrain.tasks.perplexity import evaluate
-from lmtrain.tasks.tuning import cache_trials, dynamic_trials
+from lmtrain.tasks.tuning import tune_cache, tune_dynamic
 
 
 @pytest.fixture
@@ -194,16 +194,18 @@ def test_on_a_text_that_repeats_both_help(model):
     ids = np.tile(random_ids(7), 40)
 
     static = plain_nats(model, ids) / len(ids)
-    caches = list(cache_trials(model, ids, 1))
+    caches = list(tune_cache(model, ids, 1))
     scales = gradient_scales(model, random_ids(300))
-    learning = list(dynamic_trials(model, tokens(ids), TOKENIZER, scales, 5))
+    learning = list(tune_dynamic(model, tokens(ids), TOKENIZER, scales, 5))
 
     best = min(caches, key=lambda trial: trial.loss)
     assert best.loss < 0.85 * static
-    assert best.loss == pytest.approx(nats(model, ids, best.tried) / len(ids))
+    assert best.loss == pytest.approx(nats(model, ids, best.hyperparameters) / len(ids))
     best = min(learning, key=lambda trial: trial.loss)
     assert best.loss < 0.7 * static
-    assert best.loss == pytest.approx(nats(model, ids, None, best.tried, 1, scales) / len(ids))
+    assert best.loss == pytest.approx(
+        nats(model, ids, None, best.hyperparameters, 1, scales) / len(ids)
+    )
 
 
 @pytest.mark.parametrize("numbers", [(0, 1, 0.1), (5, 0, 0.1), (5, math.nan, 0.1), (5, 1, 1.0)])

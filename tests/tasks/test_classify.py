@@ -70,7 +70,7 @@ def test_labels_are_learned_stored_and_predicted(places, tmp_path):
     for each in found:
         assert sum(each.probabilities.values()) == pytest.approx(1)
         assert each.probability == max(each.probabilities.values())
-    measured = {split: model.measure(data) for split, data in model.own().items()}
+    measured = {split: model.measure(data) for split, data in model.own_data().items()}
     assert (measured["valid"].count, measured["test"].count) == (40, 30)
     assert measured["test"].accuracy == 1
     assert model.evaluate(places["data.test"]).sums == pytest.approx(measured["test"].sums)

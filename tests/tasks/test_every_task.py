@@ -31,7 +31,7 @@ MORE = {
     "classify-max": {"optimizer__average": "nt-asgd", "train__patience": 9},
 }
 PREVIEWS = {
-    "tag": r"(w\d(/\S+)?( \(not \S+\))?\s?)+",
+    "tag": r"(w\d(/\S+)?( \(correct: \S+\))?\s?)+",
     "labelled": r"([ab]: .*\n?){4}",
     "frames": r"(-|\d(,\d)*)( (-|\d(,\d)*)){63}",
     "translate": r"(source: .+\nreference: .+\ntranslation: .*\n?){1,2}",
@@ -104,7 +104,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_if_never_stopped(run, tmp_path, monke
 
 def test_the_last_validation_is_measured_again(run):
     model = lmtrain.load(run.path)
-    own = model.own()
+    own = model.own_data()
 
     assert list(own) == ["valid", "test"]
     assert [len(each.inputs) for each in own.values()] == [6, 3]

@@ -165,7 +165,7 @@ def test_a_model_with_frozen_embeddings_adapts(vectors, tmp_path):
     trained = lmtrain.train(settled, tmp_path / "run")
     before = table(trained.model).clone()
 
-    measured = trained.measure(trained.own()["valid"], dynamic=Dynamic(0.01, 0.0, 5))
+    measured = trained.measure(trained.own_data()["valid"], dynamic=Dynamic(0.01, 0.0, 5))
 
     assert np.isfinite(measured.loss)
     assert torch.equal(table(trained.model), before)

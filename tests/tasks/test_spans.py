@@ -63,7 +63,7 @@ def test_f1_is_that_of_conlleval(examples):
     logits = torch.nn.functional.one_hot(torch.tensor(guesses).clamp(min=0), len(TAGS)).float()
     data = TaggedData(Tokenizer([UNK, EOS]), TAGS)
 
-    found = Tagging.measured(
+    found = Tagging.batch_metrics(
         lambda tokens, lengths: logits,
         data,
         (torch.tensor(padded), torch.tensor(lengths), torch.tensor(padded)),

@@ -119,7 +119,7 @@ def test_a_preview_shows_what_is_wrong(tmp_path):
 
     first, *_ = found.preview(0).splitlines()
 
-    assert first == "w0/B-X (not O) w1/B-X w2/B-X (not I-X) w3/B-X (not B-Y)"
+    assert first == ("w0/B-X (correct: O) w1/B-X w2/B-X (correct: I-X) w3/B-X (correct: B-Y)")
 
 
 @pytest.mark.parametrize(

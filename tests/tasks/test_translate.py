@@ -66,7 +66,7 @@ def test_the_n_best_are_given_best_first(model):
 
 @pytest.mark.parametrize("options", [{"nbest": 6}, {"nbest": 0}, {"beam": 0}])
 def test_a_beam_out_of_its_range_is_refused(model, options):
-    with pytest.raises(ConfigError, match=r"are not 1 <= nbest <= beam$"):
+    with pytest.raises(ConfigError, match=r"must be from 1 to beam \d$"):
         list(model.predict(["eins"], **options))
 
 
@@ -116,7 +116,7 @@ def test_an_empty_sentence_is_translated_too(model):
 
 def test_evaluation_searches_with_a_beam(model):
     # Of a batch of 1 and of all.
-    data = model.own()["valid"]
+    data = model.own_data()["valid"]
 
     one, all_at_once = model.measure(data, batch_size=1), model.measure(data)
 

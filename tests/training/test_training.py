@@ -419,7 +419,7 @@ def test_gradient_norms_are_logged_and_change_nothing_else(text, tmp_path):
     logged = metrics(run, "gradients")
     assert [line["step"] for line in logged] == [15, 30]
     model = lmtrain.load(checkpoint.folder(run, 30))
-    norms = gradient_norms(model.model, model.own(("valid",))["valid"].ids, 50, positions=32)
+    norms = gradient_norms(model.model, model.own_data(("valid",))["valid"].ids, 50, positions=32)
     expected = {
         f"gradient/layer_{part.layer}_{part.part}_lag_{lag}": part.relative.median[lag]
         for part in norms
@@ -465,7 +465,7 @@ def test_averaged_weights_are_validated_and_saved(text, tmp_path):
     model = lmtrain.load(run)
     last = checkpoint.read(checkpoint.folder(run, 30)).tensors("state.safetensors")
 
-    metrics = model.measure(model.own()["valid"], batch_size=4)
+    metrics = model.measure(model.own_data()["valid"], batch_size=4)
     assert metrics.loss == pytest.approx(summary.best["loss"])
     name = "encoder.embedding.weight"
     assert not torch.equal(last[f"average/last/{name}"], model.model.get_parameter(name))
