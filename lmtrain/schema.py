@@ -138,8 +138,8 @@ class DataConfig(Section):
     """Word splitting: words separates punctuation in raw prose; whitespace only splits at spaces,
     for text that is already tokenized."""
     vocabulary: Annotated[str | None, _ONE_LANGUAGE, For("data.level", ("word",))] = None
-    """Vocabulary file, one word a line in the order of the ids, which makes perplexities comparable
-    with other programs; none means the words of the training data."""
+    """Vocabulary file, one word per line in the order of the ids, for perplexities comparable with
+    other programs; none means the most frequent words of the training data."""
     vocab_size: Annotated[int, Field(ge=3, le=10**9, strict=True), _TOKENS] = 10_000
     """Vocabulary size, 3 or more, `<UNK>` and `<EOS>` included; less frequent words become
     `<UNK>`."""

@@ -1,10 +1,10 @@
-"""Turns public data sets from the form their authors published into the forms that lmtrain reads.
+"""Converts public data sets from their published format to the formats that lmtrain reads.
 
     python scripts/prepare_data.py wnut17 FOLDER                   # ./wnut17/train.conll, ...
     python scripts/prepare_data.py names FOLDER --out surnames
 
-Each gives train, valid and test: .tsv and vectors in .npz for `classify`, .conll for `tag`, a file
-of each language for `translate`, .npz without labels for `frames`. Files of .mat need scipy:
+Writes train, valid and test: .tsv, or vectors in .npz, for `classify`, .conll for `tag`, one file
+per language for `translate`, .npz without labels for `frames`. MATLAB files need scipy:
 pip install 'lmtrain[data]'.
 """
 
@@ -45,7 +45,7 @@ Example = TypeVar("Example")
 def snips_intent(source: Path) -> dict[str, list[tuple[str, str]]]:
     """Intents of spoken commands (Coucke et al. 2018, split of Goo et al. 2018).
 
-    Source: SPLIT.seq.in, a command a line, and SPLIT.label.
+    Source: SPLIT.seq.in, one command per line, and SPLIT.label.
     """
     return {
         split: aligned(source / f"{split}.label", source / f"{split}.seq.in") for split in SPLITS
@@ -55,7 +55,7 @@ def snips_intent(source: Path) -> dict[str, list[tuple[str, str]]]:
 def snips_slots(source: Path) -> dict[str, list[list[tuple[str, str]]]]:
     """Slots of spoken commands, BIO tags (Coucke et al. 2018, split of Goo et al. 2018).
 
-    Source: SPLIT.seq.in, a command a line, and SPLIT.seq.out.
+    Source: SPLIT.seq.in, one command per line, and SPLIT.seq.out.
     """
     return {split: _slots(source / f"{split}.seq.in") for split in SPLITS}
 
@@ -73,7 +73,7 @@ def _slots(path: Path) -> list[list[tuple[str, str]]]:
 def wnut17(source: Path) -> dict[str, list[list[tuple[str, str]]]]:
     """Named entities in noisy text, BIO tags (Derczynski et al. 2017).
 
-    Source: SPLIT.conll, a token, a tab and a tag a line; a blank line ends a sentence.
+    Source: SPLIT.conll, one token, tab and tag per line; a blank line ends a sentence.
     """
     return by_split(
         source,
@@ -98,7 +98,7 @@ def _token_and_tag(path: Path, number: int, line: str) -> tuple[str, str]:
 def sst2(source: Path) -> dict[str, list[tuple[str, str]]]:
     """Sentiment of film reviews, 0 or 1 (Socher et al. 2013).
 
-    Source: train.txt, dev.txt and test.txt, a label, a space and a sentence a line.
+    Source: train.txt, dev.txt and test.txt, one label, space and sentence per line.
     """
     return {
         split: _first_word_apart(source / f"{name}.txt")
@@ -130,7 +130,7 @@ def multi30k(source: Path) -> dict[str, list[tuple[str, str]]]:
 def names(source: Path) -> dict[str, list[tuple[str, str]]]:
     """Surnames and their languages; of each language a tenth for validation, a tenth for testing.
 
-    Source: LANGUAGE.txt, a name a line.
+    Source: LANGUAGE.txt, one name per line.
     """
     return by_split(
         source,
@@ -167,7 +167,7 @@ def _junctions(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def jsb(source: Path) -> dict[str, list[Array]]:
-    """Chorales of J. S. Bach, 88 keys on or off a step (Boulanger-Lewandowski et al. 2012).
+    """Chorales of J. S. Bach, 88 keys on or off per step (Boulanger-Lewandowski et al. 2012).
 
     Source: JSB_Chorales.mat.
     """
@@ -175,7 +175,7 @@ def jsb(source: Path) -> dict[str, list[Array]]:
 
 
 def nottingham(source: Path) -> dict[str, list[Array]]:
-    """Folk tunes with chords, 88 keys on or off a step (Boulanger-Lewandowski et al. 2012).
+    """Folk tunes with chords, 88 keys on or off per step (Boulanger-Lewandowski et al. 2012).
 
     Source: Nottingham.mat.
     """
@@ -334,7 +334,7 @@ def matlab_tables(path: Path) -> dict[str, Array]:
 
 
 def waveform(name: str, recorded: bytes) -> tuple[Array, int]:
-    """The samples of a recording, between -1 and 1, and how many there are a second."""
+    """The samples of a recording, between -1 and 1, and the number of samples per second."""
     try:
         with wave.open(io.BytesIO(recorded)) as recording:
             form = (recording.getnchannels(), 8 * recording.getsampwidth())
@@ -380,7 +380,7 @@ def tsv(examples: Sequence[tuple[str, str]]) -> list[File]:
 
 
 def conll(sentences: Sequence[Sequence[tuple[str, str]]]) -> list[File]:
-    """A token, a tab and its tag a line; an empty line after each sentence."""
+    """One token, tab and tag per line; an empty line after each sentence."""
     content = "".join(
         "".join(f"{token}\t{tag}\n" for token, tag in sentence) + "\n" for sentence in sentences
     )

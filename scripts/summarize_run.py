@@ -1,9 +1,10 @@
-"""The curve of a run as JSON lines: what docs/results/ keeps of each result.
+"""Prints the curve of a run as JSON lines, the format of docs/results/.
 
     python scripts/summarize_run.py runs/ptb-small > docs/results/ptb-small.jsonl
 
-First what the run was made with, then a line for each validation: the mean of the training losses
-logged since the one before, and times in seconds since the first line of the metrics.
+The first line has settings and versions of the run; then one line per validation, with the mean of
+the training losses logged since the previous one, and times in seconds since the first line of the
+metrics.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Perplexity of an interpolated Kneser-Ney trigram: what counting alone reaches on a text.
+"""Perplexity of an interpolated Kneser-Ney trigram model, a baseline without a network.
 
     python scripts/trigram.py                              # the Python manuals
     python scripts/trigram.py --config ptb-small           # a recipe's text
     python scripts/trigram.py --set data.train=novel.txt   # any text
 
-Text, vocabulary and validation part are those of `lmtrain train` with the same settings; words run
-on over line ends, `<EOS>` between them, as for the recurrent models. One discount for each order,
+Text, vocabulary and validation data are those of `lmtrain train` with the same settings. As for the
+recurrent models, contexts cross line ends, which are `<EOS>`. One discount per order,
 n1 / (n1 + 2 n2).
 
 Source: Kneser & Ney 1995; Chen & Goodman 1998, section 4.1.6.
