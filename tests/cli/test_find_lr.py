@@ -51,15 +51,15 @@ def test_the_curve_of_a_classifier(lmtrain, parsed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
-        (["--first", "1", "--last", "0.1"], "learning rates from 1 to 0.1 do not rise"),
-        (["--first", "0"], "learning rates from 0 to 10 do not rise"),
+        (["--first", "1", "--last", "0.1"], "--first 1 must be above 0 and below --last 0.1"),
+        (["--first", "0"], "--first 0 must be above 0 and below --last 10"),
         (["--plot", "curve.doc"], "--plot: Format 'doc' is not supported"),
     ],
 )
-def test_what_cannot_be_done_is_said_at_once(words, lmtrain, options, told):
+def test_invalid_options_are_refused_before_training(words, lmtrain, options, expected):
     outcome = lmtrain(*words, *options)
 
     assert outcome.returncode == 2
-    assert f"error: {told}" in outcome.stderr
+    assert f"error: {expected}" in outcome.stderr
