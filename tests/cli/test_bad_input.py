@@ -239,7 +239,7 @@ def test_a_checkpoint_is_no_run_to_go_on_with(word_model, lmtrain, assert_refuse
 def test_a_device_that_is_none_is_refused(command, word_model, lmtrain, assert_refused):
     outcome = lmtrain(command, word_model.run, "--device", "gpu")
 
-    assert_refused(outcome, 2, "device 'gpu': auto, cpu or cuda")
+    assert_refused(outcome, 2, "device 'gpu': must be auto, cpu or cuda")
 
 
 @pytest.mark.parametrize(

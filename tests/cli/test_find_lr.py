@@ -53,8 +53,8 @@ def test_the_curve_of_a_classifier(lmtrain, parsed, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--first", "1", "--last", "0.1"], "learning rates from 1 to 0.1 do not rise"),
-        (["--first", "0"], "learning rates from 0 to 10 do not rise"),
+        (["--first", "1", "--last", "0.1"], "--first 1 must be above 0 and below --last 0.1"),
+        (["--first", "0"], "--first 0 must be above 0 and below --last 10"),
         (["--plot", "curve.doc"], "--plot: Format 'doc' is not supported"),
     ],
 )
