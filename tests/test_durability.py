@@ -76,6 +76,7 @@ def count(tmp_path_factory):
     return len(faults.calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [*FAILURES, "death"])
 def test_whichever_operation_fails_the_old_or_the_new_checkpoint_is_intact(
     count, failure, tmp_path

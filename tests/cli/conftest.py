@@ -84,17 +84,23 @@ def fork_server(own_cache: Path) -> Iterator[ForkServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def lmtrain_in(fork_server: ForkServer) -> Callable[..., Outcome]:
+    """`lmtrain_in(folder, "score", run, stdin="a line")`, in a fork."""
+    return partial(run_forked, fork_server)
+
+
 @pytest.fixture
-def lmtrain(fork_server: ForkServer, tmp_path: Path) -> Callable[..., Outcome]:
-    """`lmtrain("score", run, stdin="a line")` in the test's own folder, without its imports."""
-    return partial(run_forked, fork_server, tmp_path)
+def lmtrain(lmtrain_in: Callable[..., Outcome], tmp_path: Path) -> Callable[..., Outcome]:
+    """The same in the test's own folder."""
+    return partial(lmtrain_in, tmp_path)
 
 
 @pytest.fixture
 def fresh_lmtrain(tmp_path: Path) -> Callable[..., Outcome]:
     """The same in a new process, for what depends on how Python and torch start.
 
-    One test of each command uses it, so that each is run as users run it.
+    At least one test of each command uses it, so that each command runs as users run it.
     """
     return partial(run_fresh, tmp_path)
 
@@ -137,12 +143,14 @@ def word_model(tmp_path_factory: pytest.TempPathFactory, small: tuple[str, ...])
 
 @pytest.fixture(scope="session")
 def char_model(
-    fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory, small: tuple[str, ...]
+    lmtrain_in: Callable[..., Outcome],
+    tmp_path_factory: pytest.TempPathFactory,
+    small: tuple[str, ...],
 ) -> Trained:
     folder = tmp_path_factory.mktemp("char")
     (folder / "corpus.txt").write_text(TINY)
     words = ("train", "corpus.txt", "--level", "char", *small, "--out", "run")
-    outcome = run_forked(fork_server, folder, *words)
+    outcome = lmtrain_in(folder, *words)
     return Trained(folder / "run", folder / "corpus.txt", outcome)
 
 

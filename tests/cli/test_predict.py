@@ -1,6 +1,7 @@
 """`lmtrain predict`, and the other commands on a classifier."""
 
 import re
+from functools import partial
 
 import pytest
 
@@ -16,16 +17,18 @@ def options():
     )  # fmt: skip
 
 
-@pytest.fixture
-def run(lmtrain, tmp_path, options):
-    (tmp_path / "train.tsv").write_text(LABELLED * 20)
-    (tmp_path / "valid.tsv").write_text(LABELLED * 2)
-    done = lmtrain("train", "train.tsv", "--valid", "valid.tsv", *options, "--out", "run")
+@pytest.fixture(scope="session")
+def run(lmtrain_in, tmp_path_factory, options):
+    folder = tmp_path_factory.mktemp("classifier")
+    (folder / "train.tsv").write_text(LABELLED * 20)
+    (folder / "valid.tsv").write_text(LABELLED * 2)
+    words = ("train", "train.tsv", "--valid", "valid.tsv", *options, "--out", "run")
+    done = lmtrain_in(folder, *words)
     assert done.returncode == 0, done.stderr
     assert "validation  accuracy 1.0000" in done.stdout
     assert "baseline    accuracy 0.5000" in done.stdout
     assert "next        lmtrain predict run" in done.stdout
-    return tmp_path / "run"
+    return folder / "run"
 
 
 def test_labels_are_predicted_from_a_file_and_from_standard_input(
@@ -48,7 +51,9 @@ def test_labels_are_predicted_from_a_file_and_from_standard_input(
     assert sum(found["probabilities"].values()) == pytest.approx(1)
 
 
-def test_evaluate_info_and_verify_know_the_task(run, lmtrain, parsed):
+def test_evaluate_info_and_verify_know_the_task(run, lmtrain_in, parsed):
+    lmtrain = partial(lmtrain_in, run.parent)
+
     results = parsed(lmtrain("evaluate", run, "--json").stdout)["results"]
     info = parsed(lmtrain("info", run, "--json").stdout)
 
@@ -82,11 +87,12 @@ def test_a_language_model_predicts_no_labels(word_model, lmtrain, assert_refused
     assert_refused(lmtrain("predict", word_model.run), 2, f"lmtrain sample {word_model.run}")
 
 
-def test_two_processes_train_what_one_does(run, fresh_lmtrain, tmp_path, options):
+def test_two_processes_train_what_one_does(fresh_lmtrain, tmp_path, options):
     command = ("train", "train.tsv", "--valid", "valid.tsv", *options, "--set",
                "train.precision=fp32")  # fmt: skip
     # The last batch of an epoch has fewer examples than there are processes.
     (tmp_path / "train.tsv").write_text(LABELLED * 20 + "animal\ta dog\n")
+    (tmp_path / "valid.tsv").write_text(LABELLED * 2)
     for name, more in (("one", ()), ("two", ("--devices", "2"))):
         done = fresh_lmtrain(*command, *more, "--out", name)
         assert done.returncode == 0, done.stderr

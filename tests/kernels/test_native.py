@@ -101,6 +101,7 @@ def test_every_size_equals_the_reference(name, options, size, threads, dtype):
     check(name, options, size, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_cell
 @pytest.mark.parametrize(("size", "threads"), SIZES_WITH_LENGTHS, ids=str)

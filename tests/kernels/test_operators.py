@@ -47,6 +47,7 @@ def test_the_scan_passes_opcheck(name, options, dtype):
     opcheck(operator._scan, arguments(name, options, dtype, reverse=is_bf16, lengths=lengths))
 
 
+@pytest.mark.slow
 @each_cell
 @pytest.mark.parametrize("needs_inputs", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -53,6 +53,7 @@ class DoubledGRU(GRU):
         return tuple(2 * part for part in super().step(x, state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [LSTM, SubclassLSTM, DoubledGRU])
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([1, 1])], ids=["whole", "lengths"])

@@ -68,11 +68,11 @@ def check(name, options, size, reverse, dtype, tolerance, lengths=None) -> None:
 @pytest.mark.parametrize(
     ("size", "reverse"),
     [
-        ((1, 1, 1), False),
+        pytest.param((1, 1, 1), False, marks=pytest.mark.slow),
         ((17, 2, 3), False),
-        ((19, 17, 3), False),
-        ((19, 17, 3), True),
-        ((65, 2, 2), False),
+        pytest.param((19, 17, 3), False, marks=pytest.mark.slow),
+        pytest.param((19, 17, 3), True, marks=pytest.mark.slow),
+        pytest.param((65, 2, 2), False, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -82,6 +82,7 @@ def test_both_schedules_equal_the_reference(name, options, size, reverse, schedu
     check(name, options, size, reverse, torch.float32, 1e-5)
 
 
+@pytest.mark.slow
 @each_cell
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("schedule", ["alternating", "persistent"])
@@ -91,6 +92,7 @@ def test_rows_with_lengths_equal_the_reference(name, options, reverse, schedule,
     check(name, options, (9, 17, 4), reverse, torch.float32, 1e-5, lengths)
 
 
+@pytest.mark.slow
 @each_cell
 @pytest.mark.parametrize(
     ("schedule", "dtype", "tolerance"),
