@@ -525,8 +525,8 @@ SIGNS = [chr(code) for start, stop in PUNCTUATION for code in range(start, stop 
          if unicodedata.category(chr(code))[0] in "PS"]  # fmt: skip
 PROSE = st.lists(
     st.sampled_from(
-        [*"   \na5_.,'’“”„‘中🇩🏽🙂", "it", "1.5", "です", "مرحبا", "ไทย", "한국", "\u0301", "\u200d",
-         "\ufe0f", "'s", "’t", "EOS", "<UNK>"]
+        [*"   \na5_.,'’“”„‘中🇩🏽🙂", "it", "1.5", "です", "مرحبا", "ไทย", "한국", "\u0301",
+         "\u200d", "\ufe0f", "'s", "’t", "EOS", "<UNK>"]
     )
     | st.sampled_from(SIGNS)
     | st.characters(exclude_categories=["Cs", "Cn"]),
