@@ -1,14 +1,37 @@
 """From token ids back to text, one after the other, as generation draws them.
 
-Words are spaced as prose is written, bytes are held back until a character is whole.
+Words get the spaces that prose has in their script; bytes are held back until a character is whole.
 """
 
 import codecs
+import functools
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
+
+from lmtrain.data.characters import HAN, MARK, PUNCTUATION, in_class
 
 Level = Literal["word", "char", "byte"]
 Splitter = Literal["whitespace", "words"]
+
+# With a space on both sides, on the left, on the right, and without; of other signs the category
+# of Unicode decides.
+_SPACED, _AFTER, _BEFORE, _NONE = (True, True), (False, True), (True, False), (False, False)
+_ASCII = dict.fromkeys(".,;:!?)]}%", _AFTER) | dict.fromkeys("([{$#@", _BEFORE)
+_OTHERS = (
+    dict.fromkeys("¿¡£¥₹", _BEFORE)
+    | dict.fromkeys("§¶†‡•‣※", _SPACED)
+    # Within words or between all words: Catalan, Tibetan, Ethiopic.
+    | dict.fromkeys("/-·་༌፡", _NONE)
+)
+_CATEGORIES = {"Ps": _BEFORE, "Pi": _BEFORE, "Pe": _AFTER, "Pf": _AFTER, "Po": _AFTER, "Pd": _NONE}
+_PAIRED = frozenset("\"'`*")
+_CLOSERS = {"„": "“", "‚": "‘"}
+_APOSTROPHES = "'’"
+_SIGN = re.compile(f"[{in_class(PUNCTUATION)}]")
+_MARK = re.compile(f"[{in_class(MARK)}\u200d]")
+_HAN = re.compile(f"[{in_class(HAN)}]")
 
 
 class Detokenizer:
@@ -21,11 +44,6 @@ class Detokenizer:
         eos_id: the id that ends a line, at word level.
     """
 
-    _NO_SPACE_BEFORE: ClassVar = frozenset(".,;:!?)]}%…’”»、。！？）」』")
-    _NO_SPACE_AFTER: ClassVar = frozenset("([{$#@“‘«（「『")
-    _NO_SPACE_AROUND: ClassVar = frozenset("/-–—_")
-    _PAIRED: ClassVar = frozenset("\"'`*")
-
     def __init__(
         self, vocabulary: Sequence[str], level: Level, splitter: Splitter, eos_id: int | None
     ) -> None:
@@ -34,6 +52,9 @@ class Detokenizer:
         self._splitter = splitter
         self._line_end = None if eos_id is None else vocabulary[eos_id]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        # The last token of the line, whether the next one follows without a space, and what closes
+        # the quotations that are open.
+        self._last = ""
         self._glued = True
         self._open: set[str] = set()
 
@@ -41,6 +62,7 @@ class Detokenizer:
         """The text to write for the next id; at byte level, once a character is whole."""
         token = self._vocabulary[index]
         if self._level == "char":
+            # An unknown character is one character, too.
             return token if len(token) == 1 else "\ufffd"
         if self._level == "byte":
             return self._decoder.decode(bytes([index]))
@@ -55,7 +77,8 @@ class Detokenizer:
         """
         for word in words:
             self._spaced(word)
-        self._glued |= is_spaced
+        if is_spaced:
+            self._last, self._glued = "", True
 
     def end(self) -> str:
         """What is left to write: at byte level, the replacement for a broken character."""
@@ -64,7 +87,7 @@ class Detokenizer:
     def _spaced(self, token: str) -> str:
         """A word with the space before it, if there is one."""
         if token == self._line_end:
-            self._glued = True
+            self._last, self._glued = "", True
             self._open.clear()
             return "\n"
         if self._splitter == "whitespace":
@@ -73,11 +96,42 @@ class Detokenizer:
         return self._prose(token)
 
     def _prose(self, token: str) -> str:
-        closes = token in self._open
-        clitic = len(token) > 1 and token[0] in "'’"
-        before = self._glued or closes or clitic or token in self._NO_SPACE_BEFORE
-        before = before or token in self._NO_SPACE_AROUND
-        opens = token in self._PAIRED and not closes
-        self._open ^= {token} if token in self._PAIRED else set()
-        self._glued = opens or token in self._NO_SPACE_AFTER or token in self._NO_SPACE_AROUND
-        return token if before else " " + token
+        before, after = _sides(token)
+        if token in self._open or token in _PAIRED:
+            closes = token in self._open
+            before, after = not closes, closes
+            self._open ^= {token}
+        if token in _CLOSERS:
+            self._open.add(_CLOSERS[token])
+        is_spaced = before and not self._glued and not _joins(self._last, token)
+        # A mark would become a part of the sign before it.
+        is_spaced = is_spaced or bool(self._last and _MARK.match(token))
+        self._last, self._glued = token, not after
+        return f" {token}" if is_spaced else token
+
+
+@functools.lru_cache(maxsize=10_000)
+def _sides(token: str) -> tuple[bool, bool]:
+    """Whether there are spaces before and after a token, where its neighbours let it have them."""
+    sign = token[0]
+    if len(token) > 1 and sign in _APOSTROPHES:
+        return _AFTER
+    if token == "<UNK>" or not _SIGN.match(sign):
+        return _SPACED
+    if sign in _OTHERS:
+        return _OTHERS[sign]
+    if sign.isascii():
+        return _ASCII.get(sign, _SPACED)
+    # Full-width punctuation and that of Chinese and Japanese has its space in itself.
+    if "\u3000" < sign < "\u3100" or "\ufe10" <= sign <= "\uff65":
+        return _NONE
+    return _CATEGORIES.get(unicodedata.category(sign), _SPACED)
+
+
+def _joins(last: str, token: str) -> bool:
+    """Whether a quotation or bracket stands beside a letter of a script without spaces."""
+    if not last or last in _APOSTROPHES or token in _APOSTROPHES:
+        return False
+    if _HAN.match(token):
+        return unicodedata.category(last[0]) in ("Pe", "Pf")
+    return bool(_HAN.match(last[-1])) and unicodedata.category(token[0]) in ("Ps", "Pi")

@@ -496,6 +496,63 @@ def test_prose_is_joined_as_it_was_written(prose):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "السلام عليكم، كيف حالك؟ نعم؛ لا.",
+        "नमस्ते दुनिया। यह हिन्दी है॥",
+        "你好，世界！「引」他说“你好”了（中文）和 English。",
+        "東京・京都、(英語)の話。",
+        "¿Qué? ¡Sí! Él dijo: «no».",
+        "Er sagte: „Ja“, dann ‚nein‘ und ging.",
+        "Bonjour! Une «belle» journée; l’été.",
+        "Բարեւ՜ ձեզ։",
+        "ሰላም፡ለዓለም።",
+        "El col·legi.",
+        "צה״ל אמר: שלום־רב.",
+        "བོད་སྐད་ཡིན།",
+        "สวัสดี ครับ (ไทย).",
+        "¥5, £6, 7 €, ‹x› ☺️ 🇩🇪 👍🏽",
+    ],
+)
+def test_prose_of_every_script_is_joined_as_it_was_written(prose):
+    tokenizer = build_tokenizer([f"{prose}\n"], "word")
+
+    assert tokenizer.decode(tokenizer.encode(f"{prose}\n")) == f"{prose}\n"
+
+
+SIGNS = [chr(code) for start, stop in PUNCTUATION for code in range(start, stop + 1)
+         if unicodedata.category(chr(code))[0] in "PS"]  # fmt: skip
+PROSE = st.lists(
+    st.sampled_from(
+        [*"   \na5_.,'’“”„‘中🇩🏽🙂", "it", "1.5", "です", "مرحبا", "ไทย", "한국", "\u0301",
+         "\u200d", "\ufe0f", "'s", "’t", "EOS", "<UNK>"]
+    )
+    | st.sampled_from(SIGNS)
+    | st.characters(exclude_categories=["Cs", "Cn"]),
+    max_size=20,
+).map("".join)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["words", "whitespace", "characters", "bytes"])
+@settings(deadline=None, max_examples=500)
+@given(text=PROSE)
+def test_text_that_was_joined_again_has_the_same_tokens(kind, text):
+    tokenizer = built(text, kind)
+    ids = tokenizer.encode(text).tolist()
+
+    assert tokenizer.encode(tokenizer.decode(ids)).tolist() == ids
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=PROSE)
+def test_text_with_unknown_words_that_was_joined_again_has_the_same_tokens(text):
+    tokenizer = built("it 's a , . 中 “ ” ' (\n", "words")
+    ids = tokenizer.encode(text).tolist()
+
+    assert tokenizer.encode(tokenizer.decode(ids)).tolist() == ids
+
+
 def test_a_quotation_left_open_ends_with_its_line():
     tokenizer = build_tokenizer(['He said "no\n"Yes" is more.\n'], "word")
 

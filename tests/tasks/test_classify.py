@@ -196,7 +196,7 @@ def test_of_many_labels_the_first_are_named(places, tmp_path):
 
 
 @pytest.mark.parametrize("level", ["word", "char", "byte"])
-def test_what_is_only_new_in_a_text_is_no_error(places, tmp_path, level):
+def test_what_is_only_new_in_a_text_is_no_error(places, tmp_path, level, capsys):
     (tmp_path / "valid.tsv").write_text("animal\tżółw\n")
 
     data = Classification.read(settings(places, data__level=level))
@@ -204,6 +204,7 @@ def test_what_is_only_new_in_a_text_is_no_error(places, tmp_path, level):
     tokens, unk_id = data.splits["valid"].inputs[0].tolist(), data.inputs.tokenizer.unk_id
     expected = {"word": [unk_id], "char": [unk_id] * 3, "byte": list("żół".encode())}
     assert tokens[: len(expected[level])] == expected[level]
+    assert ("'ż' 1" in capsys.readouterr().err) == (level == "char")
     files = type("Files", (), {"text": data.files().__getitem__})
     restored = Classification.restore(files, settings(places))
     assert restored.inputs.tokenizer.vocabulary == data.inputs.tokenizer.vocabulary

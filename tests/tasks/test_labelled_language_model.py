@@ -50,6 +50,24 @@ def test_a_checkpoint_whose_texts_cannot_end_is_refused():
         LabelledLanguageModelling.restore(Files(), settings("labelled", {}))
 
 
+def test_characters_of_other_texts_are_unknown_and_named(tmp_path, capsys):
+    places = write("labelled", tmp_path)
+    valid, label = tmp_path / "valid.tsv", (tmp_path / "train.tsv").read_text().split("\t")[0]
+    valid.write_text(f"{label}\tžluť\n{label}\tž\n")
+
+    data = LabelledLanguageModelling.read(settings("labelled", places, data__level="char"))
+
+    name = places["data.valid"][0]
+    assert data.splits["train"].unknown_characters == {}
+    assert data.splits["valid"].unknown_characters["ž"] == 2
+    assert capsys.readouterr().err.startswith(f"warning: {name} has ")
+    task = LabelledLanguageModelling
+    config = settings("labelled", places, data__level="char")
+    measured = task.evaluated(task.build(config, data), data, data.splits["valid"], 8)
+    assert measured.oov == sum(data.splits["valid"].unknown_characters.values())
+    assert measured.characters == measured.count == len("žluť\nž\n")
+
+
 def test_measuring_gradients_means_nothing_for_texts_with_labels():
     with pytest.raises(ConfigError, match=r"log_gradients = 5 means nothing with data\.labelled"):
         settings("labelled", {}, train__log_gradients=5)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import language_model
 
-from lmtrain.data.tokenizer import Tokenizer, build_tokenizer
+from lmtrain.data.tokenizer import UNK, Tokenizer, build_tokenizer
 from lmtrain.errors import ConfigError, DivergedError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks.sampling import Sampling, Until, draw, draw_known, generate, stream
@@ -209,7 +209,7 @@ def test_stop_strings_that_cannot_be_are_refused(wrong):
         Sampling(stop=wrong)
 
 
-LETTERS = Tokenizer(["<UNK>", "\n", *"abcdefghij"], "char")
+LETTERS = Tokenizer([UNK, "\n", *"abcdefghij"], "char")
 
 
 def streamed(model, prompt="", tokenizer=LETTERS, **settings) -> tuple[list[str], list[str]]:
@@ -276,6 +276,6 @@ def test_a_text_goes_on_from_its_prompt_as_it_was_typed(prompt, word, expected):
 def test_the_words_that_a_model_does_not_know_are_told_once_each():
     assert PROSE.unknown("zyx a zyx, b <UNK>\n") == ["zyx", ","]
     assert LETTERS.unknown("zaz") == ["z"]
-    assert build_tokenizer([], "byte").unknown("zaz") == []
+    assert build_tokenizer([], "byte").unknown("zzz") == []
     assert build_tokenizer(["Ab c\n"], "word", lowercase=True).unknown("AB D") == ["d"]
     assert Tokenizer(["<UNK>", "a"], "char").unknown("abba") == ["b"]
