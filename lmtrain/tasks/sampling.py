@@ -1,6 +1,7 @@
-"""Novel text: one token drawn after the other from what the model expects.
+"""Samples text from a language model, token by token.
 
-x⟨1⟩ is the start; y⟨t⟩ is drawn from ŷ⟨t⟩ and becomes x⟨t+1⟩; `<UNK>` is drawn again; `<EOS>` ends.
+x⟨1⟩ is the start token; y⟨t⟩ is sampled from ŷ⟨t⟩ and becomes x⟨t+1⟩. `<UNK>` is rejected and
+sampled again; `<EOS>` ends a text.
 """
 
 import math
@@ -18,21 +19,23 @@ from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.model.language_model import LanguageModel
 
-# So many draws of <UNK> in a row are given up; the other tokens then share its probability.
+# After this many rejected draws of <UNK> its probability is set to 0 instead.
 _MAX_REJECTIONS = 100
+# Nucleus sampling first looks at this many tokens, then at more by this factor.
+_NUCLEUS_SIZE, _NUCLEUS_FACTOR = 64, 8
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How texts are drawn.
+    """Sampling parameters.
 
     Args:
-        num: texts, 1 or more.
-        max_tokens: tokens drawn for each at most, 1 or more.
+        num: number of texts, 1 or more.
+        max_tokens: maximum number of sampled tokens of each text, 1 or more.
         temperature: 0 or more; 0 is greedy, lower values make likely tokens more likely.
         top_k: sample from the k most likely tokens; None for all.
         top_p: sample from the most likely tokens that sum to this probability; None for all.
-        seed: of the draws, 0 or more.
+        seed: random seed, 0 or more.
         stop: a text ends before the first occurrence of any of these strings after the prompt.
 
     Raises:
@@ -68,33 +71,65 @@ class Sampling:
 
     @property
     def num_kept(self) -> int | None:
-        """The most likely tokens that are sampled from; None for all."""
+        """Number of most likely tokens to sample from; None for all."""
         return 1 if self.temperature == 0 else self.top_k
 
     def distribution(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        """softmax(logits / temperature), (V,), cut down to the most likely tokens.
+        """softmax(logits / temperature), (V,), restricted to the most likely tokens.
 
-        With a temperature of 0 the most likely token, of several the first, has probability 1.
+        With a temperature of 0 the most likely token, or the first of several, has probability 1.
 
         Source: nucleus (top-p) sampling: Holtzman et al. 2020.
         """
-        scaled = (logits - logits.max()) / (self.temperature or 1.0)
-        weights = np.exp(scaled)
-        order = np.argsort(-weights, kind="stable")
-        if self.num_kept is not None:
-            weights[order[self.num_kept :]] = 0
+        weights: NDArray[np.float64] = logits - logits.max()
+        if self.temperature not in (0, 1):
+            weights /= self.temperature
+        np.exp(weights, out=weights)
+        if self.num_kept is not None and self.num_kept < len(weights):
+            _keep(weights, _largest(weights, self.num_kept))
         if self.top_p is not None:
-            reached = np.cumsum(weights[order]) / weights.sum()
-            weights[order[1 + int(np.searchsorted(reached, self.top_p)) :]] = 0
-        return np.asarray(weights / weights.sum())
+            _keep(weights, _nucleus(weights, self.top_p))
+        weights /= weights.sum()
+        return weights
+
+
+def _keep(weights: NDArray[np.float64], indices: NDArray[np.intp]) -> None:
+    """Sets all weights to 0 in place, except those at indices."""
+    kept = weights[indices]
+    weights[:] = 0
+    weights[indices] = kept
+
+
+def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Indices of the largest weights in descending order, of equal weights the first ones.
+
+    The result is that of a stable sort of all weights, which would take most of the time of
+    sampling. Weights that are not finite are all kept, so that the caller can report them.
+    """
+    if count >= len(weights) or np.isnan(weights[0]):
+        return np.argsort(-weights, kind="stable")
+    threshold = np.partition(weights, -count)[-count]
+    candidates = np.flatnonzero(weights >= threshold)
+    return candidates[np.argsort(-weights[candidates], kind="stable")[:count]]
+
+
+def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
+    """Indices of the fewest largest weights whose sum is at least a fraction of the total."""
+    count, total = _NUCLEUS_SIZE, weights.sum()
+    while True:
+        indices = _largest(weights, count)
+        reached = weights[indices].cumsum() / total
+        if reached[-1] >= top_p or len(indices) == len(weights):
+            return indices[: 1 + int(np.searchsorted(reached, top_p))]
+        count *= _NUCLEUS_FACTOR
 
 
 def draw(probabilities: NDArray[np.float64], generator: np.random.Generator) -> int:
-    """One index, as `generator.choice(V, p=p)` draws it: by the inverse cumulative distribution.
+    """Samples an index as `generator.choice(V, p=p)` does: by the inverse cumulative distribution.
 
     Args:
-        probabilities: (V,), summing to 1.
-        generator: one number is taken from it.
+        probabilities: (V,), with sum 1.
+        generator: one random number is drawn from it.
 
     Example:
         >>> p = np.array([0.25, 0.0, 0.75])
@@ -109,15 +144,15 @@ def draw(probabilities: NDArray[np.float64], generator: np.random.Generator) -> 
 def draw_known(
     probabilities: NDArray[np.float64], generator: np.random.Generator, unk_id: int | None
 ) -> int:
-    """One index that is not `unk_id`: a draw of it is rejected and repeated.
+    """Samples an index other than `unk_id` by rejection.
 
     Args:
-        probabilities: (V,), summing to 1.
-        generator: what is drawn from.
-        unk_id: the index that is rejected; None for none.
+        probabilities: (V,), with sum 1.
+        generator: the random generator.
+        unk_id: the index to reject; None for none.
 
     Raises:
-        DivergedError: nothing but `unk_id` is possible, or a probability is not finite.
+        DivergedError: only `unk_id` has a probability above 0, or one is not finite.
     """
     if not np.isfinite(probabilities).all():
         raise DivergedError(
@@ -135,16 +170,16 @@ def draw_known(
 
 
 class Ends(NamedTuple):
-    """The tokens that a sequence begins and ends with."""
+    """The tokens that a sequence starts and ends with."""
 
     start_id: int | None
-    """Taken to stand before the first token; None for nothing."""
+    """The input before the first token; None for none."""
     end_id: int | None
-    """None for a sequence that does not end."""
+    """The token that ends a sequence; None for none."""
 
     @classmethod
     def of_sentences(cls, tokenizer: Tokenizer) -> "Ends":
-        """`<EOS>` for words; for characters the newline begins a text and nothing ends it."""
+        """`<EOS>` for words; characters start after a newline and have no end token."""
         return cls(tokenizer.start_id, tokenizer.eos_id)
 
 
@@ -156,53 +191,71 @@ def generate(
     sampling: Sampling,
     ends: Ends | None = None,
 ) -> Iterator[list[int | None]]:
-    """Tokens of sequences drawn side by side, one of each at a time.
+    """Samples sequences in a batch, one token of each at a time.
 
-    Each sequence has a generator of its own, seeded by the seed and its place, so that its text
-    does not depend on how many others are drawn.
+    Each sequence has its own random generator, seeded by the seed and its index, so that its text
+    does not depend on the number of sequences. Sequences that have ended leave the batch.
 
     Args:
         model: the model.
-        tokenizer: names `<UNK>`.
-        prompt: ids that the sequences go on from; may be empty.
-        sampling: how tokens are drawn.
-        ends: what a sequence begins and ends with; None for what sentences begin and end with.
+        tokenizer: has the id of `<UNK>`.
+        prompt: token ids that the sequences continue; may be empty.
+        sampling: the sampling parameters.
+        ends: start and end token; None for those of sentences.
 
     Yields:
-        For each sequence its next id, or None once it has ended.
+        For each sequence its next token id, or None once it has ended.
 
     Raises:
         DivergedError: the model's probabilities are not finite.
     """
     model.eval()
-    place, num = device.of(model), sampling.num
+    model_device, num = device.of(model), sampling.num
     start_id, end_id = ends or Ends.of_sentences(tokenizer)
     unk_id = tokenizer.unk_id
     generators = [np.random.default_rng([sampling.seed, row]) for row in range(num)]
-    begin = torch.tensor([-1 if start_id is None else start_id, *prompt]).unsqueeze(1)
-    hidden, state = model.hidden(begin.to(place))
+    start = torch.tensor([-1 if start_id is None else start_id, *prompt]).unsqueeze(1)
+    hidden, state = model.hidden(start.to(model_device))
     logits = _logits(model, hidden[-1:]).repeat(num, axis=0)  # (num, V)
     state = state.map(lambda part: part.expand(num, -1).contiguous())
-    ended = [False] * num
+    rows = list(range(num))
     for _ in range(sampling.max_tokens):
-        drawn: list[int | None] = [None] * num
         if unk_id is not None and (sampling.num_kept is not None or sampling.top_p is not None):
-            # What is kept is kept of the known: <UNK> alone might be left.
+            # Otherwise the tokens that are kept could be <UNK> alone.
             logits[:, unk_id] = -np.inf
-        for row, generator in enumerate(generators):
-            if not ended[row]:
-                p = sampling.distribution(logits[row])
-                if unk_id is not None and p[unk_id] == 1:
-                    logits[row, unk_id] = -np.inf
-                    p = sampling.distribution(logits[row])
-                drawn[row] = draw_known(p, generator, unk_id)
-                ended[row] = drawn[row] == end_id
-        yield drawn
-        if all(ended):
+        drawn = [
+            _draw(logits[index], sampling, generators[row], unk_id)
+            for index, row in enumerate(rows)
+        ]
+        tokens: list[int | None] = [None] * num
+        for row, token in zip(rows, drawn, strict=True):
+            tokens[row] = token
+        yield tokens
+        continued = [index for index, token in enumerate(drawn) if token != end_id]
+        if not continued:
             return
-        following = torch.tensor([[0 if index is None else index for index in drawn]])
-        hidden, state = model.hidden(following.to(place), state)
+        if len(continued) < len(rows):
+            rows, drawn = (
+                [rows[index] for index in continued],
+                [drawn[index] for index in continued],
+            )
+            state = state.map(lambda part, continued=continued: part[continued])  # type: ignore[misc]
+        hidden, state = model.hidden(torch.tensor([drawn]).to(model_device), state)
         logits = _logits(model, hidden)
+
+
+def _draw(
+    logits: NDArray[np.float64],
+    sampling: Sampling,
+    generator: np.random.Generator,
+    unk_id: int | None,
+) -> int:
+    """Samples a token other than `<UNK>`."""
+    probabilities = sampling.distribution(logits)
+    if unk_id is not None and probabilities[unk_id] == 1:
+        logits[unk_id] = -np.inf
+        probabilities = sampling.distribution(logits)
+    return draw_known(probabilities, generator, unk_id)
 
 
 def _logits(model: LanguageModel, hidden: torch.Tensor) -> NDArray[np.float64]:
@@ -216,19 +269,19 @@ def stream(
     sampling: Sampling,
     ends: Ends | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Texts that go on from `prompt`, piece by piece: which text, and what comes next in it.
+    """Samples texts that continue a prompt, in pieces: the index of a text and its next piece.
 
-    The prompt is the first piece of each, as it was given.
+    The first piece of each text is the prompt as it was given.
 
     Args:
         model: the model.
-        tokenizer: text to ids and back.
-        prompt: text before the first drawn token; may be empty.
-        sampling: how tokens are drawn.
-        ends: what a text begins and ends with; None for what sentences begin and end with.
+        tokenizer: the tokenizer of the model.
+        prompt: text to continue; may be empty.
+        sampling: the sampling parameters.
+        ends: start and end token; None for those of sentences.
 
     Raises:
-        TextError: a prompt that is no text.
+        TextError: a prompt that is not valid Unicode.
         DivergedError: the model's probabilities are not finite.
     """
     try:

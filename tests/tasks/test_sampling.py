@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,6 +83,30 @@ def test_probabilities_that_are_not_finite_are_an_error():
 
 
 LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
+
+
+def sorted_distribution(sampling, logits):
+    """The same by sorting the whole vocabulary."""
+    weights = np.exp((logits - logits.max()) / sampling.temperature)
+    order = np.argsort(-weights, kind="stable")
+    if sampling.top_k is not None:
+        weights[order[sampling.top_k :]] = 0
+    if sampling.top_p is not None:
+        reached = np.cumsum(weights[order]) / weights.sum()
+        weights[order[1 + int(np.searchsorted(reached, sampling.top_p)) :]] = 0
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 9], ids=["ties", "few ties", "no ties"])
+@pytest.mark.parametrize("scale", [0.1, 2.0])
+@pytest.mark.parametrize("size", [1, 5, 64, 65, 3000])
+def test_the_distribution_is_that_of_a_stable_sort(size, scale, decimals):
+    logits = np.random.default_rng(size).normal(scale=scale, size=size).round(decimals)
+
+    for top_k, top_p in itertools.product((None, 1, 7, 64, 5000), (None, 0.05, 0.5, 0.99, 1.0)):
+        sampling = Sampling(temperature=0.7, top_k=top_k, top_p=top_p)
+        expected = sorted_distribution(sampling, logits)
+        np.testing.assert_array_equal(sampling.distribution(logits), expected)
 
 
 @pytest.mark.parametrize(
