@@ -21,6 +21,8 @@ Predict = Callable[[Tensor, Tensor, State | None], tuple[Tensor, State]]
 
 _SEQ_LEN = 256
 _SENTENCES_AT_ONCE = 64
+# Number of sentences that are sorted by length together.
+_SORTED_SENTENCES = 4096
 _WHOLE = Shard()
 
 
@@ -183,22 +185,35 @@ def sentence_log_probs(
     """
     was_training = model.training
     model.eval()
-    model_device = device.of(model)
-    for first in range(0, len(sentences), _SENTENCES_AT_ONCE):
-        group = sentences[first : first + _SENTENCES_AT_ONCE]
-        longest = max(map(len, group))
-        inputs = torch.full((longest + 1, len(group)), -1 if start_id is None else start_id)
-        for column, sentence in enumerate(group):
-            inputs[1 : len(sentence) + 1, column] = torch.tensor(sentence, dtype=torch.long)
-        # The model is causal: padding after a sentence does not change its log-probabilities.
-        parts, state = [torch.zeros(0, len(group), dtype=torch.float64)], None
-        for start in range(0, longest, _SEQ_LEN):
-            window = inputs[start : start + _SEQ_LEN + 1].to(model_device)
-            log_probs, state = model.log_probs(window[:-1], window[1:], state)
-            parts.append(log_probs.double().cpu())
-        for sentence, column in zip(group, torch.cat(parts).T.tolist(), strict=True):
-            yield column[: len(sentence)]
+    for first in range(0, len(sentences), _SORTED_SENTENCES):
+        pool = sentences[first : first + _SORTED_SENTENCES]
+        # Sentences of similar length are scored together, so that little of a batch is padding.
+        order = sorted(range(len(pool)), key=lambda index: len(pool[index]))
+        scores: dict[int, list[float]] = {}
+        for start in range(0, len(pool), _SENTENCES_AT_ONCE):
+            indices = order[start : start + _SENTENCES_AT_ONCE]
+            batch = [pool[index] for index in indices]
+            scores |= zip(indices, _batch_log_probs(model, batch, start_id), strict=True)
+        yield from (scores[index] for index in range(len(pool)))
     model.train(was_training)
+
+
+def _batch_log_probs(
+    model: LanguageModel, sentences: Sequence[Sequence[int]], start_id: int | None
+) -> list[list[float]]:
+    """Log P of each token of some sentences, which are padded to the longest one."""
+    longest, model_device = max(map(len, sentences)), device.of(model)
+    inputs = torch.full((longest + 1, len(sentences)), -1 if start_id is None else start_id)
+    for column, sentence in enumerate(sentences):
+        inputs[1 : len(sentence) + 1, column] = torch.tensor(sentence, dtype=torch.long)
+    # The model is causal: padding after a sentence does not change its log-probabilities.
+    parts, state = [torch.zeros(0, len(sentences), dtype=torch.float64)], None
+    for start in range(0, longest, _SEQ_LEN):
+        window = inputs[start : start + _SEQ_LEN + 1].to(model_device)
+        log_probs, state = model.log_probs(window[:-1], window[1:], state)
+        parts.append(log_probs.double().cpu())
+    columns = torch.cat(parts).T.tolist()
+    return [column[: len(each)] for each, column in zip(sentences, columns, strict=True)]
 
 
 def unigram(train: Tokens, text: Tokens, tokenizer: Tokenizer) -> Perplexity:

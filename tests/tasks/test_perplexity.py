@@ -113,14 +113,17 @@ def test_sentences_are_scored_by_the_chain_rule_each_alone(model):
         assert log_probs == pytest.approx(expected, rel=1e-10)
 
 
-def test_more_sentences_than_fit_at_once_keep_their_order(model):
-    sentences = [[index % 9, 1] for index in range(150)]
+def test_sentences_that_are_sorted_by_length_keep_their_order(model, monkeypatch):
+    monkeypatch.setattr(perplexity, "_SENTENCES_AT_ONCE", 7)
+    monkeypatch.setattr(perplexity, "_SORTED_SENTENCES", 40)
+    sentences = [[index % 9] * (index % 5) + [1] for index in range(100)]
 
     scores = list(sentence_log_probs(model, sentences, 1))
 
-    assert len(scores) == 150
-    for ours, other in zip(scores[9:], scores, strict=False):
-        assert ours == pytest.approx(other, rel=1e-10)
+    assert len(scores) == 100
+    for sentence, log_probs in zip(sentences, scores, strict=True):
+        expected = [-nats for nats in naive_nats(model, sentence, 1)]
+        assert log_probs == pytest.approx(expected, rel=1e-10)
 
 
 def test_the_unigram_baseline_is_the_cross_entropy_of_smoothed_frequencies():
