@@ -89,7 +89,7 @@ def test_a_run_without_a_checkpoint_notices_another_vocabulary(vocabulary, tmp_p
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     vocabulary.write_text("dog\n")
 
-    with pytest.raises(CheckpointError, match="is not what it was"):
+    with pytest.raises(CheckpointError, match="has changed since it started"):
         run_training(out=tmp_path / "run", resume=True, is_quiet=True)
 
 
@@ -195,7 +195,7 @@ def test_vectors_of_another_size_end_the_start_and_leave_no_run(vectors, tmp_pat
 
 def test_sequences_of_vectors_have_no_words(vocabulary, vectors, tmp_path):
     for changes in ({"data__vocabulary": str(vocabulary)}, {"model__embeddings": str(vectors)}):
-        with pytest.raises(ConfigError, match="means nothing for vectors: it is for text"):
+        with pytest.raises(ConfigError, match="does not apply to vectors, only to text"):
             run_training(chosen("vectors", tmp_path, **changes), tmp_path / "run", is_quiet=True)
 
 
