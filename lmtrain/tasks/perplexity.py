@@ -78,6 +78,7 @@ class Perplexity(Metrics):
 
     def values(self) -> dict[str, float | None]:
         """All figures by name."""
+        bits = self.bits_per_char_without_oov
         return {
             "loss": self.loss,
             "perplexity": self.perplexity,
@@ -87,8 +88,7 @@ class Perplexity(Metrics):
             "oov": round(self.oov),
             "oov_rate": self.oov / self.count,
             "perplexity_without_oov": self.perplexity_without_oov,
-            "bits_per_char_without_oov": self.bits_per_char_without_oov,
-        }
+        } | ({} if bits is None else {"bits_per_char_without_oov": bits})
 
     def table(self) -> list[tuple[str, str]]:
         """Names and formatted values of all figures."""

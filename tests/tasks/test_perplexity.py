@@ -78,6 +78,17 @@ def test_unknown_words_are_counted_and_can_be_left_out(model):
     assert result.perplexity_without_oov == pytest.approx(expected, rel=1e-10)
 
 
+def test_bits_a_character_leave_out_unknown_characters_where_tokens_are_characters(model):
+    ids = random_ids(60)
+    nats = np.array(naive_nats(model, ids.tolist(), 1))
+
+    by_characters, by_words = of(model, ids, characters=60), of(model, ids, characters=250)
+
+    expected = nats[ids != 0].mean() / math.log(2)
+    assert by_characters.values()["bits_per_char_without_oov"] == pytest.approx(expected)
+    assert "bits_per_char_without_oov" not in by_words.values()
+
+
 def test_figures_follow_from_sums_and_counts(model):
     result = of(model, random_ids(60), characters=250)
 
