@@ -259,7 +259,7 @@ def kills(ground: Ground, number: int, *, whole: bool = False) -> list[Row]:
 
 PHASES = {
     "reading text": (corpus.Source, "chunks"),
-    "counting words": ("lmtrain.data.tokens", "_write_array"),
+    "counting words": ("lmtrain.data.tokens", "_write_header"),
     "building the model": ("lmtrain.tasks.language_model:LanguageModelling", "build"),
     "opening the logs": ("lmtrain.training.run", "Logger"),
     "training": ("lmtrain.training.optimizer:Optimizer", "apply"),
