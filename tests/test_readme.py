@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_architecture import ROOT
 
 import lmtrain
 from corpora import LABELLED, SENTENCES
-from lmtrain import config, schema
+from lmtrain import config, schema, sweep
 from lmtrain.cells import base
 from lmtrain.cli.main import app
 
@@ -108,6 +109,15 @@ def test_the_index_links_to_every_page():
 
     pages = set((ROOT / "docs").rglob("*.md")) - {index}
     assert pages <= {(index.parent / target).resolve() for target in linked}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_toml_of_a_page_is_valid(page):
+    for block in re.findall(r"```toml\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+        if "[space]" in block:
+            sweep.Space.model_validate(tomllib.loads(block))
+        else:
+            config.parse(block, page.name)
 
 
 @pytest.mark.parametrize("name", config.recipes())
