@@ -15,7 +15,7 @@ def make(name: str, options: dict[str, str], input_size: int, hidden_size: int) 
     return cell
 
 
-def randn(*shape: int, seed: int) -> Tensor:
+def randn(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=device.generator(seed))
 
 

@@ -119,6 +119,7 @@ def test_short_writes_are_completed(count, tmp_path):
         assert "could not append" in problem or (not problem and resumable_step(run) == 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("no_ops", [(), ("sync",), ("sync_folder",)], ids=str)
 def test_saved_checkpoints_survive_a_power_loss(no_ops, tmp_path):
     recorded = tmp_path / "recorded"
