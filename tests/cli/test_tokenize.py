@@ -66,7 +66,7 @@ def test_every_script_becomes_tokens(lmtrain, parsed, tmp_path, level):
     counted = parsed(outcome.stdout)
     text = UNICODE.replace("\r\n", "\n")
     assert counted["tokens"] == len(text if level == "char" else text.encode())
-    assert counted["vocab_size"] == (len(set(text)) if level == "char" else 256)
+    assert counted["vocab_size"] == (1 + len(set(text)) if level == "char" else 256)
     assert counted["oov"] == 0
 
 
