@@ -35,7 +35,7 @@ def midi(frames: NDArray[Any]) -> bytes:
     _, keys = frames.shape
     if keys > _MIDI_NOTES:
         raise ConfigError(
-            f"frames of {keys} keys cannot be written as MIDI, which has {_MIDI_NOTES} notes"
+            f"frames of {keys} keys cannot be written as MIDI: it has {_MIDI_NOTES} notes"
         )
     lowest = _lowest_note(keys)
     track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=_TEMPO)])

@@ -225,9 +225,9 @@ def test_settings_without_a_meaning_are_refused(here, tmp_path, name, options, t
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("tag", "a\n", "line 1: no token with a tag"),
+        ("tag", "a\n", "line 1: expected a token and a tag"),
         ("frames", "a\n", "is not a .npz file of NumPy"),
-        ("translate", "a\n", "line 1: no source and target with a tab between"),
+        ("translate", "a\n", "line 1: expected source, tab and target"),
         ("classify", "a\n", "line 1: no tab between label and text"),
     ],
 )

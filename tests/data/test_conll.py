@@ -46,9 +46,9 @@ def test_a_file_ends_a_sentence_and_may_be_compressed(write):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a\tO\nb\n", "line 2: no token with a tag"),
-        ("a\tO\n\n\tO\n", "line 3: no token with a tag"),
-        ("a\tO\nb\t\t\n", "line 2: no token with a tag"),
+        ("a\tO\nb\n", "line 2: expected a token and a tag"),
+        ("a\tO\n\n\tO\n", "line 3: expected a token and a tag"),
+        ("a\tO\nb\t\t\n", "line 2: expected a token and a tag"),
         ("a X O\nb O\n", "line 2: 2 columns, but 3 in the line before it"),
         ("-DOCSTART- O\n\n \n", "my.txt has no sentences"),
     ],
@@ -59,7 +59,7 @@ def test_what_is_wrong_is_said_with_its_line(write, text, told):
 
     first, advice = str(caught.value).splitlines()
     assert first.endswith(told)
-    assert advice.startswith("  try: a token a line")
+    assert advice.startswith("  try: one token per line")
 
 
 def test_an_empty_file_is_refused(write):

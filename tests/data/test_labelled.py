@@ -64,14 +64,18 @@ def test_several_places_follow_each_other(tmp_path):
         ("a.tsv", "\n \n", "a.tsv has no examples"),
         ("a.jsonl", '{"label": "x", "text": " "}\n', "a.jsonl, line 1: the text is empty"),
         ("a.jsonl", "{\n", "a.jsonl, line 1: not JSON"),
-        ("a.jsonl", "[1]\n", "a.jsonl, line 1: no label that is text"),
-        ("a.jsonl", '{"label": "x"}\n', "a.jsonl, line 1: no text that is text"),
+        ("a.jsonl", "[1]\n", "a.jsonl, line 1: label is missing or not text"),
+        ("a.jsonl", '{"label": "x"}\n', "a.jsonl, line 1: text is missing or not text"),
         (
             "a.jsonl",
             '{"label": "x", "text": "\\ud800"}\n',
             "a.jsonl, line 1: the text is not valid Unicode",
         ),
-        ("a.jsonl", '{"label": true, "text": "x"}\n', "a.jsonl, line 1: no label that is text"),
+        (
+            "a.jsonl",
+            '{"label": true, "text": "x"}\n',
+            "a.jsonl, line 1: label is missing or not text",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path, monkeypatch, name, text, told):

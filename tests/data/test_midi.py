@@ -64,7 +64,8 @@ def test_a_midi_file_has_the_notes_of_its_frames(drawn):
 
 
 def test_more_keys_than_midi_has_are_refused():
-    with pytest.raises(ConfigError, match=r"^frames of 129 numbers are no notes: MIDI has 128$"):
+    message = r"^frames of 129 keys cannot be written as MIDI: it has 128 notes$"
+    with pytest.raises(ConfigError, match=message):
         midi(np.zeros((2, 129), np.int8))
 
 

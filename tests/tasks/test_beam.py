@@ -39,8 +39,8 @@ def model(request):
 @pytest.fixture
 def short(monkeypatch):
     """Outputs of at most 5, 3 and 4 tokens, the end included."""
-    monkeypatch.setattr(beam, "_MOST_A_TOKEN", 1)
-    monkeypatch.setattr(beam, "_MORE", 2)
+    monkeypatch.setattr(beam, "_MAX_LENGTH_RATIO", 1)
+    monkeypatch.setattr(beam, "_EXTRA_LENGTH", 2)
 
 
 def sources():

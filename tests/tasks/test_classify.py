@@ -258,5 +258,5 @@ def test_a_preview_says_what_is_predicted_and_what_is_true():
 
     assert len(lines) == 3
     for line, truth in zip(lines, ("animal", "number", "colour"), strict=True):
-        found = re.fullmatch(r"predicted (\w+) \((right|wrong, is (\w+))\): .+", line)
-        assert found[2] == ("right" if found[1] == truth else f"wrong, is {truth}")
+        found = re.fullmatch(r"predicted (\w+) \((correct|wrong, is (\w+))\): .+", line)
+        assert found[2] == ("correct" if found[1] == truth else f"wrong, is {truth}")

@@ -35,8 +35,8 @@ PREVIEWS = {
     "labelled": r"([ab]: .*\n?){4}",
     "frames": r"(-|\d(,\d)*)( (-|\d(,\d)*)){63}",
     "translate": r"(source: .+\nreference: .+\ntranslation: .*\n?){1,2}",
-    "classify": r"(predicted [ab] \((right|wrong, is [ab])\): .+\n?){1,3}",
-    "vectors": r"(predicted [01] \((right|wrong, is [01])\): \d steps\n?){1,3}",
+    "classify": r"(predicted [ab] \((correct|wrong, is [ab])\): .+\n?){1,3}",
+    "vectors": r"(predicted [01] \((correct|wrong, is [01])\): \d steps\n?){1,3}",
 }
 
 

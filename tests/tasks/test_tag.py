@@ -32,7 +32,7 @@ def test_every_training_token_is_known(tokens, lowercase):
     tokens = [*tokens, "New York", "ΟΔΟΣ", "x" * 1000]
     tags = ["O", *"B" * (len(tokens) - 1)]
 
-    data = Tagging.vocabularies([Sentence(tuple(tokens), tuple(tags))], chosen)
+    data = Tagging.build_vocabularies([Sentence(tuple(tokens), tuple(tags))], chosen)
 
     is_space = [not token.split() for token in tokens]
     unknown = data.ids(tokens) == data.tokenizer.unk_id

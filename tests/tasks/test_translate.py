@@ -167,7 +167,10 @@ def test_lines_that_do_not_pair_are_refused(tmp_path):
 def test_without_sacrebleu_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
 
-    with pytest.raises(ConfigError, match=r"sacrebleu\n  try: pip install 'lmtrain\[translate\]'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"sacrebleu, which is not installed\n  try: pip install 'lmtrain\[translate\]'",
+    ):
         Translation.read(settings("translate-dot", write("translate-dot", tmp_path)))
 
 
