@@ -353,15 +353,15 @@ def resumes(ground: Ground, steps: list[int], engine: str) -> list[Row]:
     row = Row(f"resumed from each step, {engine}: same result bit for bit")
 
     def end_after(step: int) -> None:
-        real = training.Trainer._obey_signals
+        real = training.Trainer._handle_signals
 
-        def obey(trainer: Any) -> None:
+        def handle(trainer: Any) -> None:
             real(trainer)
             if trainer.optimizer.step == step:
                 trainer.save()
                 os._exit(9)
 
-        training.Trainer._obey_signals = obey  # type: ignore[method-assign]
+        training.Trainer._handle_signals = handle  # type: ignore[method-assign]
 
     for step in steps:
         ground.clear()
