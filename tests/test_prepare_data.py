@@ -351,6 +351,7 @@ def test_files_come_out_the_same_every_time(tmp_path):
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "folder", "counts"), PUBLISHED)
 def test_published_data_come_out_whole(public_data, tmp_path, name, folder, counts):
     done = prepared(tmp_path, name, public_data / folder, "--out", "out")

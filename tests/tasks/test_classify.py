@@ -112,6 +112,7 @@ def trained() -> TrainedClassifier:
     return TrainedClassifier(Path("checkpoint"), *parts, {"step": 0})
 
 
+@pytest.mark.slow
 def test_texts_are_predicted_in_their_order_with_little_padding():
     model, shapes = trained(), []
     texts = ["b c " * 400 if index % 100 == 0 else "a " * (1 + index % 3) for index in range(600)]
