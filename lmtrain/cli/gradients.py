@@ -192,13 +192,13 @@ def _measure_cells(
 
     for cell in chosen:
         cell_class(cell)
-    place = choose(device)
+    chosen_device = choose(device)
     first = next(iter(chosen.values()))
     task = task_of(first)
     data: Any = task.read(first)
     text, networks = data.texts["train"], []
     for cell, config in chosen.items():
-        model: Any = task.build(config, data).to(place)
+        model: Any = task.build(config, data).to(chosen_device)
         if found := load_embeddings(config, model, data):
             screen.note(found)
         networks.append(Network(cell, cell, text.name, gradient_norms(model, text.ids, lags)))

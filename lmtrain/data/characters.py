@@ -1,8 +1,7 @@
-"""Classes of characters: white space, punctuation and symbols, marks, CJK letters.
+"""Character classes: white space, punctuation and symbols, combining marks, CJK letters.
 
-The ranges are stored, because each version of Python and of a library of regular expressions has
-its own version of Unicode, and what a word is must not depend on it. `scripts/unicode_classes.py`
-writes them.
+The ranges are stored, because versions of Python and of other libraries differ in their version of
+Unicode, and word splitting must not depend on it. `scripts/unicode_classes.py` prints them.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ def _ranges(text: str) -> Ranges:
 
 
 def in_class(ranges: Ranges, last: int = _LAST) -> str:
-    """The ranges up to the code point `last`, as they stand in a class of a regular expression."""
+    """The ranges up to the code point `last`, as part of a class of a regular expression."""
     pairs = ((start, min(stop, last)) for start, stop in ranges if start <= last)
     return "".join(
         _escaped(start) + (f"-{_escaped(stop)}" if stop > start else "") for start, stop in pairs
@@ -25,12 +24,12 @@ def in_class(ranges: Ranges, last: int = _LAST) -> str:
 
 
 def _escaped(code: int) -> str:
-    # A range begins or ends with what has a meaning in a class, or in one of the library's.
+    # Escapes characters that are special in classes of Python or of the tokenizers library.
     return f"\\{chr(code)}" if chr(code) in r"\]^-[&~|" else chr(code)
 
 
 SPACE = _ranges("9-d 20 85 a0 1680 2000-200b 2028-2029 202f 205f 3000 feff")
-"""White space, and what stands for it with zero width."""
+"""White space, including zero-width spaces."""
 
 PUNCTUATION = _ranges(
     "21-2f 3a-40 5b-5e 60 7b-7e a1-a9 ab-ac ae-b1 b4 b6-b8 bb bf d7 f7 2c2-2c5 2d2-2df 2e5-2eb "
@@ -63,7 +62,7 @@ PUNCTUATION = _ranges(
     "1d7c3 1d800-1d9ff 1da37-1da3a 1da6d-1da74 1da76-1da83 1da85-1da8b 1db00-1db1c 1e14f 1e2ff "
     "1e5ff 1e95e-1e95f 1ecac 1ecb0 1ed2e 1eef0-1f0f5 1f10d-1fbef 1fbfa"
 )
-"""Punctuation and symbols but `_` and those within Hebrew words."""
+"""Punctuation and symbols, except `_` and those within Hebrew words."""
 
 MARK = _ranges(
     "300-36f 483-489 591-5bd 5bf 5c1-5c2 5c4-5c5 5c7-5c9 610-61a 64b-65f 670 6d6-6dc 6df-6e4 "
@@ -95,7 +94,7 @@ MARK = _ranges(
     "1da9b-1daaf 1e000-1e02a 1e08f 1e130-1e136 1e2ae 1e2ec-1e2ef 1e4ec-1e4ef 1e5ee-1e5ef 1e6e3 "
     "1e6e6 1e6ee-1e6ef 1e6f5 1e8d0-1e8d6 1e944-1e94a 1f3fb-1f3ff e0020-e01ef"
 )
-"""What belongs to the character before it."""
+"""Combining marks, which belong to the character before."""
 
 HAN = _ranges(
     "3005 3007 3021-3029 3038-303b 3041-3096 309d-309f 30a1-30fa 30fd-312f 31a0-31bf 31f0-31ff "

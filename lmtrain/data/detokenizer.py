@@ -1,6 +1,6 @@
-"""From token ids back to text, one after the other, as generation draws them.
+"""Converts token ids to text incrementally, as they are sampled.
 
-Words get the spaces that prose has in their script; bytes are held back until a character is whole.
+Words get the spaces of prose in their script; bytes are held back until a character is complete.
 """
 
 import codecs
@@ -15,14 +15,13 @@ from lmtrain.data.characters import HAN, MARK, PUNCTUATION, in_class
 Level = Literal["word", "char", "byte"]
 Splitter = Literal["whitespace", "words"]
 
-# With a space on both sides, on the left, on the right, and without; of other signs the category
-# of Unicode decides.
+# Space on both sides, after, before, or none; for other characters by their Unicode category.
 _SPACED, _AFTER, _BEFORE, _NONE = (True, True), (False, True), (True, False), (False, False)
 _ASCII = dict.fromkeys(".,;:!?)]}%", _AFTER) | dict.fromkeys("([{$#@", _BEFORE)
 _OTHERS = (
     dict.fromkeys("¿¡£¥₹", _BEFORE)
     | dict.fromkeys("§¶†‡•‣※", _SPACED)
-    # Within words or between all words: Catalan, Tibetan, Ethiopic.
+    # Within words (Catalan, hyphens) or between all words (Tibetan, Ethiopic).
     | dict.fromkeys("/-·་༌፡", _NONE)
 )
 _CATEGORIES = {"Ps": _BEFORE, "Pi": _BEFORE, "Pe": _AFTER, "Pf": _AFTER, "Po": _AFTER, "Pd": _NONE}
@@ -35,11 +34,11 @@ _HAN = re.compile(f"[{in_class(HAN)}]")
 
 
 class Detokenizer:
-    """Turns ids into text as they come, words spaced as prose is written.
+    """Converts ids to text one by one, with the spaces of prose between words.
 
     Args:
-        vocabulary: the tokens in the order of their ids.
-        level: what a token is.
+        vocabulary: the tokens by id.
+        level: the token unit.
         splitter: how words were found, at word level.
         eos_id: the id that ends a line, at word level.
     """
@@ -52,27 +51,27 @@ class Detokenizer:
         self._splitter = splitter
         self._line_end = None if eos_id is None else vocabulary[eos_id]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        # The last token of the line, whether the next one follows without a space, and what closes
-        # the quotations that are open.
+        # The last token of the line, whether the next one follows without a space, and the closing
+        # marks of open quotations.
         self._last = ""
         self._glued = True
         self._open: set[str] = set()
 
     def add(self, index: int) -> str:
-        """The text to write for the next id; at byte level, once a character is whole."""
+        """The text of the next id; at byte level, once a character is complete."""
         token = self._vocabulary[index]
         if self._level == "char":
-            # An unknown character is one character, too.
+            # <UNK> is shown as the replacement character.
             return token if len(token) == 1 else "\ufffd"
         if self._level == "byte":
             return self._decoder.decode(bytes([index]))
         return self._spaced(token)
 
     def follow(self, words: Iterable[str], *, is_spaced: bool) -> None:
-        """Makes the next word go on from a text that was not written here.
+        """Makes the next word continue a text that was written elsewhere.
 
         Args:
-            words: those of the text.
+            words: the words of the text.
             is_spaced: whether the text ends with white space.
         """
         for word in words:
@@ -81,11 +80,11 @@ class Detokenizer:
             self._last, self._glued = "", True
 
     def end(self) -> str:
-        """What is left to write: at byte level, the replacement for a broken character."""
+        """The rest: at byte level, the replacement of an incomplete character."""
         return self._decoder.decode(b"", final=True)
 
     def _spaced(self, token: str) -> str:
-        """A word with the space before it, if there is one."""
+        """A word, with a space before it if prose has one."""
         if token == self._line_end:
             self._last, self._glued = "", True
             self._open.clear()
@@ -104,7 +103,7 @@ class Detokenizer:
         if token in _CLOSERS:
             self._open.add(_CLOSERS[token])
         is_spaced = before and not self._glued and not _joins(self._last, token)
-        # A mark would become a part of the sign before it.
+        # A combining mark must not attach to the previous token.
         is_spaced = is_spaced or bool(self._last and _MARK.match(token))
         self._last, self._glued = token, not after
         return f" {token}" if is_spaced else token
@@ -112,7 +111,7 @@ class Detokenizer:
 
 @functools.lru_cache(maxsize=10_000)
 def _sides(token: str) -> tuple[bool, bool]:
-    """Whether there are spaces before and after a token, where its neighbours let it have them."""
+    """Whether a token has spaces before and after it, as far as its neighbours allow."""
     sign = token[0]
     if len(token) > 1 and sign in _APOSTROPHES:
         return _AFTER
@@ -122,14 +121,14 @@ def _sides(token: str) -> tuple[bool, bool]:
         return _OTHERS[sign]
     if sign.isascii():
         return _ASCII.get(sign, _SPACED)
-    # Full-width punctuation and that of Chinese and Japanese has its space in itself.
+    # Full-width and CJK punctuation includes its space.
     if "\u3000" < sign < "\u3100" or "\ufe10" <= sign <= "\uff65":
         return _NONE
     return _CATEGORIES.get(unicodedata.category(sign), _SPACED)
 
 
 def _joins(last: str, token: str) -> bool:
-    """Whether a quotation or bracket stands beside a letter of a script without spaces."""
+    """Whether a quotation mark or bracket is next to a letter of a script without spaces."""
     if not last or last in _APOSTROPHES or token in _APOSTROPHES:
         return False
     if _HAN.match(token):

@@ -1,9 +1,8 @@
-"""Which tokens a step sees: contiguous streams side by side, a pure function of the step.
+"""Batches of contiguous streams of text, as a pure function of the step.
 
-The text is cut into `batch_size` streams of equal length; step k of an epoch takes the k-th window
-of every stream, so that the state a stream ends one step with is the state it starts the next with.
-Windows are `seq_len` tokens long, or of lengths drawn around it anew for each epoch. Knows ids,
-never text.
+The text is split into `batch_size` streams of equal length. Step k of an epoch is the k-th window
+of every stream, so that the final state of a step is the initial state of the next. Windows have
+`seq_len` tokens, or random lengths around it that change with the epoch.
 """
 
 from collections.abc import Iterator
@@ -15,19 +14,19 @@ from lmtrain.errors import TextError
 
 
 def fitting(num_tokens: int, batch_size: int, seq_len: int, processes: int = 1) -> tuple[int, int]:
-    """The batch size and the steps of a window that leave a text one window for every stream.
+    """The batch size and window length for which a text has a window in every stream.
 
-    They are those given where the text is long enough. A short text gets fewer streams, as many for
-    each process, and only then shorter windows.
+    They are unchanged if the text is long enough. A short text gets fewer streams, the same number
+    for each process, and then shorter windows.
 
     Args:
-        num_tokens: tokens of the text, N.
-        batch_size: streams side by side, B.
+        num_tokens: number of tokens in the text, N.
+        batch_size: number of streams, B.
         seq_len: steps of truncated backpropagation, T.
-        processes: how many the streams are divided among.
+        processes: number of processes that share the streams.
 
     Raises:
-        TextError: there are not two tokens for each process.
+        TextError: fewer than two tokens for each process.
 
     Example:
         >>> fitting(312, batch_size=20, seq_len=35), fitting(9, batch_size=20, seq_len=35)
@@ -36,9 +35,9 @@ def fitting(num_tokens: int, batch_size: int, seq_len: int, processes: int = 1) 
     if num_tokens < 2 * processes:
         raise TextError(
             f"training text too short: {num_tokens:,} tokens",
-            f"{processes:,} x 2 are needed: one to predict the next from, in each process"
+            f"at least {2 * processes:,} are needed, 2 for each process"
             if processes > 1
-            else "2 are needed: one to predict the next from",
+            else "at least 2 are needed",
         )
     most = num_tokens // (seq_len + 1) // processes * processes
     batch_size = min(batch_size, max(most, processes))
@@ -50,10 +49,10 @@ class Streams:
 
     Args:
         ids: token ids of the whole text, (N,).
-        batch_size: streams side by side, B.
+        batch_size: number of streams, B.
         seq_len: steps of truncated backpropagation, T.
-        seed: of windows of random length: around T, once in twenty around T/2, so scaled that an
-            epoch has as many as of length T; None for windows of length T.
+        seed: seed of random window lengths, around T or, one in twenty, around T/2, scaled so that
+            an epoch has as many windows as with length T; None for windows of length T.
 
     The text has at least one window for every stream (see `fitting`).
 
@@ -82,27 +81,27 @@ class Streams:
         self._starts = np.arange(self.steps_per_epoch + 1) * seq_len
 
     def starts_epoch(self, step: int) -> bool:
-        """Whether the streams start anew at `step`, so that no state is carried into it."""
+        """Whether an epoch starts at `step`, so that no state is carried over."""
         return step % self.steps_per_epoch == 0
 
     def __getitem__(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Inputs (T, B) of a step, counted over all epochs, and targets (T, B) one token ahead."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._seed is not None and epoch != self._epoch:
-            self._starts, self._epoch = self._drawn(self._seed, epoch), epoch
+            self._starts, self._epoch = self._random_starts(self._seed, epoch), epoch
         start, stop = self._starts[index : index + 2]
         window = self._streams[:, start : stop + 1].T.astype(np.int64, order="C")
         return window[:-1], window[1:]
 
-    def _drawn(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Where the windows of an epoch start, and where the last one ends."""
-        chance = np.random.default_rng([seed, epoch])
+    def _random_starts(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The start of each window of an epoch, and the end of the last one."""
+        generator = np.random.default_rng([seed, epoch])
         spread = self.seq_len / 14
-        around = np.where(chance.random(self.steps_per_epoch) < 0.95, 1.0, 0.5) * self.seq_len
-        lengths = np.maximum(spread, chance.normal(around, spread))
+        around = np.where(generator.random(self.steps_per_epoch) < 0.95, 1.0, 0.5) * self.seq_len
+        lengths = np.maximum(spread, generator.normal(around, spread))
         last = self._streams.shape[1] - 1
         ends = np.rint(np.cumsum(lengths) * last / lengths.sum()).astype(np.int64)
-        # Windows of a few steps, rounded, could vanish: each has one step at least.
+        # After rounding, each window still has at least one step.
         steps = np.arange(1, self.steps_per_epoch + 1)
         ends = steps + np.maximum.accumulate(np.maximum(ends - steps, 0))
         return np.concatenate([[0], np.minimum(ends, last - steps[::-1] + 1)])
@@ -115,9 +114,9 @@ def windows(
 
     Args:
         ids: token ids of the whole text, (N,), N at least 1.
-        start_id: the token taken to stand before the first; None for nothing.
-        batch_size: streams that the text is cut into, at most one for each token.
-        seq_len: T, time steps of a window.
+        start_id: the input before the first token; None for none.
+        batch_size: number of streams, reduced to the number of tokens if necessary.
+        seq_len: T, window length.
 
     Yields:
         Inputs and targets, each (T, B); −1 stands for inputs that are nothing, and for targets

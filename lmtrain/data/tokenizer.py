@@ -1,8 +1,8 @@
-"""From text to token ids and back: words, characters or bytes, and the vocabulary of a text.
+"""Tokenizers for words, characters and bytes, and the vocabulary of a text.
 
 A tokenizer is saved as a `tokenizer.json` that the `tokenizers` library reads and that gives the
-same ids there. To make that exact, words are found by one regular expression that Python and that
-library read alike: it names every character class it uses. Knows text, never files or models.
+same ids there. Words are found by one regular expression that lists the ranges of its character
+classes, so that Python and that library agree.
 """
 
 import functools
@@ -22,9 +22,9 @@ from lmtrain.errors import CheckpointError, TextError
 
 UNK = "<UNK>"
 EOS = "<EOS>"
-# Never counted as words; the last is how the Penn Treebank writes the first.
+# Not counted as words; <unk> is the spelling of the Penn Treebank.
 _SPECIAL = frozenset({UNK, EOS, "<unk>"})
-# What a vocabulary of each level has at least.
+# Tokens that the vocabulary of each level must have.
 _SPECIALS: dict[Level, set[str]] = {"word": {UNK, EOS}, "char": {UNK}, "byte": set()}
 
 _SPACE = in_class(SPACE)
@@ -36,14 +36,14 @@ _RUN_BEYOND_BMP = re.compile(rf"(?<![^{_SPACE}])([^{_SPACE}]*[\U00010000-\U0010f
 
 
 def _pattern(splitter: Splitter, last: int = _LAST) -> str:
-    """What matches a word, in text whose characters go up to the code point `last`."""
+    """The regular expression of a word in text with code points up to `last`."""
     if splitter == "whitespace":
         return rf"[^{_SPACE}]+"
     punctuation, mark = in_class(PUNCTUATION, last), in_class(MARK, last)
     letter = f"[^{_SPACE}{punctuation}]"
-    # 's and 't stand alone; the apostrophe of O'Neill and the point of os.path are in their word.
+    # 's and 't are separate tokens; the apostrophe of O'Neill and the dot of os.path are not.
     clitic = rf"['’](?:s|S|t|T|re|RE|ve|VE|ll|LL|d|D|m|M)(?!{letter})"
-    # With the marks of an emoji, and with the emoji that a zero-width joiner joins to it.
+    # An emoji includes its marks and those that a zero-width joiner connects to it.
     sign = rf"[{punctuation}][{mark}]*"
     flag = "[\U0001f1e6-\U0001f1ff]{2}|" if last > _BMP else ""
     return (
@@ -61,24 +61,24 @@ def _compiled(splitter: Splitter, last: int) -> re.Pattern[str]:
 
 
 _ANY_CHARACTER = r"[\s\S]"
-# A run without white space longer than this is cut, so that text is read in bounded memory.
+# Longer runs without white space are split, so that memory is bounded.
 _LONGEST_RUN = 4096
 _OVERLONG = re.compile(rf"(?<![^{_SPACE}])[^{_SPACE}]{{{_LONGEST_RUN + 1},}}")
 
 
 class Tokenizer:
-    r"""A vocabulary with the way text is cut.
+    r"""A vocabulary and the rules for splitting text.
 
     Args:
-        vocabulary: the tokens in the order of their ids.
-        level: what a token is.
+        vocabulary: the tokens by id.
+        level: the token unit.
         splitter: how words are found, at word level.
-        lowercase: whether words are put in lower case first.
-        nfc: whether text is brought to Unicode's form NFC first.
+        lowercase: whether text is converted to lower case.
+        nfc: whether text is normalized to Unicode NFC.
 
     Raises:
-        CheckpointError: a token stands twice, `<UNK>`, or at word level `<EOS>`, is missing, or a
-            character is not one.
+        CheckpointError: a duplicate token, `<UNK>` or at word level `<EOS>` missing, or at
+            character level a token of several characters.
 
     Example:
         >>> tokenizer = build_tokenizer(["a cat sat\n"], level="word")
@@ -104,7 +104,7 @@ class Tokenizer:
         self.nfc = nfc
         self._ids = {token: index for index, token in enumerate(self.vocabulary)}
         if len(self._ids) != len(self.vocabulary):
-            raise CheckpointError("tokenizer: a token stands in the vocabulary twice")
+            raise CheckpointError("tokenizer: the vocabulary has a token twice")
         if missing := _SPECIALS[level] - self._ids.keys():
             raise CheckpointError(
                 f"tokenizer: the vocabulary lacks {' and '.join(sorted(missing))}"
@@ -116,33 +116,33 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens in the vocabulary, special ones included."""
+        """Number of tokens in the vocabulary, including special ones."""
         return len(self.vocabulary)
 
     @property
     def unk_id(self) -> int | None:
-        """The id of `<UNK>`, or None at byte level, where every token is known."""
+        """The id of `<UNK>`; None at byte level, which has no unknown tokens."""
         return self._ids[UNK] if self.level != "byte" else None
 
     @property
     def eos_id(self) -> int | None:
-        """The id of `<EOS>`, at word level."""
+        """The id of `<EOS>`; None except at word level."""
         return self._ids[EOS] if self.level == "word" else None
 
     @property
     def start_id(self) -> int | None:
-        """What stands before the first token of a text: `<EOS>`, or the newline if it is known."""
+        """The input before the first token of a text: `<EOS>`, or the newline; None for none."""
         return self.line_end_id
 
     @property
     def line_end_id(self) -> int | None:
-        """The token that ends a line: `<EOS>`, the newline, or None where there is none."""
+        """The id of the token that ends a line: `<EOS>` or the newline; None for none."""
         if self.level == "word":
             return self.eos_id
         return self._ids.get("\n") if self.level == "char" else ord("\n")
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        r"""The ids of a text, (N,); a line ends with `\n`, `\r\n` or `\r`, at word level `<EOS>`.
+        r"""The ids of a text, (N,); `\n`, `\r\n` and `\r` end a line, at word level with `<EOS>`.
 
         Raises:
             TextError: at byte level, a text that is not valid Unicode.
@@ -158,12 +158,12 @@ class Tokenizer:
         return np.frombuffer(content, np.uint8).astype(np.int64)
 
     def codes(self, text: str) -> NDArray[np.uint32]:
-        """The code points of a text, whose ids are in `character_ids`, (N,)."""
+        """The code points of a text, (N,): indices of `character_ids`."""
         return _codes(_normalized(text, nfc=self.nfc))
 
     @functools.cached_property
     def character_ids(self) -> NDArray[np.int64]:
-        """The id of every code point of Unicode, at character level."""
+        """The id of every Unicode code point, at character level."""
         ids = np.full(0x110000, self.unk_id, np.int64)
         for token, index in self._ids.items():
             if token != UNK:
@@ -171,7 +171,7 @@ class Tokenizer:
         return ids
 
     def unknown_characters(self, texts: Iterable[str]) -> dict[str, int]:
-        """The characters that become `<UNK>` at character level, with their counts."""
+        """The characters of texts that are `<UNK>` at character level, with their counts."""
         if self.level != "char":
             return {}
         codes = self.codes("".join(texts))
@@ -182,27 +182,27 @@ class Tokenizer:
         return np.fromiter(map(self._word_ids.__getitem__, words), np.int64, len(words))
 
     def words(self, text: str) -> list[str]:
-        """The words of a text that holds no part of a word."""
+        """The words of a text that does not start or end within a word."""
         return split_words(text, self.splitter, lowercase=self.lowercase, nfc=self.nfc)
 
     def unknown(self, text: str) -> list[str]:
-        """The words or characters of a text that are `<UNK>`, each once."""
+        """The distinct words or characters of a text that are `<UNK>`."""
         if self.unk_id is None:
             return []
         tokens = self.words(text) if self.level == "word" else _normalized(text, nfc=self.nfc)
         return [token for token in dict.fromkeys(tokens) if token not in self._ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that ids stand for; words are joined as prose is written."""
+        """The text of ids; words get the spaces of prose."""
         detokenizer = self.detokenizer()
         return "".join(detokenizer.add(index) for index in ids) + detokenizer.end()
 
     def detokenizer(self, before: str = "") -> Detokenizer:
-        """What turns ids into text one after the other, where the text `before` is written."""
-        found = Detokenizer(self.vocabulary, self.level, self.splitter, self.eos_id)
+        """A detokenizer for ids that follow the text `before`."""
+        detokenizer = Detokenizer(self.vocabulary, self.level, self.splitter, self.eos_id)
         if self.level == "word":
-            found.follow(self.words(before), is_spaced=before[-1:].isspace())
-        return found
+            detokenizer.follow(self.words(before), is_spaced=before[-1:].isspace())
+        return detokenizer
 
     def to_json(self) -> str:
         """The content of `tokenizer.json`, in the format of the `tokenizers` library."""
@@ -227,10 +227,10 @@ class Tokenizer:
 
     @staticmethod
     def from_json(text: str) -> "Tokenizer":
-        """The tokenizer that a `tokenizer.json` of lmtrain holds.
+        """The tokenizer of a `tokenizer.json` that lmtrain wrote.
 
         Raises:
-            CheckpointError: not such a file, or ids that are not 0, 1, 2 and so on.
+            CheckpointError: another file, or ids that are not 0, 1, 2 and so on.
         """
         try:
             tree = json.loads(text)
@@ -247,14 +247,14 @@ class Tokenizer:
             if pipeline == {part: tree.get(part) for part in pipeline}:
                 if level == "byte":
                     vocabulary = [chr(byte) for byte in range(256)]
-                found = Tokenizer(vocabulary, level, splitter, **options)
-                if found._tree() == tree:
-                    return found
-        raise CheckpointError("tokenizer.json holds a way to cut text that lmtrain does not have")
+                tokenizer = Tokenizer(vocabulary, level, splitter, **options)
+                if tokenizer._tree() == tree:
+                    return tokenizer
+        raise CheckpointError("tokenizer.json has splitting rules that lmtrain does not support")
 
 
 class _FirstAppearance(dict[str, int]):
-    """A number for each word, in the order of first appearance."""
+    """Numbers words in the order of their first occurrence."""
 
     def __missing__(self, word: str) -> int:
         number = self[word] = len(self)
@@ -262,7 +262,7 @@ class _FirstAppearance(dict[str, int]):
 
 
 class _WordIds(dict[str, int]):
-    """The id of each word; of any other word, that of `<UNK>`."""
+    """The id of each word, and of `<UNK>` for all other words."""
 
     def __init__(self, ids: dict[str, int], unk_id: int) -> None:
         super().__init__(ids)
@@ -282,19 +282,20 @@ def build_tokenizer(
     lowercase: bool = False,
     nfc: bool = False,
 ) -> Tokenizer:
-    r"""The tokenizer of a text: its most frequent words, or its characters, or the 256 bytes.
+    r"""Builds the tokenizer of a text: its most frequent words, its characters, or the 256 bytes.
 
-    Words come by falling count, words of equal count by first appearance, so that the vocabulary
-    is a pure function of the text. Characters come in the order of Unicode, after `<UNK>`.
+    Words are sorted by decreasing count, then by first occurrence, so that the vocabulary is a pure
+    function of the text. Characters are sorted by code point, after `<UNK>`.
 
     Args:
-        chunks: the text in pieces, cut anywhere.
-        level: what a token is.
+        chunks: the text in pieces that may end anywhere.
+        level: the token unit.
         splitter: how words are found.
-        vocab_size: most words, `<UNK>` and `<EOS>` included; characters and bytes are not limited.
-        min_count: least occurrences of a word or character.
-        lowercase: whether words are put in lower case first.
-        nfc: whether text is brought to Unicode's form NFC first.
+        vocab_size: maximum number of words, including `<UNK>` and `<EOS>`; characters and bytes
+            are not limited.
+        min_count: minimum count of a word or character.
+        lowercase: whether text is converted to lower case.
+        nfc: whether text is normalized to Unicode NFC.
 
     Example:
         >>> build_tokenizer(["b a b\n"], level="word").vocabulary
@@ -311,15 +312,15 @@ def build_tokenizer(
 
 
 class Numbering:
-    """Numbers for the tokens of a text whose vocabulary is not known yet, and their counts.
+    """Numbers and counts the tokens of a text whose vocabulary is not known yet.
 
-    Words are numbered by their first appearance, characters by Unicode.
+    Words are numbered by first occurrence, characters by code point.
 
     Args:
-        level: what a token is: a word or a character.
+        level: the token unit, word or char.
         splitter: how words are found.
-        lowercase: whether words are put in lower case first.
-        nfc: whether text is brought to Unicode's form NFC first.
+        lowercase: whether text is converted to lower case.
+        nfc: whether text is normalized to Unicode NFC.
     """
 
     def __init__(self, level: Level, splitter: Splitter, *, lowercase: bool, nfc: bool) -> None:
@@ -331,7 +332,7 @@ class Numbering:
         self._counts = np.zeros(0, np.int64)
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
-        """The numbers of the tokens of a text that holds no part of a word, (N,)."""
+        """The numbers of the tokens of a text, (N,), which does not end within a word."""
         if self._level == "char":
             return _codes(_normalized(text, nfc=self._nfc))
         words = split_words(text, self._splitter, lowercase=self._lowercase, nfc=self._nfc)
@@ -344,7 +345,7 @@ class Numbering:
         self._counts = found
 
     def tokenizer(self, vocab_size: int, min_count: int) -> Tokenizer:
-        """The tokenizer of what was counted, as `build_tokenizer` describes it."""
+        """The tokenizer of the counted text, see `build_tokenizer`."""
         frequent = np.flatnonzero(self._counts >= min_count)
         if self._level == "char":
             known = [chr(code) for code in frequent]
@@ -358,21 +359,21 @@ class Numbering:
         )
 
     def ids(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
-        """The id of each number in a vocabulary."""
+        """The token id of each number."""
         if self._level == "char":
             return tokenizer.character_ids
         return tokenizer.word_ids(self._numbers)
 
 
 class Pieces:
-    """Text that comes in pieces cut anywhere, put together so that none ends within a token.
+    """Joins pieces of text that end anywhere into pieces that do not end within a token.
 
-    They end at white space, but only at word level or where characters are composed is text held
-    back for that. A last line of words gets its newline.
+    At word level and for NFC, text is held back up to the last white space. The last line of words
+    gets a newline if it has none.
 
     Args:
-        level: what a token is.
-        nfc: whether text is brought to Unicode's form NFC.
+        level: the token unit.
+        nfc: whether text is normalized to Unicode NFC.
     """
 
     def __init__(self, level: Level, *, nfc: bool = False) -> None:
@@ -382,10 +383,10 @@ class Pieces:
         self._last = "\n"
 
     def add(self, chunk: str) -> str:
-        """What is whole after one more chunk."""
+        """The text that is complete after another chunk."""
         self._last = chunk[-1:] or self._last
         text = self._rest + chunk
-        # A newline may follow a carriage return, and ends the same line.
+        # A newline after a carriage return belongs to the same line end.
         cut = len(text) - text.endswith("\r")
         if self._is_held:
             longest = cut - cut % _LONGEST_RUN if self._level == "word" else 0
@@ -396,7 +397,7 @@ class Pieces:
         return text[:cut]
 
     def end(self) -> str:
-        """What is left at the end of the text."""
+        """The rest at the end of the text."""
         is_open = self._level == "word" and self._last not in "\r\n"
         return self._rest + "\n" if is_open else self._rest
 
@@ -404,26 +405,26 @@ class Pieces:
 def split_words(
     text: str, splitter: Splitter, *, lowercase: bool = False, nfc: bool = False
 ) -> list[str]:
-    r"""The words of a text, with `<EOS>` for the end of every line.
+    r"""Splits a text into words, with `<EOS>` at the end of each line.
 
-    White space of any script separates words. A mark of punctuation and a symbol are words of their
-    own; a run of letters is one word, also where a script has no spaces, as in Chinese.
+    White space of any script separates words. Punctuation marks and symbols are separate words; a
+    run of letters is one word, also in scripts without spaces such as Chinese.
 
     Example:
         >>> split_words("Don't stop.\n", "words")
         ['Don', "'t", 'stop', '.', '<EOS>']
     """
-    # Before the form and the case are changed, since that can change the length.
+    # Before normalization and lower case, which can change the length.
     text = _normalized(_OVERLONG.sub(_cut, text), nfc=nfc)
     if lowercase:
-        # Character by character, as the tokenizers library does: a final sigma is no exception.
+        # Like the tokenizers library, without the special case of a final sigma.
         text = text.replace("Σ", "σ").lower()
     text = text.replace("\n", f" {EOS} ")
     find = _compiled(splitter, _BMP).findall
     if splitter == "whitespace" or text.isascii() or not _BEYOND_BMP.search(text):
         return find(text)
-    # Python takes several times as long for classes beyond the Basic Multilingual Plane: only runs
-    # that have such characters are searched for them.
+    # Classes beyond the Basic Multilingual Plane make regular expressions several times slower:
+    # they are only used for runs with such characters.
     find_all = _compiled(splitter, _LAST).findall
     words = []
     for index, piece in enumerate(_RUN_BEYOND_BMP.split(text)):
@@ -432,7 +433,7 @@ def split_words(
 
 
 def _normalized(text: str, *, nfc: bool) -> str:
-    """The text with lines that end with a newline alone."""
+    """The text with the newline as the only line end, in NFC on request."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", text) if nfc else text
@@ -448,7 +449,7 @@ def _codes(text: str) -> NDArray[np.uint32]:
 
 
 def character_counts(codes: NDArray[np.unsignedinteger]) -> dict[str, int]:
-    """The characters of some code points with their counts, the most frequent first.
+    """Characters by decreasing count from code points.
 
     Example:
         >>> character_counts(np.array([98, 97, 98]))
@@ -459,7 +460,7 @@ def character_counts(codes: NDArray[np.unsignedinteger]) -> dict[str, int]:
 
 
 def _byte_symbols() -> dict[int, str]:
-    # The printable stand-in for each byte that the tokenizers library's ByteLevel uses.
+    # The printable character that ByteLevel of the tokenizers library uses for each byte.
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return {byte: chr(byte if byte in printable else next(others)) for byte in range(256)}

@@ -1,9 +1,8 @@
-"""Token files: a text cut into ids once, stored as one memory-mapped array, reused by content.
+"""The token cache: token ids of texts in memory-mapped files, found by a hash of the content.
 
-A text is read once for its hash, by which it is looked up, and if it is new once more to be decoded
-and cut into tokens. The name of a token file is a hash of the text, the way it is cut and the
-tokenizer, never a path or a time; an entry is used only if it is whole and its own hash is right.
-Knows ids and hashes, never models.
+A text is read once for its hash and, if it is not in the cache, again to tokenize it. The name of a
+token file is a hash of the text, its division and its tokenizer, not of a path or time. Files that
+are incomplete or whose hash is wrong are not used.
 """
 
 import contextlib
@@ -37,14 +36,14 @@ _DAY = 86_400
 
 @dataclass(frozen=True)
 class Tokens:
-    """The ids of a text.
+    """The token ids of a text.
 
     Args:
-        ids: memory-mapped, (N,), uint16 or uint32.
-        characters: characters of the text they stand for.
-        key: the hash of text, cut and tokenizer, under which they are cached.
-        name: what messages call the text.
-        unknown_characters: the characters that are `<UNK>` at character level, with their counts.
+        ids: memory-mapped ids, (N,), uint16 or uint32.
+        characters: number of characters in the text.
+        key: the hash of text, division and tokenizer: its name in the cache.
+        name: the name of the text in messages.
+        unknown_characters: characters that are `<UNK>` at character level, with their counts.
     """
 
     ids: NDArray[np.unsignedinteger]
@@ -58,20 +57,20 @@ class Tokens:
 
 
 def read_tokens(division: Division, data: DataConfig) -> tuple[Tokenizer, dict[str, Tokens]]:
-    """The tokenizer of a text and the ids of its parts, from the cache or in one pass over it.
+    """The tokenizer of a text and the tokens of its parts, from the cache or in one pass.
 
-    The vocabulary is that of the first part, the training text.
+    The vocabulary is built from the first part, the training text.
 
     Args:
-        division: the text and how it is cut.
-        data: what a token is, and which enter the vocabulary.
+        division: the text and its parts.
+        data: the settings of the tokenizer.
 
     Raises:
-        TextError: the text cannot be read, or is too short to be cut.
+        TextError: the text cannot be read, or is too short to be divided.
         MachineError: the cache cannot be written.
     """
     if data.level == "byte":
-        # The bytes are a vocabulary without a text.
+        # The vocabulary of bytes does not depend on the text.
         tokenizer = build_tokenizer([], "byte", nfc=data.nfc)
         return tokenizer, tokenize(division, tokenizer)
     if data.vocabulary is not None:
@@ -80,7 +79,7 @@ def read_tokens(division: Division, data: DataConfig) -> tuple[Tokenizer, dict[s
         )
         return tokenizer, tokenize(division, tokenizer)
     numbering = Numbering(data.level, data.splitter, lowercase=data.lowercase, nfc=data.nfc)
-    # A tokenizer without words says how text is cut.
+    # A tokenizer without words represents the rules for splitting.
     rules = [numbering.tokenizer(data.vocab_size, 1).to_json(), data.vocab_size, data.min_count]
     path = _cache() / f"{_hash([*rules, *_divided(division)])}.tokenizer.json"
     if known := _load_tokenizer(path):
@@ -96,10 +95,10 @@ def read_tokens(division: Division, data: DataConfig) -> tuple[Tokenizer, dict[s
 
 
 def tokenize(division: Division, tokenizer: Tokenizer) -> dict[str, Tokens]:
-    """The ids of the parts of a text, from the cache or in one pass over it.
+    """The tokens of the parts of a text, from the cache or in one pass.
 
     Raises:
-        TextError: the text cannot be read, or is too short to be cut.
+        TextError: the text cannot be read, or is too short to be divided.
         MachineError: the cache cannot be written.
     """
     found = {}
@@ -117,7 +116,7 @@ def tokenize(division: Division, tokenizer: Tokenizer) -> dict[str, Tokens]:
 
 
 def token_keys(division: Division, tokenizer: Tokenizer) -> dict[str, str]:
-    """The hash of each part of a text with its tokenizer, under which its tokens are cached.
+    """The hash of each part of a text with its tokenizer: its name in the cache.
 
     Raises:
         TextError: the text cannot be read.
@@ -129,7 +128,7 @@ def token_keys(division: Division, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def _divided(division: Division) -> list[object]:
-    """What the parts of a text follow from."""
+    """Everything that determines the parts of a text."""
     return [division.text.fingerprint, division.fractions, division.at_line_ends]
 
 
@@ -138,7 +137,7 @@ def _hash(named: list[object]) -> str:
 
 
 def _load_tokenizer(path: Path) -> Tokenizer | None:
-    # What is damaged, or what another version wrote in its own way, is counted anew.
+    # Damaged files, and those of other versions, are rebuilt.
     with contextlib.suppress(OSError, CheckpointError):
         content, _, digest = path.read_bytes().rpartition(b"\n")
         if files.sha256([content]).encode() == digest:
@@ -147,12 +146,12 @@ def _load_tokenizer(path: Path) -> Tokenizer | None:
 
 
 def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
-    """The cached tokens named `key`, or None if there are none that are whole.
+    """The cached tokens under a key; None if they are missing or damaged.
 
     Args:
-        key: the hash of text, cut and tokenizer.
-        vocab_size: every id is below it.
-        name: what messages call the text.
+        key: the hash of text, division and tokenizer.
+        vocab_size: all ids must be below it.
+        name: the name of the text in messages.
     """
     array, note = _paths(key)
     try:
@@ -171,7 +170,7 @@ def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
 
 @dataclass(frozen=True)
 class _Part:
-    """Which tokens are a part of a text, and how many characters they stand for."""
+    """The range of tokens of a part of a text, and its number of characters."""
 
     start: int
     stop: int
@@ -179,7 +178,7 @@ class _Part:
 
 
 class _NumberFile:
-    """The numbers of a text's tokens on a scratch file, in as few bytes as each piece allows."""
+    """Token numbers in a temporary file, with as few bytes as each block needs."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -187,14 +186,14 @@ class _NumberFile:
         self.count = 0
 
     def add(self, numbers: NDArray[Any]) -> None:
-        """Numbers that come next."""
+        """Appends numbers."""
         small = numbers.astype(np.min_scalar_type(numbers.max(initial=0)))
         self._stream.write(small.tobytes())
         self._blocks.append((small.dtype, len(small)))
         self.count += len(small)
 
     def between(self, start: int, stop: int) -> Iterator[NDArray[Any]]:
-        """Those from `start` to before `stop`, in pieces."""
+        """The numbers from `start` to `stop`, in blocks."""
         self._stream.seek(0)
         first = 0
         for dtype, count in self._blocks:
@@ -207,7 +206,7 @@ class _NumberFile:
 def _numbered(
     division: Division, pieces: Pieces, encode: Callable[[str], NDArray[Any]]
 ) -> Iterator[tuple[_NumberFile, list[_Part]]]:
-    """The numbers that `encode` gives the tokens of a text, and its parts."""
+    """The numbers of the tokens of a text, and the ranges of its parts."""
     cuts = Cuts(division)
     files.remove_leftovers(_cache(), seconds=_DAY)
     with files.open_scratch(_cache()) as stream:
@@ -239,13 +238,13 @@ def _store(
 
     Args:
         division: the text and its parts.
-        tokenizer: that of the tokens.
-        numbers: those of the text's tokens.
-        parts: where the parts lie among them.
-        ids: the id of each number; None where the numbers are ids.
+        tokenizer: the tokenizer.
+        numbers: the numbers of the tokens.
+        parts: the range of each part.
+        ids: the id of each number; None if the numbers are ids.
 
     Raises:
-        CheckpointError: a file changed as it was written.
+        CheckpointError: a file changed while it was written.
     """
     stored = {}
     for (name, key), part in zip(token_keys(division, tokenizer).items(), parts, strict=True):

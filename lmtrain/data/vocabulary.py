@@ -1,4 +1,4 @@
-"""A vocabulary from a file: one word a line, in the order of the ids."""
+"""Reads a vocabulary from a file with one word per line, in the order of ids."""
 
 from lmtrain import screen
 from lmtrain.data.corpus import numbered_lines
@@ -11,57 +11,55 @@ _SPELLINGS = {"<unk>": UNK, "<eos>": EOS, "</s>": EOS}
 
 
 def named(word: str) -> str:
-    """The word, or `<UNK>` or `<EOS>` where it is another program's name of one of them."""
+    """The word, or `<UNK>` or `<EOS>` for other spellings of these."""
     return _SPELLINGS.get(word, word)
 
 
-def read_vocabulary(place: str) -> list[str]:
-    """The words of a file, with `<UNK>` and `<EOS>` in front of them if they are missing.
+def read_vocabulary(path: str) -> list[str]:
+    """The words of a file, preceded by `<UNK>` and `<EOS>` if it lacks them.
 
-    White space around words and empty lines are left out. `<unk>` is read as `<UNK>`, `</s>` and
+    White space around words and empty lines are ignored. `<unk>` is read as `<UNK>`, `</s>` and
     `<eos>` as `<EOS>`.
 
     Args:
-        place: the file; `-` for standard input.
+        path: the file; `-` for standard input.
 
     Raises:
-        TextError: it cannot be read, has no word, has one twice, or two words in a line.
+        TextError: the file cannot be read, has no words, a word twice, or two words on a line.
     """
     lines: dict[str, int] = {}
-    for name, number, line in numbered_lines([place]):
+    for name, number, line in numbered_lines([path]):
         word = named(line.strip(_WHITE_SPACE))
         if any(space in word for space in _WHITE_SPACE):
             raise TextError(
                 f"{name}, line {number}: {screen.shorten(line)!r} is more than one word",
-                "a vocabulary has one word a line, without counts",
+                "a vocabulary has one word per line, without counts",
             )
         if word in lines:
             raise TextError(
-                f"{name}, line {number}: {screen.shorten(word)!r} is in line {lines[word]} too"
+                f"{name}, line {number}: {screen.shorten(word)!r} is also on line {lines[word]}"
             )
         if word:
             lines[word] = number
     if lines.keys() <= {UNK, EOS}:
-        raise TextError(f"{place} has no word")
+        raise TextError(f"{path} has no words")
     return [*(each for each in (UNK, EOS) if each not in lines), *lines]
 
 
-def tokenizer_of(
-    place: str, splitter: Splitter, *, lowercase: bool, nfc: bool = False
-) -> Tokenizer:
-    """The tokenizer with the vocabulary of a file; says which words the splitter never finds.
+def tokenizer_of(path: str, splitter: Splitter, *, lowercase: bool, nfc: bool = False) -> Tokenizer:
+    """The tokenizer with the vocabulary of a file; notes words that the splitter never produces.
 
     Args:
-        place: the file.
+        path: the file.
         splitter: how words are found.
-        lowercase: whether words are put in lower case first.
-        nfc: whether text is brought to Unicode's form NFC first.
+        lowercase: whether text is converted to lower case.
+        nfc: whether text is normalized to Unicode NFC.
 
     Raises:
         TextError: see `read_vocabulary`.
     """
-    words = read_vocabulary(place)
-    # A clitic such as 's is only found after a word.
+    words = read_vocabulary(path)
+    # A clitic such as 's only occurs after a word.
     absent = [
         word
         for word in words
@@ -71,5 +69,5 @@ def tokenizer_of(
     if absent:
         cut = f"data.splitter = {splitter}{' and data.lowercase = true' if lowercase else ''}"
         shown = screen.shorten(absent[0])
-        screen.note(f"{place}: {len(absent):,} words, such as {shown}, never occur with {cut}")
+        screen.note(f"{path}: {len(absent):,} words, such as {shown}, never occur with {cut}")
     return Tokenizer(words, "word", splitter, lowercase=lowercase, nfc=nfc)

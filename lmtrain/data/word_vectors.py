@@ -1,7 +1,7 @@
-"""Vectors of words from text files in the form of word2vec, GloVe or fastText.
+"""Reads word vectors from text files of word2vec, GloVe or fastText.
 
-A line is a word and its numbers, separated by spaces; a header line with the number of words and
-the size of the vectors may come first. Files are read line by line, in bounded memory.
+Each line is a word and its numbers, separated by spaces; an optional header has the number of words
+and the size of the vectors. Files are read line by line in bounded memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,37 +15,36 @@ from lmtrain.data.corpus import Text, open_text
 from lmtrain.data.vocabulary import named
 from lmtrain.errors import ConfigError, TextError
 
-# Characters of a line at most: a word, and so many for each of its numbers.
+# Maximum number of characters of a word, and of each number.
 _LONGEST_WORD, _LONGEST_NUMBER = 1 << 16, 64
 
 
 class WordVectors(NamedTuple):
-    """The vectors of those of some words that a file has."""
+    """Word vectors of a file for some of the words of a vocabulary."""
 
     indices: NDArray[np.int64]
-    """Which of the words they belong to, (N,)."""
+    """Indices of the words in the vocabulary, (N,)."""
     vectors: NDArray[np.float32]
-    """One a row, (N, E)."""
+    """The vectors of these words, (N, E)."""
 
 
-def read_word_vectors(place: str, words: Sequence[str], size: int) -> WordVectors:
-    """The vectors of some words; of a word that the file has twice, the first.
+def read_word_vectors(path: str, words: Sequence[str], size: int) -> WordVectors:
+    """Reads the vectors of some words; of duplicates, the first.
 
-    `<unk>` stands for `<UNK>`, `</s>` and `<eos>` for `<EOS>`. The numbers of other words are
-    counted and not parsed.
+    `<unk>` is read as `<UNK>`, `</s>` and `<eos>` as `<EOS>`. Numbers of other words are counted, not
+    parsed.
 
     Args:
-        place: the file; compressed by gzip where its name ends in .gz.
+        path: the file; gzip if its name ends in .gz.
         words: the words.
-        size: E, numbers in a vector.
+        size: E, size of a vector.
 
     Raises:
         ConfigError: the file has vectors of another size.
-        TextError: it cannot be read, a line has more or fewer numbers than the others or one that
-            is not finite, there are more or fewer vectors than the header says, or none of the
-            words has one.
+        TextError: the file cannot be read, a line has another number of values or one that is not
+            finite, the header has another number of vectors, or no word has a vector.
     """
-    text = open_text([place], parts=())
+    text = open_text([path], parts=())
     missing = {word: index for index, word in enumerate(words)}
     vectors = np.zeros((len(words), size), np.float32)
     indices: list[int] = []
@@ -117,7 +116,7 @@ def _divided(line: str, size: int, where: str) -> tuple[str, str]:
     """The word of a line, which may contain spaces as in GloVe's, and its numbers.
 
     Raises:
-        TextError: there are more numbers, or fewer.
+        TextError: there are more or fewer numbers.
     """
     word, _, numbers = line.partition(" ")
     is_whole = numbers.count(" ") == size - 1
@@ -135,7 +134,7 @@ def _vector(text: str, where: str) -> NDArray[np.float32]:
     """The numbers of a vector.
 
     Raises:
-        TextError: one is none, or is not finite.
+        TextError: one is not a number or not finite.
     """
     numbers = text.split(" ")
     for number in numbers:
@@ -150,7 +149,7 @@ def _vector(text: str, where: str) -> NDArray[np.float32]:
 
 
 def _count_numbers(fields: list[str]) -> int:
-    """How many of the last fields are numbers."""
+    """Number of consecutive numbers at the end of the fields."""
     count = 0
     while count < len(fields) and _is_number(fields[-1 - count]):
         count += 1

@@ -418,7 +418,7 @@ def weight_shapes(task: type[Task], config: Config, data: Data) -> dict[str, tup
 
 
 def load_embeddings(config: Config, model: nn.Module, data: Any) -> str:
-    """Puts the vectors of model.embeddings in the place of first weights.
+    """Initializes embeddings with the vectors of `model.embeddings`.
 
     Words that the file does not have keep theirs.
 
@@ -434,17 +434,17 @@ def load_embeddings(config: Config, model: nn.Module, data: Any) -> str:
         ConfigError: the file has vectors of another size.
         TextError: it cannot be read, or has no word of the vocabulary.
     """
-    place = config.model.embeddings
-    if place is None:
+    path = config.model.embeddings
+    if path is None:
         return ""
     words = data.tokenizer.vocabulary
-    indices, vectors = read_word_vectors(place, words, config.embedding_size)
+    indices, vectors = read_word_vectors(path, words, config.embedding_size)
     embedding: Any = model.get_submodule("encoder.embedding")
     weight = (embedding.words if isinstance(embedding, WordCharacters) else embedding).weight
     with torch.no_grad():
         rows = torch.from_numpy(indices).to(weight.device)
         weight[rows] = torch.from_numpy(vectors).to(weight.device)
-    return f"{place} has vectors of {len(indices):,} of the {len(words):,} words of the vocabulary"
+    return f"{path} has vectors of {len(indices):,} of the {len(words):,} words of the vocabulary"
 
 
 def require_unchanged(split: str, name: str, found: str | None, saved: str) -> None:

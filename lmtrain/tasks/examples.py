@@ -392,7 +392,7 @@ def _require_one_reader(config: Config) -> None:
     splits = (data.train, data.valid, data.test)
     targets = (data.target, data.valid_target, data.test_target)
     is_alone = not torchrun.is_worker() or torchrun.integer("WORLD_SIZE") == 1
-    if not is_alone and any("-" in places for places in (*splits, *targets)):
+    if not is_alone and any("-" in paths for paths in (*splits, *targets)):
         raise ConfigError(
             "several processes cannot read examples from standard input", "try: a file"
         )

@@ -213,9 +213,9 @@ class Translation(ExampleTask):
     data: ParallelData
 
     @classmethod
-    def read_files(cls, places: Sequence[str], config: Config) -> list[Pair]:
+    def read_files(cls, paths: Sequence[str], config: Config) -> list[Pair]:
         """The sentences of files with lines of source, tab and target."""
-        return list(parallel.read(places, ()))
+        return list(parallel.read(paths, ()))
 
     @classmethod
     def read_split(cls, config: Config, split: str) -> list[Pair]:
