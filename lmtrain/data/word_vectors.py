@@ -31,8 +31,8 @@ class WordVectors(NamedTuple):
 def read_word_vectors(path: str, words: Sequence[str], size: int) -> WordVectors:
     """Reads the vectors of some words; of duplicates, the first.
 
-    `<unk>` is read as `<UNK>`, `</s>` and `<eos>` as `<EOS>`. Numbers of other words are counted, not
-    parsed.
+    `<unk>` is read as `<UNK>`, `</s>` and `<eos>` as `<EOS>`. Numbers of other words are counted,
+    not parsed.
 
     Args:
         path: the file; gzip if its name ends in .gz.

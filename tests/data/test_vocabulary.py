@@ -37,8 +37,8 @@ def test_words_keep_the_order_of_the_file(written, text, expected):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a\n\nb\na\n", "line 4: 'a' is in line 1 too"),
-        ("</s>\na\n<EOS>\n", "line 3: '<EOS>' is in line 1 too"),
+        ("a\n\nb\na\n", "line 4: 'a' is also on line 1"),
+        ("</s>\na\n<EOS>\n", "line 3: '<EOS>' is also on line 1"),
         ("a\nb 417\n", "line 2: 'b 417' is more than one word"),
         ("a\nb\t417\n", "line 2: 'b 417' is more than one word"),
         ("\n \n", "has no word"),
