@@ -212,7 +212,9 @@ def test_a_vocabulary_and_word_vectors_that_cannot_be_used(
     words = ("train", "text.txt", *small, "--out", "run", "--set")
 
     assert_refused(
-        lmtrain(*words, "data.vocabulary=words.txt"), 3, "words.txt, line 3: 'cat' is also on line 1"
+        lmtrain(*words, "data.vocabulary=words.txt"),
+        3,
+        "words.txt, line 3: 'cat' is also on line 1",
     )
     assert_refused(
         lmtrain(*words, "data.vocabulary=words.txt", "--vocab-size", "9"), 2,

@@ -117,7 +117,8 @@ def test_a_short_text_gets_the_most_streams_that_have_a_window(
 
 @pytest.mark.parametrize(("num_tokens", "processes"), [(0, 1), (1, 1), (5, 3)])
 def test_a_text_without_a_prediction_for_each_process_is_refused(num_tokens, processes):
-    with pytest.raises(TextError, match=rf"too short: {num_tokens} tokens\n.*2 are needed"):
+    message = rf"too short: {num_tokens} tokens\n.*at least {2 * processes} are needed"
+    with pytest.raises(TextError, match=message):
         fitting(num_tokens, 21, 35, processes)
 
 
