@@ -63,7 +63,7 @@ def test_characters_of_other_texts_are_unknown_and_named(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"warning: {name} has ")
     task = LabelledLanguageModelling
     config = settings("labelled", places, data__level="char")
-    measured = task.evaluated(task.build(config, data), data, data.splits["valid"], 8)
+    measured = task.evaluate_examples(task.build(config, data), data, data.splits["valid"], 8)
     assert measured.oov == sum(data.splits["valid"].unknown_characters.values())
     assert measured.characters == measured.count == len("žluť\nž\n")
 
