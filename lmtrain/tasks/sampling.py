@@ -235,10 +235,8 @@ def generate(
         if not continued:
             return
         if len(continued) < len(rows):
-            rows, drawn = (
-                [rows[index] for index in continued],
-                [drawn[index] for index in continued],
-            )
+            rows = [rows[index] for index in continued]
+            drawn = [drawn[index] for index in continued]
             state = state.map(lambda part, continued=continued: part[continued])  # type: ignore[misc]
         hidden, state = model.hidden(torch.tensor([drawn]).to(model_device), state)
         logits = _logits(model, hidden)
@@ -304,7 +302,7 @@ def _pieces(
     drawn: Iterator[list[int | None]],
     end_id: int | None,
 ) -> Iterator[tuple[int, str]]:
-    """The pieces of texts, each begun by the prompt, from tokens drawn for all side by side."""
+    """The pieces of texts, of which the prompt is the first, from tokens of all texts."""
     if prompt:
         yield from ((row, prompt) for row in range(len(texts)))
     for indices in drawn:
@@ -318,11 +316,11 @@ def _pieces(
 
 
 class _SampledText:
-    """One text as its tokens are drawn.
+    """A text while its tokens are sampled.
 
     Args:
-        detokenizer: knows what stands before the text.
-        stop: the strings that end it.
+        detokenizer: a detokenizer for tokens after the prompt.
+        stop: strings that end the text.
     """
 
     def __init__(self, detokenizer: Detokenizer, stop: Sequence[str]) -> None:
@@ -331,26 +329,26 @@ class _SampledText:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether one of the strings that end it has occurred."""
+        """Whether a stop string has occurred."""
         return self._until.is_reached
 
     def add(self, index: int) -> str:
-        """What can be written after the next token."""
+        """The text that is certain after another token."""
         return self._until.add(self._detokenizer.add(index))
 
     def end(self) -> str:
-        """What is left to write after the last token."""
+        """The rest after the last token."""
         return self._until.add(self._detokenizer.end()) + self._until.end()
 
 
 class Until:
-    """Text up to the first occurrence of a string, as the text comes in pieces.
+    """Cuts a text that arrives in pieces at the first occurrence of a string.
 
-    Of several strings the one that is complete first counts; of those that are complete at the same
-    character, the longest. Where pieces end makes no difference.
+    The string that is complete first counts, and the longest of those that are complete at the same
+    character. The result does not depend on where pieces end.
 
     Args:
-        strings: the strings, none of them empty; may be none.
+        strings: strings that are not empty; may be none.
 
     Example:
         >>> until = Until(["END"])
@@ -364,25 +362,25 @@ class Until:
         self._held = ""
 
     def add(self, piece: str) -> str:
-        """What comes before any of the strings for certain; their possible beginnings are held."""
+        """The text that certainly precedes the strings; possible starts of a string are held back."""
         if self.is_reached:
             return ""
         text = self._held + piece
-        found = [(at + len(each), at) for each in self._strings if (at := text.find(each)) >= 0]
-        if found:
+        matches = [(at + len(each), at) for each in self._strings if (at := text.find(each)) >= 0]
+        if matches:
             self.is_reached, self._held = True, ""
-            return text[: min(found)[1]]
-        beginnings = (
+            return text[: min(matches)[1]]
+        starts = (
             size
             for each in self._strings
             for size in range(min(len(each) - 1, len(text)), 0, -1)
             if text.endswith(each[:size])
         )
-        written = len(text) - max(beginnings, default=0)
+        written = len(text) - max(starts, default=0)
         self._held = text[written:]
         return text[:written]
 
     def end(self) -> str:
-        """What was held, once the text has ended."""
+        """The text held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
