@@ -331,8 +331,8 @@ class TrainConfig(Section):
     random_seq_len: Annotated[bool, _TEXT_TASK, _STREAMS] = False
     """Vary the window length around train.seq_len, so that windows do not start at the same places
     in each epoch."""
-    state_reset: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.0
-    """Probability, 0 to 1, that a stream starts a window with a zero state; 0.01 teaches the model
+    state_reset: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.01
+    """Probability, 0 to 1, that a stream starts a window with a zero state, which teaches the model
     to start texts, as sampling does."""
     max_epochs: PositiveInt = 10
     """Number of passes over the training data, 1 or more."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lmtrain.tasks.base import Trained
 
 RunArgument = Annotated[
-    str, typer.Argument(help="A run, meaning its best checkpoint, or a checkpoint.")
+    str, typer.Argument(help="A run (its best checkpoint is used) or a checkpoint.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 

@@ -41,7 +41,7 @@ from lmtrain.errors import (
 
 app = typer.Typer(
     name="lmtrain",
-    help="Trains recurrent language models and writes novel text with them.",
+    help="Trains recurrent neural networks on text and other sequences, and uses them.",
     epilog="Start with: lmtrain train",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

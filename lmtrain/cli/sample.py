@@ -30,7 +30,7 @@ def command(
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(help="What to write, of a model with labels.", show_default=False),
+        typer.Option(help="Label of the text, for models trained with labels.", show_default=False),
     ] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Number of samples.")] = 1,
     max_tokens: Annotated[
@@ -42,7 +42,9 @@ def command(
     top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens.")] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Sample from the most likely tokens that sum to this, 0 to 1."),
+        typer.Option(
+            help="Sample from the most likely tokens whose probabilities sum to this, 0 to 1."
+        ),
     ] = None,
     stop: Annotated[
         list[str] | None,

@@ -37,7 +37,7 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Print log P of each line of a text, including its end; higher is more likely.
+    """Print the natural log P of each line of a text, including its end; higher is more likely.
 
     \b
     echo "the apple and pear salad" | lmtrain score runs/recipes
@@ -46,8 +46,10 @@ def command(
     from lmtrain.data import corpus
 
     model = load_with("score", run, device)
+    num_unknown = 0
     for scored in model.score(corpus.open_text([file]).lines()):
         unit = base.nats
+        num_unknown += scored.oov
         log_probs = [nats / unit for nats in scored.log_probs]
         if json:
             entry = {"text": scored.text, "log_prob": scored.log_prob / unit, "base": base.value,
@@ -61,6 +63,11 @@ def command(
         if per_token:
             for token, p in zip(scored.tokens, log_probs, strict=True):
                 print(f"  {p:.4f}\t{_shown(token)}")
+    if num_unknown and model.config.data.level == "word":
+        screen.note(
+            f"warning: words not in the vocabulary: {num_unknown:,}; each is scored as <UNK>: "
+            "compare sentences with the same number of them"
+        )
 
 
 def _shown(text: str) -> str:

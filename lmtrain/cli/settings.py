@@ -66,7 +66,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any setting by its path, such as train.patience=3; none removes a limit.",
+        help="Any setting by its path, such as train.patience=3; none for no limit.",
     ),
 ]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmtrain import config as configuration
-from lmtrain import torchrun
+from lmtrain import screen, torchrun
 from lmtrain.cli.loading import load_user_cell
 from lmtrain.cli.output import JsonOption, exit_quietly_on_broken_pipe, print_json
 from lmtrain.cli.settings import ConfigOption, SetOption, chosen_settings, setting
@@ -150,6 +150,8 @@ def _print_text(summary: "Summary") -> None:
             ("validation", f"{task.metrics.line(summary.best)} at step {progress.best_step:,}"),
             ("baseline", f"{task.metrics.line(summary.baseline.figures)}, {task.baseline_name}"),
         ]
+    if _is_worse_than_baseline(summary):
+        screen.note("warning: worse than the baseline: train longer, such as with more --epochs")
     rows += [
         ("run", str(summary.run)),
         ("next", f"lmtrain {task.command} {summary.run}"),
@@ -159,3 +161,10 @@ def _print_text(summary: "Summary") -> None:
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         print(f"{name:<{width}}  {text}")
+
+
+def _is_worse_than_baseline(summary: "Summary") -> bool:
+    if summary.best is None or summary.baseline is None:
+        return False
+    metrics = summary.task.metrics
+    return metrics.cost(summary.best) > metrics.cost(summary.baseline.figures)

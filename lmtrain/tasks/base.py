@@ -379,21 +379,20 @@ class Task(abc.ABC):
 
 
 def warn_of_unknown(characters: Mapping[str, int], name: str) -> None:
-    """Names the most frequent characters of a text that are `<UNK>` to a model, in one line.
+    """Warns of unknown characters of a text and names the most frequent ones.
 
     Args:
-        characters: those characters with their counts.
-        name: what messages call the text.
+        characters: the unknown characters with their counts.
+        name: the name of the text in messages.
     """
     if not characters:
         return
     ranked = sorted(characters.items(), key=lambda item: -item[1])
-    named = ", ".join(f"{each!r} {count:,}" for each, count in ranked[:_NAMED])
+    named = ", ".join(f"{each!r} {number:,}" for each, number in ranked[:_NAMED])
     more = f" and {len(ranked) - _NAMED:,} others" if len(ranked) > _NAMED else ""
-    screen.note(
-        f"warning: {name} has {sum(characters.values()):,} characters that are not in the "
-        f"vocabulary and count as <UNK>: {named}{more}"
-    )
+    count = sum(characters.values())
+    number = f"{count:,} character{'' if count == 1 else 's'}"
+    screen.note(f"warning: {name}: {number} not in the vocabulary, counted as <UNK>: {named}{more}")
 
 
 def uses_bf16(train: TrainConfig) -> bool:

@@ -48,6 +48,7 @@ from lmtrain.tasks.tuning import TuningResult
 
 _PREVIEW_TOKENS = {"word": 40, "char": 160, "byte": 160}
 _TOKENIZER = "tokenizer.json"
+_SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 # Lags and number of positions of the gradient norms that are logged in training.
 _LOGGED_LAGS, _LOGGED_POSITIONS = (1, 10, 50), 32
 
@@ -291,7 +292,7 @@ class LanguageModelling(Task):
             texts |= tokenize(division, tokenizer)
         for split, text in texts.items():
             if split != "train":
-                warn_of_unknown(text.unknown_characters, f"the {split} text {text.name}")
+                warn_of_unknown(text.unknown_characters, f"{_SPLIT_NAMES[split]} text {text.name}")
         return TextData(tokenizer, texts)
 
     @classmethod

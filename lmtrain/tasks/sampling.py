@@ -362,7 +362,7 @@ class Until:
         self._held = ""
 
     def add(self, piece: str) -> str:
-        """The text that certainly precedes the strings; possible starts of a string are held back."""
+        """The text that precedes the strings for certain; possible starts are held back."""
         if self.is_reached:
             return ""
         text = self._held + piece

@@ -55,7 +55,7 @@ def test_unknown_characters_are_counted_and_named_once(char_model, lmtrain, pars
 
     assert outcome.returncode == 0
     assert outcome.stderr == (
-        "warning: other.txt has 20 characters that are not in the vocabulary and count as <UNK>: "
+        "warning: other.txt: 20 characters not in the vocabulary, counted as <UNK>: "
         "'œ' 4, '!' 2, 'Q' 2, 'X' 2, 'Y' 2 and 4 others\n"
     )
     (file,) = parsed(outcome.stdout)["results"]

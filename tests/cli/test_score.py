@@ -52,6 +52,16 @@ def test_each_token_is_printed_below_its_line(char_model, lmtrain):
     assert sum(values) == pytest.approx(float(total.split("\t")[0]), abs=0.001)
 
 
+def test_unknown_words_are_counted_in_one_warning(word_model, lmtrain):
+    outcome = lmtrain("score", word_model.run, stdin="the zebra sat\nno xyzzy\n")
+
+    assert outcome.returncode == 0
+    assert outcome.stderr == (
+        "warning: words not in the vocabulary: 3; each is scored as <UNK>: compare sentences with "
+        "the same number of them\n"
+    )
+
+
 def test_an_empty_line_is_scored_by_its_end(word_model, lmtrain, parsed_lines):
     outcome = lmtrain("score", word_model.run, "--json", stdin="\nthe cat\n")
 

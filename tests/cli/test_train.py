@@ -248,4 +248,18 @@ def test_a_short_text_trains_with_the_defaults_and_resumes_exactly(lmtrain, pars
     assert f"batch_size = {told[1]}\n" in (tmp_path / "whole/config.toml").read_text()
     assert "batch size" not in resumed.stderr
     assert weights(tmp_path / "whole", 3) == weights(tmp_path / "cut", 3)
-    assert "the valid text other.txt has 4 characters that are not" in own.stderr
+    assert "warning: validation text other.txt: 4 characters not in the vocabulary" in own.stderr
+
+
+def test_a_model_that_is_worse_than_the_baseline_is_reported(lmtrain, tmp_path):
+    (tmp_path / "text.txt").write_text(TINY)
+    words = ("train", "text.txt", "--hidden-size", "4", "--num-layers", "1", "--epochs", "1")
+
+    worse = lmtrain(*words, "--lr", "1e-9", "--out", "worse")
+    better = lmtrain(
+        *words, "--lr", "0.05", "--seq-len", "5", "--batch-size", "2", "--out", "better"
+    )
+
+    assert [worse.returncode, better.returncode] == [0, 0], worse.stderr + better.stderr
+    assert "warning: worse than the baseline: train longer" in worse.stderr
+    assert "worse than the baseline" not in better.stderr

@@ -60,7 +60,7 @@ def test_characters_of_other_texts_are_unknown_and_named(tmp_path, capsys):
     name = places["data.valid"][0]
     assert data.splits["train"].unknown_characters == {}
     assert data.splits["valid"].unknown_characters["ž"] == 2
-    assert capsys.readouterr().err.startswith(f"warning: {name} has ")
+    assert capsys.readouterr().err.startswith(f"warning: {name}: ")
     task = LabelledLanguageModelling
     config = settings("labelled", places, data__level="char")
     measured = task.evaluate_examples(task.build(config, data), data, data.splits["valid"], 8)
