@@ -102,7 +102,8 @@ def test_two_processes_train_what_one_does(fresh_lmtrain, tmp_path, options):
         for name in ("one", "two")
     )
     for name, weight in one.items():
-        assert (two[name] - weight).abs().max() < 1e-6, name
+        # Two shards round sums differently; an update moves a weight by about 1e-3.
+        assert (two[name] - weight).abs().max() < 1e-5, name
 
 
 def test_a_line_without_a_label_is_refused(lmtrain, tmp_path, options, assert_refused):
