@@ -24,8 +24,8 @@ def test_tokens_sum_to_their_line_in_any_base(word_model, lmtrain, parsed_lines)
     natural = lmtrain(*words, stdin=LINES + "a zebra sat")
     binary = lmtrain(*words, "-", "--per-token", "--base", "2", stdin=LINES + "a zebra sat")
 
-    assert [natural.returncode, natural.stderr] == [0, ""]
-    assert [binary.returncode, binary.stderr] == [0, ""]
+    assert [natural.returncode, binary.returncode] == [0, 0]
+    assert natural.stderr.startswith("warning: words not in the vocabulary: 1;")
     nats, bits = parsed_lines(natural.stdout), parsed_lines(binary.stdout)
     assert {entry["schema"] for entry in nats + bits} == {"lmtrain.score/1"}
     assert [entry["text"] for entry in bits] == [*LINES.splitlines(), "a zebra sat"]
