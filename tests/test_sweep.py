@@ -67,6 +67,7 @@ def test_halving_trains_the_best_half_longer(space, tmp_path):
             assert json.loads(lines[-1])["step"] == steps
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_continues_with_the_missing_trials(space, tmp_path, monkeypatch):
     uninterrupted = sweep.run_sweep(space(), tmp_path / "uninterrupted")
     real, trained = sweep.run_training, []
@@ -95,6 +96,7 @@ def with_max_seconds(space, seconds):
     return space.model_copy(update={"search": search})
 
 
+@pytest.mark.slow
 def test_a_trial_cut_short_ranks_last_and_is_resumed_when_there_is_time(
     space, tmp_path, monkeypatch
 ):

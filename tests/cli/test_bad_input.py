@@ -43,6 +43,7 @@ def untouched(tmp_path):
     return check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_text_is_refused_before_any_count(kind, lmtrain, assert_refused, tmp_path):
     content, parts = BROKEN[kind]

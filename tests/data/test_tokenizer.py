@@ -182,6 +182,7 @@ def test_the_tokenizers_library_gives_the_same_ids_of_composed_text(kind, text, 
         assert ids == tokenizer.encode(unicodedata.normalize("NFD", text + "\n")).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["words", "whitespace"])
 def test_the_tokenizers_library_splits_at_every_code_point_as_python_does(kind):
     tokenizer = built("a\n", kind)
@@ -319,6 +320,7 @@ def test_the_specials_of_the_text_are_ours_and_take_no_place():
     assert (tokenizer.unk_id, tokenizer.eos_id, tokenizer.start_id) == (0, 1, 1)
 
 
+@pytest.mark.slow
 def test_the_penn_treebank_has_its_10_000_words(ptb):
     text = (ptb / "train.txt").read_text("utf-8")
 

@@ -219,6 +219,7 @@ def test_patience_ends_a_run_that_does_not_improve(text, tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "run", "valid")] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_training_ends_at_max_seconds(text, tmp_path, capsys):
     chosen = settings(text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=2)
 
@@ -261,6 +262,7 @@ def test_the_last_steps_before_max_seconds_are_logged(text, tmp_path, eval_every
     assert saved.state["parts"]["log"]["steps"] == 0
 
 
+@pytest.mark.slow
 def test_the_learning_rate_schedule_ends_at_max_seconds(text, tmp_path):
     chosen = settings(
         text, train__max_steps=10**6, train__max_epochs=10**6, train__max_seconds=3,
