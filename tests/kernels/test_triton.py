@@ -16,6 +16,7 @@ from lmtrain.cells import create
 from lmtrain.kernels import cross_entropy, operator
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.scan import engine, scan
+from lmtrain.kernels.triton import cross_entropy as kernels
 from lmtrain.kernels.triton import engine as triton
 from lmtrain.kernels.triton import scan as scans
 from lmtrain.kernels.variant import VARIANTS, Variant
@@ -186,6 +187,19 @@ def test_the_loss_and_its_gradients_equal_torch(dtype, max_bytes, monkeypatch):
     for tensor, reference_tensor in zip(actual, expected, strict=True):
         error = (tensor.double() - reference_tensor.double()).norm()
         assert error <= limit * reference_tensor.double().norm()
+
+
+def test_a_target_of_another_slice_is_not_read_as_a_logit():
+    logits, bias = randn(2, 8, seed=1), torch.zeros(8)
+    expected = 0.5 * logits.softmax(1)
+    expected[0, 3] -= 0.5
+    log_sums, grad_bias = logits.logsumexp(1), torch.zeros(8)
+
+    kernels.cross_entropy(
+        logits, bias, torch.tensor([3, 10**12]), log_sums=log_sums, grad_bias=grad_bias, scale=0.5
+    )
+
+    torch.testing.assert_close(logits, expected)
 
 
 def test_scan_selects_the_triton_engine(monkeypatch):

@@ -44,9 +44,11 @@ def _cross_entropy(
     block = tl.arange(0, BLOCK)
     row_logits = logits + row * vocab_size
     target = tl.load(targets + row)
+    # A target of another slice of the vocabulary is outside of the row.
+    is_here = (target >= 0) & (target < vocab_size)
     # Read before the reduction, which is a barrier: after it, gradients overwrite the logit.
-    score = tl.load(row_logits + target, mask=target >= 0, other=0.0).to(tl.float32)
-    score += tl.load(bias + target, mask=target >= 0, other=0.0)
+    score = tl.load(row_logits + target, mask=is_here, other=0.0).to(tl.float32)
+    score += tl.load(bias + target, mask=is_here, other=0.0)
     if HAS_LOG_SUMS:
         log_sum = tl.load(log_sums + row)
     else:
