@@ -115,11 +115,11 @@ class Row:
 
 
 class Ground:
-    """A folder with a text and settings, in which trainings are run and hurt."""
+    """A folder with a text and settings, in which trainings are run and damaged."""
 
     def __init__(self, folder: Path, seed: int, threads: int = 1) -> None:
         self.folder = folder
-        self.chance = random.Random(seed)
+        self.generator = random.Random(seed)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "text.txt").write_text(TEXT)
         (folder / "settings.toml").write_text(SETTINGS.format(threads=threads))
@@ -243,7 +243,7 @@ def kills(ground: Ground, number: int, *, whole: bool = False) -> list[Row]:
         ground.clear()
         while True:
             process = start()
-            time.sleep(ground.chance.uniform(0, longest))
+            time.sleep(ground.generator.uniform(0, longest))
             os.kill(process, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
             if code == 0:
@@ -283,13 +283,13 @@ def signal_in(phase: str, number: int, call: int, note: Path) -> None:
         owner = getattr(owner, inner) if inner else owner
     real, calls = getattr(owner, name), iter(range(1, 10**9))
 
-    def hurt(*arguments: Any, **options: Any) -> Any:
+    def damaged(*arguments: Any, **options: Any) -> Any:
         if next(calls) == call:
             note.write_text(str(time.monotonic()))
             os.kill(os.getpid(), number)
         return real(*arguments, **options)
 
-    setattr(owner, name, hurt)
+    setattr(owner, name, damaged)
 
 
 def signals(ground: Ground, phase: str, number: int) -> list[Row]:
@@ -300,7 +300,7 @@ def signals(ground: Ground, phase: str, number: int) -> list[Row]:
         ground.clear()
         note.unlink(missing_ok=True)
         sent = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[index % 3]
-        call = ground.chance.randint(1, 4 if phase in OFTEN else 1)
+        call = ground.generator.randint(1, 4 if phase in OFTEN else 1)
         sender = functools.partial(signal_in, phase, sent, call, note)
         process = ground.fork(ground.words(), sender)
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -317,7 +317,7 @@ def second_signals(ground: Ground, number: int) -> list[Row]:
     for _ in range(number):
         ground.clear()
         process = ground.fork(ground.words())
-        time.sleep(ground.chance.uniform(0.2, ground.duration))
+        time.sleep(ground.generator.uniform(0.2, ground.duration))
         began = time.monotonic()
         os.kill(process, signal.SIGTERM)
         os.kill(process, signal.SIGTERM)
@@ -391,9 +391,9 @@ def damaged_bytes(ground: Ground, number: int) -> list[Row]:
     for name in NAMES:
         old = (place / name).read_bytes()
         for _ in range(number):
-            at = ground.chance.randrange(len(old))
+            at = ground.generator.randrange(len(old))
             changed = bytearray(old)
-            changed[at] ^= ground.chance.randint(1, 255)
+            changed[at] ^= ground.generator.randint(1, 255)
             flips.count(is_detected(place / name, bytes(changed), old), f"{name}, byte {at}")
         for size in (0, 1, 7, 8, 9, 100, len(old) // 2, len(old) - 1):
             cuts.count(is_detected(place / name, old[:size], old), f"{name} cut to {size}")
@@ -416,31 +416,31 @@ def vectors(place: str) -> object:
 def readers(ground: Ground) -> Iterator[tuple[str, bytes, Callable[[bytes], object]]]:
     """Every reader of a file that may come from anyone: its name, a good file, how it is read."""
     place = checkpoint.folder(ground.run, checkpoint.steps(ground.run)[-1])
-    hurt = ground.folder / "hurt"
+    damaged = ground.folder / "damaged"
 
     def in_a_run(name: str) -> Callable[[bytes], object]:
         def load(content: bytes) -> object:
             # The manifest agrees, as one of an attacker would.
-            shutil.rmtree(hurt, ignore_errors=True)
-            target = hurt / "checkpoints" / place.name
+            shutil.rmtree(damaged, ignore_errors=True)
+            target = damaged / "checkpoints" / place.name
             shutil.copytree(place, target)
             (target / name).write_bytes(content)
             manifest = json.loads((place / "MANIFEST.json").read_text())
             manifest["files"][name] = {"bytes": len(content), "sha256": files.sha256([content])}
             (target / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
-            return api.load(hurt).sample("the", max_tokens=3)
+            return api.load(damaged).sample("the", max_tokens=3)
 
         return load
 
     def manifest(content: bytes) -> object:
-        shutil.rmtree(hurt, ignore_errors=True)
-        shutil.copytree(place, hurt / "checkpoints" / place.name)
-        (hurt / "checkpoints" / place.name / "MANIFEST.json").write_bytes(content)
-        return api.load(hurt)
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(place, damaged / "checkpoints" / place.name)
+        (damaged / "checkpoints" / place.name / "MANIFEST.json").write_bytes(content)
+        return api.load(damaged)
 
     def of_a_file(read: Callable[[str], object]) -> Callable[[bytes], object]:
         def load(content: bytes) -> object:
-            path = ground.folder / "hurt.txt"
+            path = ground.folder / "damaged.txt"
             path.write_bytes(content)
             return read(str(path))
 
@@ -448,11 +448,11 @@ def readers(ground: Ground) -> Iterator[tuple[str, bytes, Callable[[bytes], obje
 
     def resumed(name: str) -> Callable[[bytes], object]:
         def resume(content: bytes) -> object:
-            shutil.rmtree(hurt, ignore_errors=True)
-            shutil.copytree(ground.run, hurt)
-            (hurt / name).write_bytes(content)
+            shutil.rmtree(damaged, ignore_errors=True)
+            shutil.copytree(ground.run, damaged)
+            (damaged / name).write_bytes(content)
             return training.run_training(
-                out=hurt, resume=True, overrides={"train.max_steps": 41}, is_quiet=True
+                out=damaged, resume=True, overrides={"train.max_steps": 41}, is_quiet=True
             )
 
         return resume
@@ -477,17 +477,17 @@ INTERESTING = (
 )  # fmt: skip
 
 
-def mutated(content: bytes, chance: random.Random) -> bytes:
+def mutated(content: bytes, generator: random.Random) -> bytes:
     """Bytes changed, taken out, doubled or put in at some places."""
     changed = bytearray(content)
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(changed) + 1)
-        until = min(len(changed), at + chance.randint(0, 1 << chance.randint(0, 8)))
-        changed[at:until] = chance.choice(
+    for _ in range(generator.randint(1, 4)):
+        at = generator.randrange(len(changed) + 1)
+        until = min(len(changed), at + generator.randint(0, 1 << generator.randint(0, 8)))
+        changed[at:until] = generator.choice(
             (
-                chance.choice(INTERESTING),
+                generator.choice(INTERESTING),
                 bytes(changed[at:until]) * 2,
-                chance.randbytes(until - at),
+                generator.randbytes(until - at),
                 b"",
             )
         )
@@ -503,13 +503,13 @@ def fuzz(ground: Ground, seconds: float) -> list[Row]:
         row = Row(f"fuzzed {name}: read, or refused with an error of one to three lines")
         until = time.monotonic() + seconds / len(known)
         while time.monotonic() < until:
-            hurt = mutated(content, ground.chance)
+            damaged = mutated(content, ground.generator)
             try:
-                read(hurt)
+                read(damaged)
             except LmtrainError as error:
                 row.count(len(str(error).splitlines()) <= 3, str(error))
             except Exception as error:  # noqa: BLE001  # what this looks for
-                row.count(False, f"{error!r} for {hurt!r}"[:300])
+                row.count(False, f"{error!r} for {damaged!r}"[:300])
             else:
                 row.count(True)
         rows.append(row)

@@ -1,8 +1,8 @@
-"""Where text comes from: files, globs, .gz, standard input, named corpora, the Python manuals.
+"""Sources of text: files, globs, .gz, standard input, named corpora, the Python manuals.
 
-A `Text` is read in chunks, in bounded memory; a pipe goes to a file first. A line ends with a
-newline, a carriage return or both, which become a newline; a byte order mark is dropped; each of
-several files ends with a newline. Knows characters, never tokens.
+A `Text` is read in chunks in bounded memory; a pipe is copied to a file first. Carriage returns,
+alone or before a newline, become newlines; a byte order mark is dropped; each of several files ends
+with a newline.
 """
 
 import codecs
@@ -31,18 +31,18 @@ PYTHON_DOCS = "python-docs"
 
 @dataclass(frozen=True)
 class Source:
-    """A file of UTF-8 text, compressed by gzip where its name ends in .gz.
+    """A file of UTF-8 text, compressed by gzip if its name ends in .gz.
 
     Args:
-        path: where it lies.
-        name: what messages call it.
+        path: its path.
+        name: its name in messages.
     """
 
     path: Path
     name: str
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes of the text in pieces, each line ended by a newline alone.
+        """The bytes of the text in chunks, with the newline as the only line end.
 
         Raises:
             TextError: missing, empty, binary or broken.
@@ -90,10 +90,10 @@ class Source:
             lines += chunk.count(b"\n")
 
     def require_utf8(self) -> None:
-        """Checks that the file is UTF-8, to say where it is not.
+        """Checks that the file is UTF-8.
 
         Raises:
-            TextError: it is not; names the first byte that is wrong.
+            TextError: it is not; the message names the first invalid byte.
         """
         decoder = codecs.getincrementaldecoder("utf-8")()
         offset, line, last = 0, 1, b""
@@ -104,7 +104,7 @@ class Source:
                 try:
                     decoder.decode(raw, final=not raw)
                 except UnicodeDecodeError as error:
-                    # Below 0 where the character began in the chunk before.
+                    # Below 0 if the character started in the previous chunk.
                     at = error.start - pending
                     line += _line_ends(raw[: max(at, 0)], last)
                     where = (
@@ -124,10 +124,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Text:
-    """The text of some sources, one after the other.
+    """The concatenated text of sources.
 
     Args:
-        sources: where the text comes from.
+        sources: the sources.
     """
 
     sources: tuple[Source, ...]
@@ -139,7 +139,7 @@ class Text:
         return self.sources[0].name + more
 
     def chunks(self) -> Iterator[str]:
-        """The text in pieces.
+        """The text in chunks.
 
         Raises:
             TextError: a source cannot be read as text.
@@ -147,7 +147,7 @@ class Text:
         return self._decoded(self._bytes())
 
     def checked_chunks(self) -> Iterator[str]:
-        """The text in pieces, and at its end a check that it is what `fingerprint` was taken of.
+        """The text in chunks; checks at the end that it has the hash of `fingerprint`.
 
         Raises:
             TextError: a source cannot be read as text, or changed.
@@ -205,7 +205,7 @@ class Text:
 
     @property
     def characters(self) -> int:
-        """Characters, newlines included."""
+        """Number of characters, including newlines."""
         return self._measured[0]
 
     @property
@@ -218,13 +218,13 @@ class Text:
         characters, digest = 0, hashlib.sha256()
         for raw in self._bytes():
             digest.update(raw)
-            # Every byte of UTF-8 begins a character but 0x80 to 0xbf.
+            # Each byte of UTF-8 starts a character, except 0x80 to 0xbf.
             characters += int(np.count_nonzero(np.frombuffer(raw, np.int8) >= -64))
         return characters, digest.hexdigest()
 
 
 def _line_ends(raw: bytes, last: bytes) -> int:
-    """The line ends in a piece of text that follows a byte."""
+    """Number of line ends in a piece of text, given the byte before it."""
     is_one = last == b"\r" and raw.startswith(b"\n")
     return raw.count(b"\n") + raw.count(b"\r") - raw.count(b"\r\n") - is_one
 
@@ -247,12 +247,12 @@ def catalogue() -> dict[str, dict[str, Any]]:
 
 
 def corpus_folder(name: str) -> Path:
-    """Where the fetched corpus `name` lies."""
+    """The folder of the fetched corpus `name`."""
     return files.cache_folder() / "corpora" / name
 
 
 def fetched_file(name: str, part: str) -> Path | None:
-    """The file with the part train, valid or test of a fetched corpus, if the corpus has one.
+    """The file of the part train, valid or test of a fetched corpus; None if it has none.
 
     Raises:
         TextError: the corpus was not fetched.
@@ -269,36 +269,36 @@ def fetched_file(name: str, part: str) -> Path | None:
 
 
 def named(name: str) -> bool:
-    """Whether `name` is the name of a corpus that lmtrain knows."""
+    """Whether `name` is the name of a corpus."""
     return name == PYTHON_DOCS or name in catalogue()
 
 
-def open_text(places: Sequence[str], parts: Sequence[str] = ("train",)) -> Text:
-    """The text of files, globs, standard input and named corpora, one after the other.
+def open_text(paths: Sequence[str], parts: Sequence[str] = ("train",)) -> Text:
+    """The concatenated text of files, globs, standard input and named corpora.
 
     Args:
-        places: paths, globs, `-`, or names of corpora.
-        parts: which part of a fetched corpus is meant: the first of these that it has; without
-            any, corpora are not meant.
+        paths: paths, globs, `-`, or names of corpora.
+        parts: parts of a corpus in order of preference; if empty, names of corpora are not
+            recognized.
 
     Raises:
         TextError: nothing is there.
         ConfigError: a path that no file can have.
     """
-    sources = tuple(source for place in places for source in _sources(place, parts))
+    sources = tuple(source for path in paths for source in _sources(path, parts))
     if not sources:
         wanted = " ".join([*parts[:1], "text"])
-        raise TextError(f"no {wanted}: {', '.join(places) or 'nothing was given'}")
+        raise TextError(f"no {wanted}: {', '.join(paths) or 'nothing was given'}")
     return Text(sources)
 
 
-def numbered_lines(places: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+def numbered_lines(paths: Sequence[str]) -> Iterator[tuple[str, int, str]]:
     """Each line of files, globs and `-`, with the name of its file and its number, from 1.
 
     Raises:
         TextError: nothing is there, or it cannot be read as text.
     """
-    for source in open_text(places, parts=()).sources:
+    for source in open_text(paths, parts=()).sources:
         for number, line in enumerate(Text((source,)).lines(), start=1):
             yield source.name, number, line
 
@@ -311,41 +311,41 @@ def fingerprint(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _sources(place: str, parts: Sequence[str]) -> list[Source]:
-    if place == "-":
+def _sources(name: str, parts: Sequence[str]) -> list[Source]:
+    if name == "-":
         return [_piped(pipes.STANDARD_INPUT, "standard input")]
-    if "\0" in place or not place:
-        raise ConfigError(f"no file can be called {place!a}")
+    if "\0" in name or not name:
+        raise ConfigError(f"no file can be called {name!a}")
     try:
-        is_there = untrusted.exists(Path(place))
+        is_there = untrusted.exists(Path(name))
     except UnreadableError as error:
         raise TextError(str(error)) from None
     if is_there:
-        return [_file(place)]
-    if parts and place == PYTHON_DOCS:
+        return [_file(name)]
+    if parts and name == PYTHON_DOCS:
         return [_python_docs()]
-    if parts and place in catalogue():
-        found = [(part, path) for part in parts if (path := fetched_file(place, part))]
-        return [Source(path, f"{place} ({part})") for part, path in found[:1]]
+    if parts and name in catalogue():
+        found = [(part, path) for part in parts if (path := fetched_file(name, part))]
+        return [Source(path, f"{name} ({part})") for part, path in found[:1]]
     # Path.glob takes no absolute patterns.
-    if matches := sorted(glob.glob(place, recursive=True)):  # noqa: PTH207
+    if matches := sorted(glob.glob(name, recursive=True)):  # noqa: PTH207
         return [_file(path) for path in matches]
     known = f"named corpora: {', '.join([PYTHON_DOCS, *catalogue()])}"
-    raise TextError(f"no text file {place}", *([known] if parts else []))
+    raise TextError(f"no text file {name}", *([known] if parts else []))
 
 
 @functools.cache
 def _python_docs() -> Source:
-    # A sweep opens its text for every trial, and these few megabytes take seconds to collect.
+    # Cached: a sweep opens its text for every trial, and collecting the manuals takes seconds.
     sentences = (sentence.encode() for sentence in python_docs.sentences())
     return Source(files.spool(sentences), PYTHON_DOCS)
 
 
-def _file(place: str) -> Source:
-    path = Path(place)
-    return _piped(place, place) if path.is_fifo() else Source(path, place)
+def _file(name: str) -> Source:
+    path = Path(name)
+    return _piped(name, name) if path.is_fifo() else Source(path, name)
 
 
 def _piped(pipe: str | int, name: str) -> Source:
-    # A pipe gives its text once; a `Text` is read twice.
+    # A pipe can be read once, and a `Text` is read twice.
     return Source(files.spool(pipes.pieces(pipe, name)), name)

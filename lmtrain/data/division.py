@@ -1,4 +1,4 @@
-"""Training, validation and test text: given, or cut from the end of the training text."""
+"""Training, validation and test text: separate files, or held out from the training text."""
 
 import itertools
 import re
@@ -18,13 +18,13 @@ _SPACE = re.compile(f"[{in_class(SPACE)}]")
 
 @dataclass(frozen=True)
 class Division:
-    """A text and the consecutive parts that it is cut into.
+    """A text and its consecutive parts.
 
     Args:
-        text: what is cut.
-        names: those of the parts.
-        fractions: for each part after the first, its fraction of the characters.
-        at_line_ends: whether a cut moves on to the end of its line, or else of its word.
+        text: the text.
+        names: names of the parts.
+        fractions: the fraction of characters of each part after the first.
+        at_line_ends: whether parts end at the end of a line, or else of a word.
     """
 
     text: Text
@@ -34,7 +34,7 @@ class Division:
 
 
 class Cuts:
-    """The places where a text is cut, found while it is read.
+    """Finds the bounds of the parts of a text while it is read.
 
     Args:
         division: the text and its fractions.
@@ -46,14 +46,14 @@ class Cuts:
     def __init__(self, division: Division) -> None:
         self._text = division.text
         self._total = division.text.characters
-        # Exact: in floats, 0.2 + 0.1 is more than 0.3.
+        # Exact fractions: as floats, 0.2 + 0.1 exceeds 0.3.
         fractions = [Fraction(str(fraction)) for fraction in division.fractions]
         targets = [int(self._total * (1 - sum(fractions[i:]))) for i in range(len(fractions))]
         self._cuts = [_Cut(each, None if division.at_line_ends else each) for each in targets]
         self._position = 0
 
     def segments(self, chunk: str) -> Iterator[str]:
-        """The next piece of the text, itself in pieces: one ends at each possible cut."""
+        """Splits the next chunk of the text at each possible bound."""
         ends = {len(chunk)}
         for cut in self._cuts:
             cut.look(chunk, self._position)
@@ -65,7 +65,7 @@ class Cuts:
         self._position += len(chunk)
 
     def bounds(self) -> list[int]:
-        """Where the parts begin and the last one ends, in characters, once the text was read.
+        """The start of each part and the end of the last one, in characters, after reading.
 
         Raises:
             TextError: a part would be empty.
@@ -81,7 +81,7 @@ class Cuts:
 
 @dataclass
 class _Cut:
-    """A cut, which moves on from its target to the end of a line, or else of a word.
+    """A bound between parts, which moves from its target to the end of a line or else of a word.
 
     Args:
         target: where the fractions put it, in characters.
@@ -94,7 +94,7 @@ class _Cut:
     word_end: int | None = None
 
     def look(self, chunk: str, position: int) -> None:
-        """Looks for the ends in a chunk that begins at `position`."""
+        """Searches for line and word ends in a chunk that starts at `position`."""
         start = max(0, self.target - position)
         if self.line_end is not None or start >= len(chunk):
             return
@@ -104,12 +104,12 @@ class _Cut:
             self.word_end = position + space.end()
 
     def found(self) -> set[int]:
-        """Where the cut may be."""
+        """Possible positions of the bound."""
         return {end for end in (self.line_end, self.word_end) if end is not None}
 
     def end(self, total: int) -> int:
-        """Where the cut is, in a text of so many characters."""
-        # A newline at the very end would leave nothing behind it.
+        """The position of the bound in a text of `total` characters."""
+        # A newline at the end of the text would leave the next part empty.
         if self.line_end is not None and self.line_end < total:
             return self.line_end
         return self.word_end or total
@@ -124,7 +124,7 @@ def open_parts(
     test_fraction: float | None,
     at_line_ends: bool,
 ) -> list[Division]:
-    """Training, validation and test text; what is not given is cut from the training text's end.
+    """Training, validation and test text; missing ones are held out from the training text.
 
     The training text comes first.
 

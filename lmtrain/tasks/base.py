@@ -26,7 +26,7 @@ from lmtrain.model.recurrent import State
 from lmtrain.model.word_characters import WordCharacters
 from lmtrain.schema import Config, TrainConfig
 
-# So many unknown characters are named.
+# Number of unknown characters that a warning names.
 _NAMED = 5
 
 
@@ -427,11 +427,11 @@ def load_embeddings(config: Config, model: nn.Module, data: Any) -> str:
         data: its vocabularies; the first rows of the embedding belong to those of its tokenizer.
 
     Returns:
-        How many words have a vector, for a person.
+        The number of words that have a vector, for text output.
 
     Raises:
         ConfigError: the file has vectors of another size.
-        TextError: it cannot be read, or has no word of the vocabulary.
+        TextError: the file cannot be read, or has no word of the vocabulary.
     """
     path = config.model.embeddings
     if path is None:

@@ -111,7 +111,7 @@ class TrainedLabelledLanguageModel(TrainedExamples):
         return LabelledLanguageModelling
 
     def sample(self, label: str, prompt: str = "", **settings: Any) -> list[str]:
-        """Novel texts of a label; the same seed gives the same texts.
+        """Samples texts for a label; the same seed gives the same texts.
 
         Args:
             label: a label of the training data.
@@ -129,7 +129,7 @@ class TrainedLabelledLanguageModel(TrainedExamples):
     def stream(
         self, prompt: str = "", *, label: str | None = None, **settings: Any
     ) -> Iterator[tuple[int, str]]:
-        """As `sample`, piece by piece as they are drawn: which text, and what comes next in it.
+        """As `sample`, in pieces as they are sampled: the index of a text and its next piece.
 
         Raises:
             ConfigError: no label, no such label, or an argument out of its range.

@@ -112,11 +112,12 @@ class TrainedLanguageModel(Trained):
         return self.data.tokenizer
 
     def sample(self, prompt: str = "", **settings: Any) -> list[str]:
-        """Novel texts that go on from `prompt`; the same seed gives the same texts.
+        """Samples texts that continue a prompt; the same seed gives the same texts.
 
         Args:
-            prompt: text before the first drawn token; may be empty.
-            settings: those of `Sampling`: num, max_tokens, temperature, top_k, top_p, seed, stop.
+            prompt: text to continue; may be empty.
+            settings: arguments of `Sampling`: num, max_tokens, temperature, top_k, top_p, seed,
+                stop.
 
         Raises:
             ConfigError: an argument out of its range.
@@ -129,7 +130,7 @@ class TrainedLanguageModel(Trained):
         return texts
 
     def stream(self, prompt: str = "", **settings: Any) -> Iterator[tuple[int, str]]:
-        """As `sample`, piece by piece as they are drawn: which text, and what comes next in it."""
+        """As `sample`, in pieces as they are sampled: the index of a text and its next piece."""
         return sampling.stream(self.model, self.tokenizer, prompt, Sampling(**settings))
 
     def score(self, sentences: Iterable[str]) -> Iterator[SentenceScore]:
