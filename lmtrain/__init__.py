@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 #
 # Idle OpenMP threads spin before they sleep. With the default duration they slow a training step
 # down by up to ten times on a machine that runs other programs.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 # torch and oneDNN cache prepared bf16 products by shape, 1,024 by default. Batches of examples have
 # many shapes, so that these caches would take gigabytes.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "32")

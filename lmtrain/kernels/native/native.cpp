@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <climits>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -21,10 +22,11 @@
 #define IS_X86
 #include <cpuid.h>
 #include <immintrin.h>
+#endif
 #ifdef __linux__
+#include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 #endif
 
 struct bf16 { uint16_t bits; };
@@ -67,29 +69,39 @@ extern "C" struct TransposeArguments {
   void* destination;
 };
 
-// A spin barrier for the threads of one call.
+// A barrier for the threads of one call. A thread that waits spins for some microseconds, more than
+// balanced work takes, and then sleeps, so that its core is free for the thread that is missing.
 struct alignas(64) Barrier {
-  std::atomic<int> arrived{0};
-  std::atomic<int> round{0};
+  static constexpr int SPINS = 500;
+  std::atomic<int> arrived{0}, round{0}, sleepers{0};
   void wait(int threads) {
     if (threads == 1) return;
     int now = round.load(std::memory_order_relaxed);
     if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
       arrived.store(0, std::memory_order_relaxed);
-      round.store(now + 1, std::memory_order_release);
+      // With the order of sleep(): either this sees the sleeper or the sleeper sees the round.
+      round.store(now + 1, std::memory_order_seq_cst);
+      if (sleepers.load(std::memory_order_seq_cst)) wake();
       return;
     }
-    // Yield after a while: another thread may need this core.
-    for (int spins = 0; round.load(std::memory_order_acquire) == now; ++spins) {
-      if (spins >= 4000) {
-        std::this_thread::yield();
-      } else {
+    for (int spins = 0; spins < SPINS; ++spins) {
+      if (round.load(std::memory_order_acquire) != now) return;
 #if defined(__x86_64__)
-        __builtin_ia32_pause();
+      __builtin_ia32_pause();
 #endif
-      }
     }
+    sleepers.fetch_add(1, std::memory_order_seq_cst);
+    while (round.load(std::memory_order_seq_cst) == now) sleep(now);
+    sleepers.fetch_sub(1, std::memory_order_relaxed);
   }
+#ifdef __linux__
+  // Sleeps until wake(), unless the round has ended.
+  void sleep(int now) { syscall(SYS_futex, &round, FUTEX_WAIT_PRIVATE, now, nullptr, nullptr, 0); }
+  void wake() { syscall(SYS_futex, &round, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0); }
+#else
+  void sleep(int) { std::this_thread::yield(); }
+  void wake() {}
+#endif
 };
 
 using RunScan = void (*)(const ScanArguments&, Barrier* barriers, int id, int threads,
