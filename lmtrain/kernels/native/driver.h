@@ -4,9 +4,9 @@
 // T steps, B rows, H hidden units, G gates. VL floats per vector; a block is VL hidden units with
 // all their gates. Each thread owns blocks, for all rows or for the rows of its group of threads.
 // The recurrent weights are packed once per call; those of a thread stay in its L2 cache over all
-// steps. A tile is up to MAX_TILE_ROWS rows of one block (forward) or of up to four blocks
-// (backward). Its sums stay in registers until the cell has computed activations and state; with
-// AMX they pass from tile registers through a small buffer.
+// steps. The products of one block (forward) or of up to four blocks (backward) are computed for
+// all rows, see packed.h; from their sums, in a buffer in the first-level cache, the cell then
+// computes activations and state.
 //
 // Rows of different lengths are sorted by decreasing length (layout.py): a step has the rows that
 // have not ended, and its lines begin at `offsets`. All threads then form one group: with groups,
@@ -17,173 +17,10 @@
 // 2·B·G·H of dz) and, in the backward, G·H bias sums per group. torch computes the input products
 // and the weight gradients.
 
-#if defined(AMX)
-constexpr int MAX_TILE_ROWS = 2;  // the sums come from memory
-#elif VL == 16
-constexpr int MAX_TILE_ROWS = 6;
-#else
-constexpr int MAX_TILE_ROWS = 3;
-#endif
-
-// Consecutive k that packed weights interleave: bf16 dot products take pairs.
-template <class Num> struct Pairs { static constexpr int K = 1; };
-template <> struct Pairs<bf16> { static constexpr int K = 2; };
-
-// The depth (k) of products is padded to a multiple of DEPTH_MULTIPLE, with weights of 0. Up to
-// MAX_TILE_VECTORS vectors of weights are interleaved.
-#ifdef AMX
-constexpr int64_t DEPTH_MULTIPLE = 32;
-constexpr int MAX_TILE_VECTORS = 2;
-#else
-constexpr int64_t DEPTH_MULTIPLE = 2;
-constexpr int MAX_TILE_VECTORS = 4;
-#endif
-
 // Most bytes of weights that a thread reads in each step, and the same per row where that is more;
 // a group has at least MIN_GROUP_ROWS rows. Chosen by measurement.
 constexpr int64_t CACHED_WEIGHT_BYTES = 5 << 18, CACHED_WEIGHT_BYTES_PER_ROW = 1 << 16,
                   MIN_GROUP_ROWS = 4;
-
-// A matrix packed for products, block by block: for each group of up to MAX_TILE_VECTORS vectors,
-// for each k (or pair of k), these vectors. A block has `vectors` of them for each k: the gates of
-// the product in the forward, one in the backward.
-template <class Num> struct PackedWeights {
-  Num* data;
-  int64_t depth;  // padded
-  int vectors;
-  Num* block(int64_t index) const { return data + index * depth * vectors * VL; }
-};
-
-// Offset of vector n of `vectors` at k, in the packed weights of one block or of adjacent blocks.
-template <class Num>
-static inline int64_t packed_offset(int64_t k, int n, int64_t vectors, int64_t depth) {
-  int group = n / MAX_TILE_VECTORS * MAX_TILE_VECTORS;
-  int64_t width = std::min<int64_t>(MAX_TILE_VECTORS, vectors - group);
-  return (group * depth + k * width + (n - group) * Pairs<Num>::K) * VL;
-}
-
-// Converts n floats to the type of operands.
-template <class Num> static inline void convert(Num* to, const float* from, int64_t n) {
-  for (; n > 0; n -= VL, to += VL, from += VL) {
-    int count = (int)std::min<int64_t>(VL, n);
-    store(to, load(from, count), count);
-  }
-}
-
-// sums[r][FIRST + n] += operand[r] · weights[n] over `depth`, for N vectors of weights. Accumulates
-// in a local copy, which the compiler keeps in registers; with the operands of R rows and one
-// vector of weights it takes 16 registers in AVX2.
-template <int FIRST, int N, int R, int M>
-static inline void multiply(vec (&sums)[R][M], const float* operand, int64_t stride,
-                            const float* weights, int64_t depth) {
-  vec acc[R][N];
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) acc[r][n] = sums[r][FIRST + n];
-  for (int64_t k = 0; k < depth; ++k, weights += N * VL) {
-    vec x[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) x[r] = splat(operand[r * stride + k]);
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      vec w = load(weights + n * VL);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) acc[r][n] += x[r] * w;
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) sums[r][FIRST + n] = acc[r][n];
-}
-
-#ifdef BF16
-template <int FIRST, int N, int R, int M>
-static inline void multiply(vec (&sums)[R][M], const bf16* operand, int64_t stride,
-                            const bf16* weights, int64_t depth) {
-  for (int64_t k = 0; k < depth; k += 2) {
-    __m512bh w[N];
-    for (int n = 0; n < N; ++n)
-      w[n] = (__m512bh)_mm512_loadu_si512(weights + (k * N + n * 2) * VL);
-    for (int r = 0; r < R; ++r) {
-      int32_t pair;
-      __builtin_memcpy(&pair, operand + r * stride + k, 4);
-      __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-      for (int n = 0; n < N; ++n)
-        sums[r][FIRST + n] = (vec)_mm512_dpbf16_ps((__m512)sums[r][FIRST + n], x, w[n]);
-    }
-  }
-}
-#endif
-
-#ifdef AMX
-// out = operand · weights for M × N tiles of up to 16 rows by 16 units. Tile registers 0 to 3 are
-// accumulators, 4 and 5 operands, 6 and 7 weights.
-template <int M, int N>
-static inline void multiply_tiles(float* const (&out)[2], int64_t out_stride,
-                                  const bf16* const (&operand)[2], int64_t stride,
-                                  const bf16* weights, int64_t depth) {
-  _tile_zero(0);
-  if (N == 2) _tile_zero(1);
-  if (M == 2) _tile_zero(2);
-  if (M == 2 && N == 2) _tile_zero(3);
-  for (int64_t k = 0; k < depth; k += DEPTH_MULTIPLE) {
-    _tile_loadd(4, operand[0] + k, stride * 2);
-    if (M == 2) _tile_loadd(5, operand[1] + k, stride * 2);
-    _tile_loadd(6, weights + k * N * VL, N * 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if (M == 2) _tile_dpbf16ps(2, 5, 6);
-    if (N == 2) {
-      _tile_loadd(7, weights + (k * N + 2) * VL, N * 64);
-      _tile_dpbf16ps(1, 4, 7);
-      if (M == 2) _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  _tile_stored(0, out[0], out_stride * 4);
-  if (N == 2) _tile_stored(1, out[0] + VL, out_stride * 4);
-  if (M == 2) _tile_stored(2, out[1], out_stride * 4);
-  if (M == 2 && N == 2) _tile_stored(3, out[1] + VL, out_stride * 4);
-}
-
-// Divides rows into tiles of equal height; the last tile may overlap the one before it.
-struct TileRows {
-  int64_t tiles, height, rows;
-  explicit TileRows(int64_t rows)
-      : tiles((rows + 15) / 16), height((rows + tiles - 1) / tiles), rows(rows) {}
-  int64_t begin(int64_t tile) const { return std::min(tile * height, rows - height); }
-  void configure() const {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {};
-    } config;
-    for (int i = 0; i < 8; ++i) config.rows[i] = i < 6 ? (uint8_t)height : 16;
-    _tile_loadconfig(&config);
-  }
-};
-
-// sums (row, vector, lane) = operand · weights for all rows and `vectors` vectors of weights.
-static inline void multiply_all(float* sums, const TileRows& rows, const bf16* operand,
-                                int64_t stride, const bf16* weights, int64_t vectors,
-                                int64_t depth) {
-  for (int64_t tile = 0; tile < rows.tiles; tile += 2) {
-    bool is_pair = tile + 1 < rows.tiles;
-    int64_t first = rows.begin(tile), second = is_pair ? rows.begin(tile + 1) : first;
-    const bf16* const operands[2] = {operand + first * stride, operand + second * stride};
-    for (int64_t n = 0; n < vectors; n += 2) {
-      float* const out[2] = {sums + (first * vectors + n) * VL,
-                             sums + (second * vectors + n) * VL};
-      const bf16* from = weights + n * depth * VL;
-      bool is_wide = n + 1 < vectors;
-      if (is_pair && is_wide)
-        multiply_tiles<2, 2>(out, vectors * VL, operands, stride, from, depth);
-      else if (is_pair)
-        multiply_tiles<2, 1>(out, vectors * VL, operands, stride, from, depth);
-      else if (is_wide)
-        multiply_tiles<1, 2>(out, vectors * VL, operands, stride, from, depth);
-      else
-        multiply_tiles<1, 1>(out, vectors * VL, operands, stride, from, depth);
-    }
-  }
-}
-#endif
 
 // A recurrent product: a part of the state times a block of rows of a weight matrix.
 struct Product {
@@ -197,25 +34,11 @@ struct Product {
 
 template <int I> struct Int { static constexpr int value = I; };
 
-// Calls f(row, Int<R>) for tiles of R <= MAX_TILE_ROWS rows, of nearly equal height.
+// Calls f(row, Int<R>) for pairs of rows, and for the last row of an odd number: two rows give the
+// arithmetic of a cell with one gate something to overlap with.
 template <class F> static inline void for_tiles(int64_t row, int64_t end, F f) {
-  int64_t rows = end - row, tiles = (rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS;
-  for (int64_t i = 0; i < tiles; ++i) {
-    int64_t count = rows / tiles + (i < rows % tiles);
-    switch (count) {
-      case 1: f(row, Int<1>{}); break;
-      case 2: f(row, Int<2>{}); break;
-#ifndef AMX
-      case 3: f(row, Int<3>{}); break;
-#endif
-#if VL == 16 && !defined(AMX)
-      case 4: f(row, Int<4>{}); break;
-      case 5: f(row, Int<5>{}); break;
-      case 6: f(row, Int<6>{}); break;
-#endif
-    }
-    row += count;
-  }
+  for (; row + 1 < end; row += 2) f(row, Int<2>{});
+  if (row < end) f(row, Int<1>{});
 }
 
 // One thread of a scan.
@@ -232,10 +55,8 @@ template <class Cell, class Num> struct Worker {
   Num* dz_operand[2];            // backward: (B, G·H padded), by parity of the step
   int64_t dz_stride;
   float* bias_sums;              // backward: (G·H) of the group
-#ifdef AMX
   TileRows tile_rows;
   float* sums[P];                // (rows, vectors, VL): results of this thread's products
-#endif
 
   int64_t T() const { return a.steps; }
   int64_t B() const { return a.rows; }
@@ -264,11 +85,7 @@ template <class Cell, class Num> struct Worker {
   }
   static int64_t bias_bytes(const ScanArguments& a) { return region(G * a.units * sizeof(float)); }
   static int64_t sums_bytes(const ScanArguments& a) {
-#ifdef AMX
-    return a.rows * 4 * VL * sizeof(float);
-#else
-    return 0;
-#endif
+    return region(a.rows * 4 * VL * sizeof(float));
   }
   static int64_t workspace(const ScanArguments& a, int threads, bool is_backward) {
     int64_t bytes = 2 * P * operand_bytes(a, a.units);
@@ -303,10 +120,7 @@ template <class Cell, class Num> struct Worker {
         first(blocks(H()) * (id % group_size) / group_size),
         last(blocks(H()) * (id % group_size + 1) / group_size),
         first_row(B() * group() / groups()),
-        last_row(B() * (group() + 1) / groups())
-#ifdef AMX
-        , tile_rows(last_row - first_row)
-#endif
+        last_row(B() * (group() + 1) / groups()), tile_rows(last_row - first_row)
   {
     auto take = [&](int64_t bytes) {
       workspace += bytes;
@@ -329,13 +143,9 @@ template <class Cell, class Num> struct Worker {
       packed[i] = is_backward ? PackedWeights<Num>{data, padded(p.count * H()), 1}
                               : PackedWeights<Num>{data, padded(H()), p.count};
       is_backward ? pack_backward(i) : pack_forward(i);
-#ifdef AMX
       sums[i] = (float*)take(threads * sums_bytes(a)) + id * (sums_bytes(a) / 4);
-#endif
     }
-#ifdef AMX
     tile_rows.configure();
-#endif
     all_threads.wait(threads);
   }
 #ifdef AMX
@@ -403,21 +213,16 @@ template <class Cell, class Num> struct Worker {
   void set_running_rows(int64_t s) {
     if (!a.offsets || last_row == line(s + 1) - line(s)) return;
     last_row = line(s + 1) - line(s);
-#ifdef AMX
     tile_rows = TileRows(last_row);
     tile_rows.configure();
-#endif
   }
 
-  // With AMX, computes the products of a phase of step s for all rows of `block`. Otherwise the
-  // tiles compute them.
+  // Computes the products of a phase of step s for all rows of `block`.
   void multiply_before(int64_t s, int64_t block, bool is_second) {
-#ifdef AMX
     for (int i = 0; i < P; ++i)
       if ((Cell::products[i].state < 0) == is_second)
         multiply_all(sums[i], tile_rows, operands[i][s & 1] + first_row * padded(H()),
                      padded(H()), packed[i].block(block), packed[i].vectors, packed[i].depth);
-#endif
   }
 
   void forward();
@@ -448,14 +253,16 @@ template <class Cell, class Num, int R> struct Tile {
   vec previous(int part, int r) const { return load(state_at(part, w.before(t), r), n); }
   vec current(int part, int r) const { return load(state_at(part, w.after(t), r), n); }
 
-  // Input products and bias of N gates from g on; prefetches the input products of the next step.
+  // Lines from this step to the next one of the forward. Its part of (T, ...) is prefetched.
+  int64_t to_next() const { return w.a.reverse ? -w.B() : w.line(t + 1) - w.line(t); }
+
+  // Input products and bias of N gates from g on.
   template <int N> void inputs(vec (&sums)[R][N], int g) const {
-    const int64_t lines = w.a.reverse ? -w.B() : w.line(t + 1) - w.line(t);
-    const int64_t to_next = lines * W::G * w.H();
+    const int64_t ahead = to_next() * W::G * w.H();
     for (int i = 0; i < N; ++i) {
       vec bias = load(w.a.bias + (g + i) * w.H() + unit(), n);
       for (int r = 0; r < R; ++r) {
-        __builtin_prefetch(gate_at(w.a.gates, r, g + i) + to_next);
+        __builtin_prefetch(gate_at(w.a.gates, r, g + i) + ahead, 1);
         sums[r][i] = gate(r, g + i) + bias;
       }
     }
@@ -463,24 +270,24 @@ template <class Cell, class Num, int R> struct Tile {
   // sums[r][FIRST + n] += product I for the n-th of its gates.
   template <int I, int FIRST, int M> void add_product(vec (&sums)[R][M]) const {
     constexpr int N = Cell::products[I].count;
-#ifdef AMX
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < N; ++i)
-        sums[r][FIRST + i] += load(w.sums[I] + ((row - w.first_row + r) * N + i) * VL, VL);
-#else
-    int64_t stride = W::padded(w.H());
-    multiply<FIRST, N>(sums, w.operands[I][s & 1] + row * stride, stride,
-                       w.packed[I].block(block), w.packed[I].depth);
-#endif
+        sums[r][FIRST + i] += load(w.sums[I] + ((row - w.first_row + r) * N + i) * VL);
   }
   // Stores the operand of product i for this step (ahead 0) or for the next (ahead 1).
   void operand(int i, int ahead, int r, vec v) const {
     store(w.operands[i][(s + ahead) & 1] + (row + r) * W::padded(w.H()) + unit(), v, n);
   }
   void save_state(int part, int r, vec v) const {
-    store(state_at(part, w.after(t), r), v, n);
-    if (part == 0)
-      store((Num*)w.a.hidden + (w.line(t) + row + r) * w.H() + unit(), v, n);
+    const int64_t ahead = to_next() * w.H();
+    float* state = state_at(part, w.after(t), r);
+    store(state, v, n);
+    __builtin_prefetch(state + ahead, 1);
+    if (part == 0) {
+      Num* hidden = (Num*)w.a.hidden + (w.line(t) + row + r) * w.H() + unit();
+      store(hidden, v, n);
+      __builtin_prefetch(hidden + ahead, 1);
+    }
     for (int i = 0; i < W::P; ++i)
       if (Cell::products[i].state == part) operand(i, 1, r, v);
   }
@@ -532,7 +339,6 @@ template <class Cell, class Num> void Worker<Cell, Num>::forward() {
   }
 }
 
-#ifdef AMX
 // dz · W of product I for all rows and `count` blocks; Cell::add_gradient receives the sums.
 template <class Cell, class Num, int I>
 static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int count) {
@@ -544,47 +350,8 @@ static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int
     for (int64_t row = w.first_row; row < w.last_row; ++row)
       Cell::template add_gradient<I>(
           Tile<Cell, Num, 1>(w, s, row, block + i), 0,
-          load(w.sums[I] + ((row - w.first_row) * count + i) * VL, VL));
+          load(w.sums[I] + ((row - w.first_row) * count + i) * VL));
 }
-#else
-// dz · W for R rows and N blocks. Not inlined: one copy for all cells saves compile time.
-template <class Num, int R, int N>
-[[gnu::noinline]] static void sum_backward(vec (&out)[R][N], const Num* dz, int64_t stride,
-                                           const Num* weights, int64_t depth) {
-  vec sums[R][N] = {};
-  multiply<0, N>(sums, dz, stride, weights, depth);
-  for (int r = 0; r < R; ++r)
-    for (int i = 0; i < N; ++i) out[r][i] = sums[r][i];
-}
-
-// dz · W of product I for R rows and N blocks; Cell::add_gradient receives the sums.
-template <class Cell, class Num, int I, int R, int N>
-static inline void rows_backward(Worker<Cell, Num>& w, int64_t s, int64_t row, int64_t block) {
-  vec sums[R][N];
-  const PackedWeights<Num>& packed = w.packed[I];
-  sum_backward<Num, R, N>(sums, w.dz_operand[s & 1] + row * w.dz_stride +
-                                    Cell::products[I].gate * w.H(),
-                          w.dz_stride, packed.block(block), packed.depth);
-  for (int i = 0; i < N; ++i) {
-    Tile<Cell, Num, R> tile(w, s, row, block + i);
-    for (int r = 0; r < R; ++r) Cell::template add_gradient<I>(tile, r, sums[r][i]);
-  }
-}
-
-// The same for all rows and `count` blocks, up to four.
-template <class Cell, class Num, int I>
-static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int count) {
-  for_tiles(w.first_row, w.last_row, [&](int64_t row, auto rows) {
-    constexpr int R = rows.value;
-    switch (count) {
-      case 1: rows_backward<Cell, Num, I, R, 1>(w, s, row, block); break;
-      case 2: rows_backward<Cell, Num, I, R, 2>(w, s, row, block); break;
-      case 3: rows_backward<Cell, Num, I, R, 3>(w, s, row, block); break;
-      default: rows_backward<Cell, Num, I, R, 4>(w, s, row, block);
-    }
-  });
-}
-#endif
 
 template <class Cell, class Num, int I>
 static void all_products_backward(Worker<Cell, Num>& w, int64_t s) {

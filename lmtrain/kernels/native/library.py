@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -47,6 +48,15 @@ class _CrossEntropyArguments(ctypes.Structure):
     )
 
 
+class _ProductArguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "depth")),
+        *((name, ctypes.c_void_p) for name in ("left", "right")),
+        *((name, ctypes.c_int64 * 2) for name in ("left_strides", "right_strides")),
+        ("out", ctypes.c_void_p),
+    )
+
+
 class _TransposeArguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "columns")),
@@ -66,6 +76,7 @@ class _ThreadPool(ctypes.Structure):
 _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "ScanArguments": _ScanArguments,
     "CrossEntropyArguments": _CrossEntropyArguments,
+    "ProductArguments": _ProductArguments,
     "TransposeArguments": _TransposeArguments,
     "ThreadPool": _ThreadPool,
 }
@@ -249,6 +260,52 @@ def cross_entropy(
         raise MachineError("out of memory for the softmax")
 
 
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """left · right of fp32 matrices on the CPU, (M, K) and (K, N), with any strides.
+
+    Args:
+        left: (M, K).
+        right: (K, N).
+        out: the result, (M, N), contiguous; None for a new tensor.
+
+    Raises:
+        ConfigError: a tensor that is not as described; nothing was run.
+        MachineError: out of memory.
+    """
+    rows, depth = left.shape
+    columns = right.shape[1]
+    if out is None:
+        out = left.new_empty(rows, columns)
+    arguments = _ProductArguments(
+        *(rows, columns, depth),
+        *(_matrix(left, (rows, depth)), _matrix(right, (depth, columns))),
+        *((ctypes.c_int64 * 2)(*matrix.stride()) for matrix in (left, right)),
+        _pointer(out, (rows, columns)),
+    )
+    if _loaded().lmtrain_product(ctypes.byref(arguments), instruction_set(), _thread_pool()):
+        raise MachineError("out of memory for a product")
+    return out
+
+
+def multiply_add_rate(seconds: float = 0.2) -> float:
+    """FLOP/s of independent fp32 multiply-adds in registers on all threads: no product is faster.
+
+    Args:
+        seconds: how long to measure; the best of five parts.
+    """
+    library, chosen, pool = _loaded(), instruction_set(), _thread_pool()
+    rounds, rates = 1 << 10, []
+    while len(rates) < 5:
+        begin = time.perf_counter()
+        flops = library.lmtrain_multiply_adds(rounds, chosen, pool)
+        elapsed = time.perf_counter() - begin
+        if elapsed < seconds / 5:
+            rounds *= 2
+        else:
+            rates.append(flops / elapsed)
+    return max(rates)
+
+
 def transposed(matrix: Tensor) -> Tensor:
     """The transpose (M, N) of a matrix (N, M); contiguous if bf16 and on a CPU with bf16.
 
@@ -280,6 +337,18 @@ def _pointer(
     return tensor.data_ptr()
 
 
+def _matrix(tensor: Tensor, shape: tuple[int, ...]) -> int:
+    """The data pointer of an fp32 matrix with any strides.
+
+    Raises:
+        ConfigError: another shape, dtype or device.
+    """
+    if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_cpu:
+        actual = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        raise ConfigError(f"a native product needs {shape} torch.float32 on the CPU, not {actual}")
+    return tensor.data_ptr()
+
+
 def _pair(tensors: Iterable[Tensor], shape: tuple[int, ...]) -> "ctypes.Array[ctypes.c_void_p]":
     return (ctypes.c_void_p * 2)(*(_pointer(tensor, shape) for tensor in tensors))
 
@@ -295,6 +364,9 @@ def _library() -> ctypes.CDLL | str:
         return "the compiled library is of another version; reinstall: pip install -e ."
     library.lmtrain_scan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, _ThreadPool]
     library.lmtrain_transpose.argtypes = [ctypes.c_void_p, _ThreadPool]
+    library.lmtrain_product.argtypes = [ctypes.c_void_p, ctypes.c_int, _ThreadPool]
+    library.lmtrain_multiply_adds.argtypes = [ctypes.c_int64, ctypes.c_int, _ThreadPool]
+    library.lmtrain_multiply_adds.restype = ctypes.c_int64
     library.lmtrain_cross_entropy.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 2, _ThreadPool]
     return library
 

@@ -16,6 +16,7 @@
 #include <limits>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -60,6 +61,14 @@ extern "C" struct CrossEntropyArguments {
   float* log_sums;         // (rows) for a slice, else null: log Σ_v e^(z_v + b_v)
   float* grad_bias;        // (V), added to; null: no gradient
   float scale;             // factor of the gradients
+};
+
+// out = left · right in fp32: (rows, depth) · (depth, columns), out contiguous.
+extern "C" struct ProductArguments {
+  int64_t rows, columns, depth;
+  const float *left, *right;
+  int64_t left_strides[2], right_strides[2];
+  float* out;
 };
 
 // The transpose of a bf16 matrix.
@@ -114,6 +123,12 @@ struct Kernels {
   WorkspaceBytes workspace;
   RunCrossEntropy cross_entropy;
 };
+// Of fp32 only.
+struct ProductKernels {
+  void (*product)(const ProductArguments&, int id, int threads, float* workspace);
+  int64_t (*workspace)();
+  int64_t (*multiply_adds)(int64_t rounds, float* result);
+};
 
 #ifdef IS_X86
 #define VL 16
@@ -137,6 +152,7 @@ namespace amx {
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,avx2")
 namespace avx512 {
 #include "table.h"
+#include "product.h"
 }
 #pragma GCC pop_options
 #undef VL
@@ -145,6 +161,7 @@ namespace avx512 {
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 #include "table.h"
+#include "product.h"
 }
 #pragma GCC pop_options
 #undef VL
@@ -152,6 +169,7 @@ namespace avx2 {
 #define VL 4
 namespace portable {
 #include "table.h"
+#include "product.h"
 }
 #undef VL
 
@@ -183,6 +201,17 @@ Kernels select_kernels(int cell, bool is_bf16, int instruction_set) {
   if (instruction_set == AVX2) return avx2::kernels<float>(cell);
 #endif
   return portable::kernels<float>(cell);
+}
+
+ProductKernels select_product(int instruction_set) {
+#define PRODUCT(NAMESPACE) \
+  {NAMESPACE::product, NAMESPACE::product_workspace, NAMESPACE::multiply_adds}
+#ifdef IS_X86
+  if (instruction_set >= AVX512) return PRODUCT(avx512);
+  if (instruction_set == AVX2) return PRODUCT(avx2);
+#endif
+  return PRODUCT(portable);
+#undef PRODUCT
 }
 
 // Flushes denormals to zero in its scope: each would cost a hundred cycles.
@@ -300,6 +329,15 @@ extern "C" const char* lmtrain_abi() {
     OFFSET(CrossEntropyArguments, log_sums);
     OFFSET(CrossEntropyArguments, grad_bias);
     OFFSET(CrossEntropyArguments, scale);
+    SIZE(ProductArguments);
+    OFFSET(ProductArguments, rows);
+    OFFSET(ProductArguments, columns);
+    OFFSET(ProductArguments, depth);
+    OFFSET(ProductArguments, left);
+    OFFSET(ProductArguments, right);
+    OFFSET(ProductArguments, left_strides);
+    OFFSET(ProductArguments, right_strides);
+    OFFSET(ProductArguments, out);
     SIZE(TransposeArguments);
     OFFSET(TransposeArguments, rows);
     OFFSET(TransposeArguments, columns);
@@ -343,6 +381,32 @@ extern "C" int lmtrain_cross_entropy(const CrossEntropyArguments* arguments, int
     kernels.cross_entropy(*arguments, barrier, id, threads, memory);
   });
   return 0;
+}
+
+// Multiplies fp32 matrices. Returns 0, or 1 if there is no memory.
+extern "C" int lmtrain_product(const ProductArguments* arguments, int instruction_set,
+                               ThreadPool pool) {
+  ProductKernels kernels = select_product(instruction_set);
+  float* memory =
+      (float*)workspace.reserve(pool.count * kernels.workspace() * (int64_t)sizeof(float));
+  if (!memory) return 1;
+  run_parallel(pool, [&](int id, int threads) {
+    kernels.product(*arguments, id, threads, memory);
+  });
+  return 0;
+}
+
+// Runs rounds of independent multiply-adds on all threads, for the highest rate of this CPU.
+// Returns the number of FLOP.
+extern "C" int64_t lmtrain_multiply_adds(int64_t rounds, int instruction_set, ThreadPool pool) {
+  std::atomic<int64_t> count{0};
+  run_parallel(pool, [&](int, int) {
+    float result = 0.5f;
+    count += select_product(instruction_set).multiply_adds(rounds, &result);
+    // Never true, but the compiler does not know.
+    if (result < 0) count = 0;
+  });
+  return count;
 }
 
 // Transposes a bf16 matrix; the CPU must have AVX512-BF16.

@@ -2,6 +2,7 @@
 // Included once for each instruction set, inside its namespace; see native.cpp.
 
 #include "vec.h"
+#include "packed.h"
 #include "driver.h"
 #include "rnn.h"
 #include "simple_gru.h"

@@ -1,0 +1,151 @@
+// out = left · right in fp32, of matrices with any strides: packed panels, register tiles.
+// Included once for each instruction set, inside its namespace; see native.cpp.
+//
+// As in Goto & van de Geijn 2008: a panel of `right`, DEPTH deep, is packed by vectors of NR
+// columns; a block of `left`, ROWS high, by MR rows, so that it stays in the second-level cache; and
+// a tile of MR rows and NR columns of `out` is summed in registers from one vector of each. An
+// element of `out` is a sum over k in pieces of the same depth for any number of threads.
+
+#if VL == 16
+constexpr int MR = 12, NR_VECTORS = 2;
+#elif VL == 8
+constexpr int MR = 6, NR_VECTORS = 2;
+#else
+constexpr int MR = 4, NR_VECTORS = 2;
+#endif
+constexpr int NR = NR_VECTORS * VL;
+// Chosen by measurement: floats of the panels, as multiples of the tile.
+constexpr int64_t DEPTH = 256, ROWS = 16 * MR, COLUMNS = 64 * NR;
+
+static inline int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+// Packs `count` lines of `from`, `width` at a time: to (line / width, k, line % width), padded
+// with 0. Element (line, k) is at line * line_stride + k * k_stride.
+template <int WIDTH>
+static void pack(float* to, const float* from, int64_t line_stride, int64_t k_stride,
+                 int64_t count, int64_t depth) {
+  for (int64_t line = 0; line < count; line += WIDTH, to += WIDTH * depth) {
+    const float* lines = from + line * line_stride;
+    int n = (int)std::min<int64_t>(WIDTH, count - line);
+    if (n < WIDTH) std::fill(to, to + WIDTH * depth, 0.0f);
+    if (line_stride == 1) {
+      for (int64_t k = 0; k < depth; ++k)
+        if (n == WIDTH)
+          std::memcpy(to + k * WIDTH, lines + k * k_stride, WIDTH * sizeof(float));
+        else
+          std::memcpy(to + k * WIDTH, lines + k * k_stride, n * sizeof(float));
+    } else {
+      for (int64_t k = 0; k < depth; ++k)
+        for (int i = 0; i < n; ++i) to[k * WIDTH + i] = lines[i * line_stride + k * k_stride];
+    }
+  }
+}
+
+// sums = left panel (depth, MR) · right panel (depth, NR). Prefetches the tile of `out`, which is
+// read and written next.
+static inline void multiply_panels(vec (&sums)[MR][NR_VECTORS], const float* out,
+                                   int64_t out_stride, const float* left, const float* right,
+                                   int64_t depth) {
+  vec acc[MR][NR_VECTORS] = {};
+  for (int r = 0; r < MR; ++r) {
+    __builtin_prefetch(out + r * out_stride, 1);
+    __builtin_prefetch(out + r * out_stride + NR - 1, 1);
+  }
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; ++k, left += MR, right += NR) {
+    vec w[NR_VECTORS];
+    for (int n = 0; n < NR_VECTORS; ++n) w[n] = load(right + n * VL);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+      vec x = splat(left[r]);
+      for (int n = 0; n < NR_VECTORS; ++n) acc[r][n] += x * w[n];
+    }
+  }
+  for (int r = 0; r < MR; ++r)
+    for (int n = 0; n < NR_VECTORS; ++n) sums[r][n] = acc[r][n];
+}
+
+// A tile of `out`, = or += the product of two panels.
+static inline void multiply_tile(float* out, int64_t out_stride, int rows, int columns,
+                                 bool is_first, const float* left, const float* right,
+                                 int64_t depth) {
+  vec sums[MR][NR_VECTORS];
+  multiply_panels(sums, out, out_stride, left, right, depth);
+  if (rows == MR && columns == NR) {
+    for (int r = 0; r < MR; ++r)
+      for (int n = 0; n < NR_VECTORS; ++n) {
+        float* to = out + r * out_stride + n * VL;
+        store(to, is_first ? sums[r][n] : load(to) + sums[r][n], VL);
+      }
+    return;
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int n = 0; n * VL < columns; ++n) {
+      float* to = out + r * out_stride + n * VL;
+      int count = std::min(VL, columns - n * VL);
+      store(to, is_first ? sums[r][n] : load(to, count) + sums[r][n], count);
+    }
+}
+
+// A part of the rows and columns of `out`. `workspace` has product_workspace() floats.
+static void multiply_part(const ProductArguments& a, int64_t first_row, int64_t last_row,
+                          int64_t first_column, int64_t last_column, float* workspace) {
+  float *lefts = workspace, *rights = workspace + ROWS * DEPTH;
+  const int64_t pieces = (a.depth + DEPTH - 1) / DEPTH;
+  for (int64_t column = first_column; column < last_column; column += COLUMNS) {
+    const int64_t columns = std::min(COLUMNS, last_column - column);
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t k = a.depth * piece / pieces, depth = a.depth * (piece + 1) / pieces - k;
+      pack<NR>(rights, a.right + k * a.right_strides[0] + column * a.right_strides[1],
+               a.right_strides[1], a.right_strides[0], columns, depth);
+      for (int64_t row = first_row; row < last_row; row += ROWS) {
+        const int64_t rows = std::min(ROWS, last_row - row);
+        pack<MR>(lefts, a.left + row * a.left_strides[0] + k * a.left_strides[1],
+                 a.left_strides[0], a.left_strides[1], rows, depth);
+        for (int64_t j = 0; j < columns; j += NR)
+          for (int64_t i = 0; i < rows; i += MR)
+            multiply_tile(a.out + (row + i) * a.columns + column + j, a.columns,
+                            (int)std::min<int64_t>(MR, rows - i),
+                            (int)std::min<int64_t>(NR, columns - j), piece == 0,
+                            lefts + i * depth, rights + j * depth, depth);
+      }
+    }
+  }
+}
+
+static int64_t product_workspace() { return ROWS * DEPTH + COLUMNS * DEPTH; }
+
+// Computes the part of thread `id`. The threads form a grid over rows and columns: the one with
+// which they pack the fewest elements.
+static void product(const ProductArguments& a, int id, int threads, float* workspace) {
+  int64_t bands = 1;
+  for (int64_t each = 2; each <= threads; ++each)
+    if (threads % each == 0 && each * a.columns + threads / each * a.rows <
+                                   bands * a.columns + threads / bands * a.rows)
+      bands = each;
+  auto bound = [](int64_t size, int64_t multiple, int64_t part, int64_t parts) {
+    return std::min(size, round_up(size * part / parts, multiple));
+  };
+  const int64_t band = id % bands, bar = id / bands, bars = threads / bands;
+  multiply_part(a, bound(a.rows, MR, band, bands), bound(a.rows, MR, band + 1, bands),
+                bound(a.columns, NR, bar, bars), bound(a.columns, NR, bar + 1, bars),
+                workspace + id * product_workspace());
+}
+
+// Independent multiply-adds in registers, the highest rate of this instruction set. Returns the
+// number of FLOP.
+static int64_t multiply_adds(int64_t rounds, float* result) {
+  constexpr int N = VL == 16 ? 24 : 12;
+  vec sums[N];
+  for (int i = 0; i < N; ++i) sums[i] = splat((float)i);
+  vec factor = splat(*result), addend = splat(1e-6f);
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 24
+    for (int i = 0; i < N; ++i) sums[i] = sums[i] * factor + addend;
+  }
+  for (int i = 1; i < N; ++i) sums[0] += sums[i];
+  *result = sums[0][0];
+  return rounds * N * VL * 2;
+}
