@@ -8,7 +8,8 @@
 A step is forward, backward, clipping and SGD on random tokens. Each competitor runs in a separate
 process, and only one is active at a time; with --keep-memory, `device.keep_memory` applies to
 torch.nn too. Times are medians. FLOP/s count 2 FLOP per weight and token in products, times 3 with
-the backward; `utilization` is that rate over the rate of a large product in the same run. Memory is
+the backward; `utilization` is that rate over the rate of a large product in the same run, `of peak`
+the rate in fp32 over that of independent multiply-adds in registers. Memory is
 the peak growth of a process, model and optimizer included. bf16 is skipped on CPUs without it.
 
 snips, multi30k and digits are bidirectional layers alone, forward and backward, over rows with
@@ -363,9 +364,12 @@ def medians(competitors: dict[str, Competitor], seconds: float) -> dict[str, flo
 
 
 def measure(
-    name: str, cell: str, options: argparse.Namespace, rates: dict[str, float]
+    name: str, cell: str, options: argparse.Namespace, rates: dict[str, float], peak: float
 ) -> dict[str, Any]:
-    """Times, ratios and rates of one shape and cell; `rates` has the precisions to time."""
+    """Times, ratios and rates of one shape and cell; `rates` has the precisions to time.
+
+    `peak` is the rate of multiply-adds in fp32.
+    """
     shape: Shape | PaddedShape = {**SHAPES, **PADDED}[name]
     names = [f"lmtrain {precision}" for precision in rates]
     if cell in TORCH:
@@ -384,6 +388,7 @@ def measure(
         "seconds": times,
         "gflops": {each: flops / time / 1e9 for each, time in times.items()},
         "utilization": flops / best / max(rates.values()),
+        "peak_share": flops / times["lmtrain fp32"] / peak,
         "memory_mb": {each: competitor.end() for each, competitor in competitors.items()},
     }
     if cell in TORCH:
@@ -417,19 +422,21 @@ def main() -> None:
     if library.has_bf16():
         # Without bf16 instructions torch's products take minutes.
         rates["bf16"] = product_rate(torch.bfloat16)
+    peak = library.multiply_add_rate()
     machine = {
         "processor": platform.processor() or platform.machine(),
         "instruction_set": library.INSTRUCTION_SETS[library.instruction_set()],
         "torch": torch.__version__,
         "threads": options.threads,
         "product_gflops": {precision: rate / 1e9 for precision, rate in rates.items()},
+        "peak_gflops": peak / 1e9,
     }
     rows = []
     if not options.json:
         print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
     for name in options.shapes:
         for cell in GATES if options.cells else ["lstm"]:
-            row = measure(name, cell, options, rates)
+            row = measure(name, cell, options, rates, peak)
             rows.append(row)
             if not options.json:
                 show(row)
@@ -448,7 +455,7 @@ def show(row: dict[str, Any]) -> None:
     ratio = f"ratio {row['ratio']:.2f}, in fp32 {row['ratio_fp32']:.2f}; " if "ratio" in row else ""
     print(
         f"{row['shape']:>10} {row['cell']:>13}: {ratio}{whole}"
-        f"utilization {row['utilization']:.0%}; "
+        f"utilization {row['utilization']:.0%}, of peak {row['peak_share']:.0%}; "
         f"{'; '.join(parts)}"
     )
 

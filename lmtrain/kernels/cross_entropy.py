@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from lmtrain.errors import ConfigError
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
+from lmtrain.kernels.products import matmul
 from lmtrain.kernels.triton import engine as triton
 
 # Most bytes of logits in a chunk of rows.
@@ -74,7 +75,7 @@ def log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
 def _log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     weight = weight.to(hidden.dtype)
     losses = [
-        _losses(rows @ weight.T, bias, row_targets, None, 1.0)
+        _losses(matmul(rows, weight.T), bias, row_targets, None, 1.0)
         for rows, row_targets in _chunks(hidden, weight, targets)
     ]
     return -torch.cat(losses).view(targets.shape)
@@ -159,10 +160,10 @@ def _by_rows(
     grad_weight = torch.empty(0)
     grad_hidden = []
     for rows, targets in chunks:
-        logits = rows @ operand.T  # (·, V)
+        logits = matmul(rows, operand.T)  # (·, V)
         total += _losses(logits, bias, targets, grad_bias, scale).sum()
-        grad_hidden.append(logits @ operand)
-        product = (library.transposed(logits) @ rows).to(weight.dtype)
+        grad_hidden.append(matmul(logits, operand))
+        product = matmul(library.transposed(logits), rows).to(weight.dtype)
         grad_weight = grad_weight.add_(product) if len(grad_hidden) > 1 else product
     return total, torch.cat(grad_hidden), grad_weight, grad_bias
 
@@ -176,7 +177,7 @@ def _by_slices(
     score = bias.new_zeros(len(rows))
     for first in range(0, len(weight), width):
         part = slice(first, first + width)
-        logits = rows @ weight[part].to(rows.dtype).T  # (N, width)
+        logits = matmul(rows, weight[part].to(rows.dtype).T)  # (N, width)
         index = (targets - first).clamp(0, logits.shape[1] - 1)
         is_inside = index == targets - first
         z = logits.gather(1, index.unsqueeze(1)).squeeze(1).to(bias.dtype) + bias[part][index]
@@ -190,10 +191,10 @@ def _by_slices(
     for first in range(0, len(weight), width):
         part = slice(first, first + width)
         operand = weight[part].to(rows.dtype)
-        logits = rows @ operand.T
+        logits = matmul(rows, operand.T)
         _slice_gradient(logits, bias[part], targets - first, log_sums, grad_bias[part], scale)
-        grad_weight[part] = library.transposed(logits) @ rows
-        grad_hidden += logits @ operand
+        grad_weight[part] = matmul(library.transposed(logits), rows)
+        grad_hidden += matmul(logits, operand)
     return total, grad_hidden.to(rows.dtype), grad_weight, grad_bias
 
 

@@ -24,12 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights, product_over_time
+from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights
 from lmtrain.errors import ConfigError
 from lmtrain.kernels import plain
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.layout import Layout, Packed, Padded
 from lmtrain.kernels.native import library
+from lmtrain.kernels.products import matmul
 from lmtrain.kernels.triton import scan as triton_scan
 from lmtrain.kernels.variant import VARIANTS, index_of
 
@@ -216,15 +217,17 @@ def _scan_backward(
             **layout.options,
         )
         grad_state = [layout.unsort(part) for part in grad_state]
-    grad_inputs = [layout.pad(dz @ weight_input)] if needs_inputs else []
+    grad_inputs = [layout.pad(matmul(dz, weight_input))] if needs_inputs else []
     # The products below take the transpose of dz, which is cheaper to write out once.
-    dz = library.transposed(dz.flatten(0, -2)).T.unsqueeze(0)
+    transposed = library.transposed(dz.flatten(0, -2))
     previous = tuple(layout.previous(part).flatten(0, -2).unsqueeze(0) for part in states)
     activations = activations.flatten(0, -2).unsqueeze(0)
-    gradients = VARIANTS[variant].cell.recurrent_gradients(dz, activations, previous, weights)
+    gradients = VARIANTS[variant].cell.recurrent_gradients(
+        transposed.T.unsqueeze(0), activations, previous, weights
+    )
     grad_recurrent = [gradients[name].to(weight.dtype) for name, weight in weights.items()]
-    inputs = layout.pack(inputs).flatten(0, -2).unsqueeze(0)
-    return grad_state, [product_over_time(dz, inputs), grad_bias, *grad_recurrent], grad_inputs
+    grad_weight = matmul(transposed, layout.pack(inputs).flatten(0, -2))
+    return grad_state, [grad_weight, grad_bias, *grad_recurrent], grad_inputs
 
 
 @_scan_backward.register_fake

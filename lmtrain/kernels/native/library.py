@@ -126,6 +126,12 @@ def _best_instruction_set() -> int:
     return int(_loaded().lmtrain_instruction_set())
 
 
+@functools.cache
+def is_amd() -> bool:
+    """Whether this is a processor of AMD and the kernels are available."""
+    return unavailable_reason() is None and bool(_loaded().lmtrain_is_amd())
+
+
 def has_bf16() -> bool:
     """Whether this CPU multiplies bf16 natively and the kernels are available."""
     if unavailable_reason() is not None:
@@ -260,49 +266,38 @@ def cross_entropy(
         raise MachineError("out of memory for the softmax")
 
 
-def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left · right of fp32 matrices on the CPU, (M, K) and (K, N), with any strides.
-
-    Args:
-        left: (M, K).
-        right: (K, N).
-        out: the result, (M, N), contiguous; None for a new tensor.
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """The product (M, N) of fp32 matrices (M, K) and (K, N) on the CPU, with any strides.
 
     Raises:
         ConfigError: a tensor that is not as described; nothing was run.
         MachineError: out of memory.
     """
-    rows, depth = left.shape
-    columns = right.shape[1]
-    if out is None:
-        out = left.new_empty(rows, columns)
+    (rows, depth), columns = left.shape, right.shape[1]
+    result = left.new_empty(rows, columns)
     arguments = _ProductArguments(
         *(rows, columns, depth),
         *(_matrix(left, (rows, depth)), _matrix(right, (depth, columns))),
         *((ctypes.c_int64 * 2)(*matrix.stride()) for matrix in (left, right)),
-        _pointer(out, (rows, columns)),
+        result.data_ptr(),
     )
     if _loaded().lmtrain_product(ctypes.byref(arguments), instruction_set(), _thread_pool()):
         raise MachineError("out of memory for a product")
-    return out
+    return result
 
 
-def multiply_add_rate(seconds: float = 0.2) -> float:
-    """FLOP/s of independent fp32 multiply-adds in registers on all threads: no product is faster.
+def multiply_add_rate() -> float:
+    """FLOP/s of independent fp32 multiply-adds in registers on all threads, the best of five.
 
-    Args:
-        seconds: how long to measure; the best of five parts.
+    No product is faster. Takes about half a second.
     """
-    library, chosen, pool = _loaded(), instruction_set(), _thread_pool()
-    rounds, rates = 1 << 10, []
-    while len(rates) < 5:
+    run, chosen, pool = _loaded().lmtrain_multiply_adds, instruction_set(), _thread_pool()
+    rounds = 1 << 22
+    rates: list[float] = []
+    for _ in range(5):
         begin = time.perf_counter()
-        flops = library.lmtrain_multiply_adds(rounds, chosen, pool)
-        elapsed = time.perf_counter() - begin
-        if elapsed < seconds / 5:
-            rounds *= 2
-        else:
-            rates.append(flops / elapsed)
+        count = run(rounds, chosen, pool)
+        rates.append(count / (time.perf_counter() - begin))
     return max(rates)
 
 

@@ -292,6 +292,15 @@ extern "C" int lmtrain_instruction_set() {
   return PORTABLE;
 }
 
+// Whether this is a CPU of AMD.
+extern "C" int lmtrain_is_amd() {
+#ifdef IS_X86
+  return __builtin_cpu_is("amd");
+#else
+  return 0;
+#endif
+}
+
 // For comparison with library.py: the size of each structure, the offset of each field, and the
 // cells of table.h with their number of gates, as words NAME=NUMBER.
 extern "C" const char* lmtrain_abi() {

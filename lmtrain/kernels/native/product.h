@@ -93,7 +93,7 @@ static inline void multiply_tile(float* out, int64_t out_stride, int rows, int c
 static void multiply_part(const ProductArguments& a, int64_t first_row, int64_t last_row,
                           int64_t first_column, int64_t last_column, float* workspace) {
   float *lefts = workspace, *rights = workspace + ROWS * DEPTH;
-  const int64_t pieces = (a.depth + DEPTH - 1) / DEPTH;
+  const int64_t pieces = std::max<int64_t>(1, (a.depth + DEPTH - 1) / DEPTH);
   for (int64_t column = first_column; column < last_column; column += COLUMNS) {
     const int64_t columns = std::min(COLUMNS, last_column - column);
     for (int64_t piece = 0; piece < pieces; ++piece) {

@@ -1,0 +1,110 @@
+"""Native matrix products against float64, on every instruction set."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmtrain import cells, device
+from lmtrain.errors import ConfigError
+from lmtrain.kernels import products
+from lmtrain.kernels.cross_entropy import cross_entropy
+from lmtrain.kernels.native import library
+from lmtrain.kernels.scan import scan
+
+if library.unavailable_reason():
+    reason = f"no native kernels: {library.unavailable_reason()}"
+    pytest.skip(reason, allow_module_level=True)
+
+INSTRUCTION_SETS = library.INSTRUCTION_SETS[: library.instruction_set() + 1]
+# M, K, N: below, at and above the sizes of tiles and panels.
+SIZES = [
+    *((1, 1, 1), (5, 3, 7), (12, 256, 32), (13, 257, 33)),
+    *((200, 300, 70), (3, 600, 2100), (4, 0, 3)),
+]
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request, monkeypatch):
+    monkeypatch.setenv("LMTRAIN_INSTRUCTION_SET", request.param)
+
+
+def operands(size: tuple[int, int, int], transposed: tuple[bool, bool]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    rows, depth, columns = size
+    made = []
+    for shape, is_transposed in zip([(rows, depth), (depth, columns)], transposed, strict=True):
+        drawn = torch.randn(shape[::-1] if is_transposed else shape, generator=generator)
+        made.append(drawn.T if is_transposed else drawn)
+    return made
+
+
+@pytest.mark.parametrize("transposed", [*itertools.product((False, True), repeat=2)])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.usefixtures("instruction_set")
+def test_products_are_those_of_float64(size, transposed):
+    left, right = operands(size, transposed)
+    result = library.product(left, right)
+    expected = left.double() @ right.double()
+    # Each of K additions rounds by half an ulp, 6e-8, of sums of the size of sqrt(K).
+    bound = 6e-8 * size[1] * max(1.0, float(expected.abs().max()))
+    assert float((result - expected).abs().max()) <= bound
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_the_number_of_threads_changes_no_bit():
+    left, right = operands((65, 515, 131), (False, True))
+    found = []
+    for threads in (1, 2, 3, 4):
+        device.set_threads(threads)
+        found.append(library.product(left, right))
+    device.set_threads(2)
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+def test_slices_of_matrices():
+    whole = torch.randn(40, 90)
+    left, right = whole[3:33:2, 5:50], whole.T[7:52, 1::3]
+    expected = left.double() @ right.double()
+    torch.testing.assert_close(library.product(left, right), expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "right", [torch.zeros(4, 2), torch.zeros(3, 2).double(), torch.zeros(3, 2).bfloat16()]
+)
+def test_other_operands_are_refused(right):
+    with pytest.raises(ConfigError, match="native product"):
+        library.product(torch.zeros(2, 3), right)
+
+
+def test_multiply_adds_are_faster_than_products():
+    left = torch.randn(512, 512)
+    assert library.multiply_add_rate() > 1e8
+    assert library.product(left, left).isfinite().all()
+
+
+def gradients(hidden_size: int) -> list[Tensor]:
+    """A loss and the gradients of an LSTM and a softmax."""
+    generator = device.generator(1)
+    cell = cells.create("lstm", 20, hidden_size, options={})
+    cell.initialize(generator, None, 1.0)
+    weight = (torch.randn(300, hidden_size, generator=generator) / 8).requires_grad_()
+    bias = torch.zeros(300, requires_grad=True)
+    inputs = torch.randn(9, 5, 20, generator=generator).requires_grad_()
+    hidden, _ = scan(cell, inputs)
+    loss = cross_entropy(hidden, weight, bias, torch.arange(45).view(9, 5), 1.0)
+    parameters = [inputs, weight, bias, *cell.parameters()]
+    return [loss, *torch.autograd.grad(loss, parameters)]
+
+
+def test_models_on_native_products_train_as_on_torch(monkeypatch):
+    monkeypatch.setattr(products, "are_native", lambda: False)
+    expected = gradients(33)
+    calls = []
+    run = library.product
+    monkeypatch.setattr(library, "product", lambda *each: calls.append(each) or run(*each))
+    monkeypatch.setattr(products, "are_native", lambda: True)
+    torch.testing.assert_close(gradients(33), expected, rtol=1e-4, atol=1e-5)
+    # Inputs, logits, and two gradients of each.
+    assert len(calls) == 6
