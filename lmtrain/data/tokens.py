@@ -85,7 +85,7 @@ def read_tokens(division: Division, data: DataConfig) -> tuple[Tokenizer, dict[s
     if known := _load_tokenizer(path):
         return known, tokenize(division, known)
     pieces = Pieces(data.level, nfc=data.nfc)
-    with _numbered(division, pieces, numbering.encode) as (numbers, parts):
+    with _numbered(division, pieces, numbering.encoder()) as (numbers, parts):
         for block in numbers.between(0, parts[0].stop):
             numbering.count(block)
         tokenizer = numbering.tokenizer(data.vocab_size, data.min_count)
@@ -109,8 +109,10 @@ def tokenize(division: Division, tokenizer: Tokenizer) -> dict[str, Tokens]:
         return found
     is_char = tokenizer.level == "char"
     pieces = Pieces(tokenizer.level, nfc=tokenizer.nfc)
-    encode = tokenizer.codes if is_char else tokenizer.encode
-    with _numbered(division, pieces, encode) as (numbers, parts):
+    with _numbered(division, pieces, tokenizer.codes if is_char else tokenizer.encoder()) as (
+        numbers,
+        parts,
+    ):
         ids = tokenizer.character_ids if is_char else None
         return _store(division, tokenizer, numbers, parts, ids)
 
@@ -218,6 +220,8 @@ def _numbered(
                 position += len(segment)
                 count_at[position] = numbers.count
         numbers.add(encode(pieces.end()))
+        # The runs that it remembers take memory.
+        del encode
         count_at[position] = numbers.count
         bounds = cuts.bounds()
         parts = [
