@@ -9,8 +9,7 @@
 // computes activations and state.
 //
 // Rows of different lengths are sorted by decreasing length (layout.py): a step has the rows that
-// have not ended, and its lines begin at `offsets`. All threads then form one group: with groups,
-// the threads that have the short rows would be idle.
+// have not ended, and its lines begin at `offsets`.
 //
 // Cost: T·B·H·H multiply-adds per gate of each recurrent product, forward and again backward.
 // Workspace: the packed weights, operands of two steps (2·B·H per product, in the backward also
@@ -36,9 +35,9 @@ template <int I> struct Int { static constexpr int value = I; };
 
 // Calls f(row, Int<R>) for pairs of rows, and for the last row of an odd number: two rows give the
 // arithmetic of a cell with one gate something to overlap with.
-template <class F> static inline void for_tiles(int64_t row, int64_t end, F f) {
-  for (; row + 1 < end; row += 2) f(row, Int<2>{});
-  if (row < end) f(row, Int<1>{});
+template <class F> static inline void for_tiles(int64_t rows, F f) {
+  for (int64_t row = 0; row + 1 < rows; row += 2) f(row, Int<2>{});
+  if (rows % 2) f(rows - 1, Int<1>{});
 }
 
 // One thread of a scan.
@@ -49,10 +48,10 @@ template <class Cell, class Num> struct Worker {
   Barrier &all_threads, &group_threads;
   int id, threads, group_size;
   int64_t first, last;           // blocks of this thread
-  int64_t first_row, last_row;   // rows of the group, in the current step
+  int64_t rows;                  // of the group, in the current step
   PackedWeights<Num> packed[P];
-  Num* operands[P][2];           // forward: (B, depth) each, by parity of the step
-  Num* dz_operand[2];            // backward: (B, G·H padded), by parity of the step
+  Num* operands[P][2];           // forward: (rows, depth) each, by parity of the step
+  Num* dz_operand[2];            // backward: (rows, G·H padded), by parity of the step
   int64_t dz_stride;
   float* bias_sums;              // backward: (G·H) of the group
   TileRows tile_rows;
@@ -77,8 +76,9 @@ template <class Cell, class Num> struct Worker {
 
   // Bytes of each part of the workspace, which starts on a cache line.
   static int64_t region(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-  static int64_t operand_bytes(const ScanArguments& a, int64_t depth) {
-    return region((a.rows * padded(depth) + DEPTH_MULTIPLE) * sizeof(Num));
+  // An operand of the rows of a group; products read up to DEPTH_MULTIPLE elements beyond it.
+  static int64_t operand_bytes(int64_t rows, int64_t depth) {
+    return region((rows * padded(depth) + DEPTH_MULTIPLE) * sizeof(Num));
   }
   static int64_t packed_bytes(const ScanArguments& a, const Product& p) {
     return region(blocks(a.units) * VL * p.count * padded(a.units) * sizeof(Num));
@@ -88,16 +88,24 @@ template <class Cell, class Num> struct Worker {
     return region(a.rows * 4 * VL * sizeof(float));
   }
   static int64_t workspace(const ScanArguments& a, int threads, bool is_backward) {
-    int64_t bytes = 2 * P * operand_bytes(a, a.units);
-    if (is_backward) bytes += 2 * operand_bytes(a, G * a.units) + threads * bias_bytes(a);
+    // Enough for any number of groups: OpenMP may provide fewer threads. Each group may have one
+    // row more than its share, and the padding of an operand.
+    auto operands = [&](int64_t depth) {
+      return 2 * (operand_bytes(a.rows, depth) + threads * operand_bytes(1, depth));
+    };
+    int64_t bytes = P * operands(a.units);
+    if (is_backward) bytes += operands(G * a.units) + threads * bias_bytes(a);
     for (const Product& p : Cell::products) bytes += packed_bytes(a, p) + threads * sums_bytes(a);
     return bytes;
   }
 
-  // Threads per group: the fewest with which the weights of each thread fit in its cache. Groups
-  // divide the rows and need no barrier between them.
+  // Groups divide the rows in turn, so that rows of decreasing lengths are divided evenly, and need
+  // no barrier between them. The number of rows of a group, of the first `rows`.
+  static int64_t rows_of_group(int64_t rows, int group, int groups) {
+    return (rows - group + groups - 1) / groups;
+  }
+  // Threads per group: the fewest with which the weights of each thread fit in its cache.
   static int choose_group_size(const ScanArguments& a, int threads) {
-    if (a.offsets) return threads;
     int64_t bytes = 0;
     for (const Product& p : Cell::products) bytes += packed_bytes(a, p);
     for (int size = 1; size < threads; ++size) {
@@ -119,19 +127,22 @@ template <class Cell, class Num> struct Worker {
         threads(threads), group_size(group_size),
         first(blocks(H()) * (id % group_size) / group_size),
         last(blocks(H()) * (id % group_size + 1) / group_size),
-        first_row(B() * group() / groups()),
-        last_row(B() * (group() + 1) / groups()), tile_rows(last_row - first_row)
-  {
+        rows(rows_of_group(B(), group(), groups())), tile_rows(rows) {
     auto take = [&](int64_t bytes) {
       workspace += bytes;
       return (Num*)(workspace - bytes);
     };
     dz_stride = padded(G * H());
+    auto take_operand = [&](int64_t depth) {
+      const int64_t bytes = operand_bytes(rows_of_group(B(), 0, groups()), depth);
+      Num* operand = take(groups() * bytes) + group() * (bytes / (int64_t)sizeof(Num));
+      if (id % group_size == 0) std::memset((void*)operand, 0, bytes);
+      return operand;
+    };
     for (int i = 0; i < P; ++i)
-      for (Num*& operand : operands[i]) operand = zeroed(take(operand_bytes(a, H())), padded(H()));
+      for (Num*& operand : operands[i]) operand = take_operand(H());
     if (is_backward) {
-      for (Num*& operand : dz_operand)
-        operand = zeroed(take(operand_bytes(a, G * H())), dz_stride);
+      for (Num*& operand : dz_operand) operand = take_operand(G * H());
       bias_sums = (float*)take(groups() * bias_bytes(a)) + group() * (bias_bytes(a) / 4);
       for (int g = 0; g < G; ++g)
         std::fill(bias_sums + g * H() + first * VL,
@@ -154,13 +165,8 @@ template <class Cell, class Num> struct Worker {
 
   int group() const { return id / group_size; }
   int groups() const { return threads / group_size; }
-  // An operand filled with 0: the first thread of a group fills the rows of the group.
-  Num* zeroed(Num* operand, int64_t stride) const {
-    if (id % group_size == 0)
-      std::fill(operand + first_row * stride,
-                operand + last_row * stride + (last_row == B() ? DEPTH_MULTIPLE : 0), Num{});
-    return operand;
-  }
+  // The index in a step of a row of the group.
+  int64_t in_step(int64_t row) const { return row * groups() + group(); }
   // The first of its blocks that this thread packs: the groups share the packing, in fours.
   int64_t pack_begin(int group) const {
     return std::min(last, first + (last - first + 3) / 4 * group / groups() * 4);
@@ -209,20 +215,24 @@ template <class Cell, class Num> struct Worker {
     }
   }
 
-  // Where rows have lengths, sets last_row to the number of rows that have not ended at step s.
-  void set_running_rows(int64_t s) {
-    if (!a.offsets || last_row == line(s + 1) - line(s)) return;
-    last_row = line(s + 1) - line(s);
-    tile_rows = TileRows(last_row);
+  // Sets `rows` to the number of rows of the group that have not ended at step s. Returns whether
+  // there are any.
+  bool set_running_rows(int64_t s) {
+    if (!a.offsets) return true;
+    const int64_t running = rows_of_group(line(s + 1) - line(s), group(), groups());
+    if (running == rows) return rows > 0;
+    rows = running;
+    if (rows == 0) return false;
+    tile_rows = TileRows(rows);
     tile_rows.configure();
+    return true;
   }
 
   // Computes the products of a phase of step s for all rows of `block`.
   void multiply_before(int64_t s, int64_t block, bool is_second) {
     for (int i = 0; i < P; ++i)
       if ((Cell::products[i].state < 0) == is_second)
-        multiply_all(sums[i], tile_rows, operands[i][s & 1] + first_row * padded(H()),
-                     padded(H()), packed[i].block(block), packed[i].vectors, packed[i].depth);
+        multiply_all(sums[i], tile_rows, operands[i][s & 1], padded(H()), packed[i].block(block), packed[i].vectors, packed[i].depth);
   }
 
   void forward();
@@ -242,10 +252,10 @@ template <class Cell, class Num, int R> struct Tile {
   int64_t unit() const { return block * VL; }
   bool is_tanh() const { return w.a.is_tanh; }
   Num* gate_at(void* base, int r, int g) const {
-    return (Num*)base + ((w.line(t) + row + r) * W::G + g) * w.H() + unit();
+    return (Num*)base + ((w.line(t) + w.in_step(row + r)) * W::G + g) * w.H() + unit();
   }
   float* state_at(int part, int64_t index, int r) const {
-    return w.a.history[part] + (w.state_line(index) + row + r) * w.H() + unit();
+    return w.a.history[part] + (w.state_line(index) + w.in_step(row + r)) * w.H() + unit();
   }
 
   vec gate(int r, int g) const { return load(gate_at(w.a.gates, r, g), n); }
@@ -272,7 +282,7 @@ template <class Cell, class Num, int R> struct Tile {
     constexpr int N = Cell::products[I].count;
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < N; ++i)
-        sums[r][FIRST + i] += load(w.sums[I] + ((row - w.first_row + r) * N + i) * VL);
+        sums[r][FIRST + i] += load(w.sums[I] + ((row + r) * N + i) * VL);
   }
   // Stores the operand of product i for this step (ahead 0) or for the next (ahead 1).
   void operand(int i, int ahead, int r, vec v) const {
@@ -284,7 +294,7 @@ template <class Cell, class Num, int R> struct Tile {
     store(state, v, n);
     __builtin_prefetch(state + ahead, 1);
     if (part == 0) {
-      Num* hidden = (Num*)w.a.hidden + (w.line(t) + row + r) * w.H() + unit();
+      Num* hidden = (Num*)w.a.hidden + (w.line(t) + w.in_step(row + r)) * w.H() + unit();
       store(hidden, v, n);
       __builtin_prefetch(hidden + ahead, 1);
     }
@@ -294,10 +304,10 @@ template <class Cell, class Num, int R> struct Tile {
 
   // Backward. delta is δ, the gradient of the state after the step, then of the state before it.
   vec grad_hidden(int r) const {
-    return load((const Num*)w.a.grad_hidden + (w.line(t) + row + r) * w.H() + unit(), n);
+    return load((const Num*)w.a.grad_hidden + (w.line(t) + w.in_step(row + r)) * w.H() + unit(), n);
   }
   float* delta_at(int part, int r) const {
-    return w.a.grad_state[part] + (row + r) * w.H() + unit();
+    return w.a.grad_state[part] + w.in_step(row + r) * w.H() + unit();
   }
   vec delta(int part, int r) const { return load(delta_at(part, r), n); }
   void save_delta(int part, int r, vec v) const { store(delta_at(part, r), v, n); }
@@ -313,25 +323,24 @@ template <class Cell, class Num> void Worker<Cell, Num>::forward() {
   for (int i = 0; i < P; ++i)
     if (int part = Cell::products[i].state; part >= 0)
       for (int64_t block = first; block < last; ++block)
-        for (int64_t row = first_row; row < last_row; ++row) {
+        for (int64_t row = 0; row < rows; ++row) {
           Tile<Cell, Num, 1> tile(*this, 0, row, block);
           tile.operand(i, 0, 0, tile.previous(part, 0));
         }
   group_threads.wait(group_size);
-  for (int64_t s = 0; s < T(); ++s) {
-    set_running_rows(s);
+  for (int64_t s = 0; s < T() && set_running_rows(s); ++s) {
     for (int64_t block = first; block < last; ++block) {
       multiply_before(s, block, false);
-      for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
-        Cell::forward(Tile<Cell, Num, rows.value>(*this, s, row, block));
+      for_tiles(rows, [&](int64_t row, auto count) {
+        Cell::forward(Tile<Cell, Num, count.value>(*this, s, row, block));
       });
     }
     group_threads.wait(group_size);
     if constexpr (Cell::has_second_phase) {
       for (int64_t block = first; block < last; ++block) {
         multiply_before(s, block, true);
-        for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
-          Cell::forward_second(Tile<Cell, Num, rows.value>(*this, s, row, block));
+        for_tiles(rows, [&](int64_t row, auto count) {
+          Cell::forward_second(Tile<Cell, Num, count.value>(*this, s, row, block));
         });
       }
       group_threads.wait(group_size);
@@ -344,13 +353,13 @@ template <class Cell, class Num, int I>
 static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int count) {
   const PackedWeights<Num>& packed = w.packed[I];
   multiply_all(w.sums[I], w.tile_rows,
-               w.dz_operand[s & 1] + w.first_row * w.dz_stride + Cell::products[I].gate * w.H(),
+               w.dz_operand[s & 1] + Cell::products[I].gate * w.H(),
                w.dz_stride, packed.block(block), count, packed.depth);
   for (int i = 0; i < count; ++i)
-    for (int64_t row = w.first_row; row < w.last_row; ++row)
+    for (int64_t row = 0; row < w.rows; ++row)
       Cell::template add_gradient<I>(
           Tile<Cell, Num, 1>(w, s, row, block + i), 0,
-          load(w.sums[I] + ((row - w.first_row) * count + i) * VL));
+          load(w.sums[I] + (row * count + i) * VL));
 }
 
 template <class Cell, class Num, int I>
@@ -362,10 +371,10 @@ static void all_products_backward(Worker<Cell, Num>& w, int64_t s) {
 
 template <class Cell, class Num> void Worker<Cell, Num>::backward() {
   for (int64_t s = T() - 1; s >= 0; --s) {
-    set_running_rows(s);
-    for_tiles(first_row, last_row, [&](int64_t row, auto rows) {
+    if (!set_running_rows(s)) continue;
+    for_tiles(rows, [&](int64_t row, auto count) {
       for (int64_t block = first; block < last; ++block)
-        Cell::backward(Tile<Cell, Num, rows.value>(*this, s, row, block));
+        Cell::backward(Tile<Cell, Num, count.value>(*this, s, row, block));
     });
     group_threads.wait(group_size);
     all_products_backward<Cell, Num, P - 1>(*this, s);
