@@ -4,6 +4,7 @@ Works on arrays; knows neither files nor data sets.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,12 @@ MEL_BANDS = 40
 FFT_SIZE = 512
 # About the energy of a band when the samples are nothing but the rounding to 16 bits.
 SILENCE = 1e-8
-# Among the joints of a Kinect.
-NECK, HIP_CENTRE = 2, 6
+# Joints of a Kinect.
+NECK, HIP_CENTRE, SHOULDERS, HIPS = 2, 6, (0, 1), (4, 5)
+# Hands, ankles, head, elbows, neck and hip centre.
+MOVING = (11, 12, 17, 18, 19, 9, 10, 2, 6)
+# Groups of features of `movement`: vectors, changes over four frames, changes over eight.
+MOVEMENT_GROUPS = 3
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -64,26 +69,58 @@ def mel_bands(rate: int) -> Array:
 
 
 def movement(joints: Array) -> Array:
-    """Positions relative to the hip centre, in lengths of the torso, and their changes a frame.
+    """Vectors between MOVING joints, and their changes over four and eight frames.
 
-    Shapes: joints (frames, J, 3), result (frames, 2 · 3 · (J - 1)), without the hip centre.
+    Lengths are in torsos. The person is turned about the vertical axis so that hips and shoulders
+    face the camera on average; coordinates are smoothed over three frames.
+
+    Shapes: joints (frames, J, 3), result (frames, MOVEMENT_GROUPS · 3 · P), P pairs of joints.
     """
-    torso = np.linalg.norm(joints[:, NECK] - joints[:, HIP_CENTRE], axis=1)
-    relative = joints - joints[:, HIP_CENTRE, None]
-    positions = np.delete(relative, HIP_CENTRE, axis=1).reshape(len(joints), -1)
-    positions /= np.median(torso)
-    velocities = np.diff(positions, axis=0, prepend=positions[:1])
-    return np.concatenate((positions, velocities), axis=1)
+    torso = np.median(np.linalg.norm(joints[:, NECK] - joints[:, HIP_CENTRE], axis=1))
+    turned = facing_camera(_smoothed(joints)) / torso
+    pairs = np.array(list(itertools.combinations(MOVING, 2)))
+    vectors = (turned[:, pairs[:, 0]] - turned[:, pairs[:, 1]]).reshape(len(joints), -1)
+    return np.concatenate((vectors, _change(vectors, 2), _change(vectors, 4)), axis=1)
+
+
+def facing_camera(joints: Array) -> Array:
+    """Joints turned about the vertical axis y, with hips and shoulders along x on average.
+
+    Shapes: joints and result (frames, J, 3).
+    """
+    across = joints[:, HIPS[1]] - joints[:, HIPS[0]] + joints[:, SHOULDERS[1]]
+    x, _, z = (across - joints[:, SHOULDERS[0]]).mean(axis=0)
+    cosine, sine = np.array((x, z)) / (np.hypot(x, z) or 1)
+    return joints @ np.array(((cosine, 0, -sine), (0, 1, 0), (sine, 0, cosine)))
+
+
+def _smoothed(joints: Array) -> Array:
+    padded = np.pad(joints, ((1, 1), (0, 0), (0, 0)), mode="edge")
+    return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+
+
+def _change(vectors: Array, frames: int) -> Array:
+    """Differences between `frames` after a frame and `frames` before it; the ends are repeated."""
+    padded = np.pad(vectors, ((frames, frames), (0, 0)), mode="edge")
+    return padded[2 * frames :] - padded[: -2 * frames]
 
 
 def standardized(
-    splits: dict[str, list[tuple[Array, str]]],
+    splits: dict[str, list[tuple[Array, str]]], groups: int | None = None
 ) -> dict[str, list[tuple[Array, str]]]:
-    """Vectors whose features have mean 0 and deviation 1 over the training set."""
+    """Vectors whose features have mean 0 and deviation 1 over the training set.
+
+    Args:
+        splits: vectors (steps, F) and labels of each split.
+        groups: number of groups of F / groups features that share one deviation, so that the noise
+            of what hardly moves stays small; without it, each feature has its own.
+    """
     steps = np.concatenate([vectors for vectors, _ in splits["train"]])
-    mean, deviation = steps.mean(axis=0), steps.std(axis=0)
-    # A feature that never changes stays 0.
-    deviation[deviation == 0] = 1
+    mean, variance = steps.mean(axis=0), steps.var(axis=0)
+    shared = variance.reshape(groups or len(variance), -1).mean(axis=1)
+    # Features that never change stay 0.
+    shared[shared == 0] = 1
+    deviation = np.sqrt(np.repeat(shared, len(variance) // len(shared)))
     return {
         split: [((vectors - mean) / deviation, label) for vectors, label in examples]
         for split, examples in splits.items()

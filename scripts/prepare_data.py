@@ -145,8 +145,10 @@ def names(source: Path) -> dict[str, list[tuple[str, str]]]:
 def splice(source: Path) -> dict[str, list[tuple[str, str]]]:
     """DNA around splice junctions: donor (EI), acceptor (IE) or neither (N), and 60 bases.
 
-    One fixed split: of the distinct sequences of each class a tenth, drawn with a fixed seed, is
-    for validation and a tenth for testing. Copies of a sequence are in the same split.
+    A word is two neighbouring bases and the position of the first, such as GT31: the junction lies
+    between 30 and 31, and every position has its own meaning. One fixed split: of the distinct
+    sequences of each class a tenth, drawn with a fixed seed, is for validation and a tenth for
+    testing. Copies of a sequence are in the same split.
 
     Source: splice.data of the UCI repository, `class, name, bases` a line.
     """
@@ -163,7 +165,12 @@ def _junctions(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
     for label in sorted({labels[0] for labels in copies.values()}):
         distinct = [bases for bases, labels in copies.items() if labels[0] == label]
         for split, bases in in_tenths(distinct):
-            yield from ((split, (each, bases)) for each in copies[bases])
+            yield from ((split, (each, _with_positions(bases))) for each in copies[bases])
+
+
+def _with_positions(bases: str) -> str:
+    pairs = map("".join, itertools.pairwise(bases))
+    return " ".join(f"{pair}{position}" for position, pair in enumerate(pairs, start=1))
 
 
 def jsb(source: Path) -> dict[str, list[Array]]:
@@ -203,15 +210,16 @@ def _spoken(source: Path) -> Iterator[tuple[str, tuple[Array, str]]]:
 
 
 def action3d(source: Path) -> dict[str, list[tuple[Array, str]]]:
-    """Actions of people (MSR Action3D, Li et al. 2010): positions and velocities of joints.
+    """Actions of people (MSR Action3D, Li et al. 2010): vectors between joints and their changes.
 
-    Subjects 1, 3, 5 and 7 are for training, 9 for validation, the others for testing. Positions are
-    relative to the hip centre, in lengths of the torso; each feature has mean 0 and deviation 1
-    over the training set. Frames without a skeleton are left out.
+    Subjects 1, 3, 5 and 7 are for training, 9 for validation, the others for testing. Lengths are
+    in torsos, and the person faces the camera. Each feature has mean 0 over the training set; the
+    vectors, and the changes over each number of frames, have deviation 1 together. Frames without
+    a skeleton are left out.
 
     Source: aAA_sSS_eEE_skeleton3D.txt, in a folder or a .tar.gz.
     """
-    return features.standardized(by_split(source, _acted(source)))
+    return features.standardized(by_split(source, _acted(source)), features.MOVEMENT_GROUPS)
 
 
 def _acted(source: Path) -> Iterator[tuple[str, tuple[Array, str]]]:

@@ -167,7 +167,9 @@ def test_copies_of_a_sequence_are_in_the_same_split(tmp_path):
     found = [examples(out / f"{split}.tsv") for split in SPLITS]
     assert sum(map(len, found)) == 90
     kept = [{text for _, text in split} for split in found]
-    assert set.union(*kept) == set(sequences)
+    assert set.union(*kept) == {
+        " ".join(f"{sequence[i - 1 : i + 1]}{i}" for i in range(1, 60)) for sequence in sequences
+    }
     assert [len(split) for split in kept] == [48, 6, 6]
     assert all({label for label, _ in split} == {"EI", "IE", "N"} for split in found)
 
@@ -254,7 +256,7 @@ def test_people_are_split_by_their_number(tmp_path):
     assert found["train"]["labels"].tolist() == ["high arm wave", "pick up and throw"]
     assert found["valid"]["labels"].tolist() == ["bend"]
     assert found["test"]["labels"].tolist() == ["horizontal arm wave"]
-    assert found["test"]["inputs"].shape == (3, 114)
+    assert found["test"]["inputs"].shape == (3, 324)
     assert found["test"]["inputs"].dtype == np.float32
 
 
@@ -268,15 +270,45 @@ def test_a_feature_that_never_changes_stays_finite():
     assert found["test"][0][0].tolist() == [[1, 2], [3, 2]]
 
 
-def test_movement_depends_neither_on_place_nor_on_size():
-    joints = np.random.default_rng(0).normal(size=(5, 20, 3))
-    paths = np.random.default_rng(1).normal(size=(5, 1, 3))
+def test_features_of_a_group_share_their_deviation():
+    vectors = np.array([[1.0, 5.0, 0.0, 7.0], [3.0, 5.0, 8.0, 7.0]])
+
+    found = features("standardized")({"train": [(vectors, "a")]}, groups=2)["train"][0][0]
+
+    np.testing.assert_allclose(found, np.array([[-1, 0, -1, 0], [1, 0, 1, 0]]) * 2**0.5)
+
+
+def test_movement_depends_on_neither_place_nor_size_nor_direction():
+    joints = np.random.default_rng(0).normal(size=(9, 20, 3))
+    paths = np.random.default_rng(1).normal(size=(9, 1, 3))
+    cosine, sine = np.cos(0.7), np.sin(0.7)
+    turn = np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]])
     movement = features("movement")
 
-    found = movement(3 * joints + paths)
+    found = movement(3 * joints @ turn + paths)
 
     np.testing.assert_allclose(found, movement(joints), atol=1e-12)
-    np.testing.assert_allclose(found[:, :57][1:] - found[:, :57][:-1], found[1:, 57:], atol=1e-12)
+
+
+def test_changes_of_movement_are_over_four_and_eight_frames():
+    vectors, changes, longer = np.split(
+        features("movement")(np.random.default_rng(0).normal(size=(12, 20, 3))), 3, axis=1
+    )
+
+    np.testing.assert_allclose(changes[2:-2], vectors[4:] - vectors[:-4], atol=1e-12)
+    np.testing.assert_allclose(longer[4:-4], vectors[8:] - vectors[:-8], atol=1e-12)
+
+
+def test_people_face_the_camera():
+    joints = np.random.default_rng(0).normal(size=(9, 20, 3))
+
+    turned = features("facing_camera")(joints)
+
+    hips, shoulders = turned[:, 5] - turned[:, 4], turned[:, 1] - turned[:, 0]
+    x, _, z = (hips + shoulders).mean(axis=0)
+    assert x > 0
+    np.testing.assert_allclose(z, 0, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=2), np.linalg.norm(joints, axis=2))
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in PUBLISHED])
