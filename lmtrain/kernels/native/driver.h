@@ -49,6 +49,7 @@ template <class Cell, class Num> struct Worker {
   int id, threads, group_size;
   int64_t first, last;           // blocks of this thread
   int64_t rows;                  // of the group, in the current step
+  int64_t first_row, row_step;   // indices of these rows in a step
   PackedWeights<Num> packed[P];
   Num* operands[P][2];           // forward: (rows, depth) each, by parity of the step
   Num* dz_operand[2];            // backward: (rows, G·H padded), by parity of the step
@@ -99,10 +100,12 @@ template <class Cell, class Num> struct Worker {
     return bytes;
   }
 
-  // Groups divide the rows in turn, so that rows of decreasing lengths are divided evenly, and need
-  // no barrier between them. The number of rows of a group, of the first `rows`.
-  static int64_t rows_of_group(int64_t rows, int group, int groups) {
-    return (rows - group + groups - 1) / groups;
+  // Groups divide the rows and need no barrier between them. Rows with lengths, which decrease, are
+  // divided in turn, so that each group has long ones; others in adjacent ranges, so that the
+  // groups share fewer cache lines. The number of rows of this group, of the first `count`.
+  int64_t rows_of_group(int64_t count) const {
+    if (a.offsets) return (count - group() + groups() - 1) / groups();
+    return count * (group() + 1) / groups() - count * group() / groups();
   }
   // Threads per group: the fewest with which the weights of each thread fit in its cache.
   static int choose_group_size(const ScanArguments& a, int threads) {
@@ -127,14 +130,16 @@ template <class Cell, class Num> struct Worker {
         threads(threads), group_size(group_size),
         first(blocks(H()) * (id % group_size) / group_size),
         last(blocks(H()) * (id % group_size + 1) / group_size),
-        rows(rows_of_group(B(), group(), groups())), tile_rows(rows) {
+        rows(rows_of_group(B())),
+        first_row(a.offsets ? group() : B() * group() / groups()),
+        row_step(a.offsets ? groups() : 1), tile_rows(rows) {
     auto take = [&](int64_t bytes) {
       workspace += bytes;
       return (Num*)(workspace - bytes);
     };
     dz_stride = padded(G * H());
     auto take_operand = [&](int64_t depth) {
-      const int64_t bytes = operand_bytes(rows_of_group(B(), 0, groups()), depth);
+      const int64_t bytes = operand_bytes((B() + groups() - 1) / groups(), depth);
       Num* operand = take(groups() * bytes) + group() * (bytes / (int64_t)sizeof(Num));
       if (id % group_size == 0) std::memset((void*)operand, 0, bytes);
       return operand;
@@ -166,7 +171,7 @@ template <class Cell, class Num> struct Worker {
   int group() const { return id / group_size; }
   int groups() const { return threads / group_size; }
   // The index in a step of a row of the group.
-  int64_t in_step(int64_t row) const { return row * groups() + group(); }
+  int64_t in_step(int64_t row) const { return first_row + row * row_step; }
   // The first of its blocks that this thread packs: the groups share the packing, in fours.
   int64_t pack_begin(int group) const {
     return std::min(last, first + (last - first + 3) / 4 * group / groups() * 4);
@@ -219,7 +224,7 @@ template <class Cell, class Num> struct Worker {
   // there are any.
   bool set_running_rows(int64_t s) {
     if (!a.offsets) return true;
-    const int64_t running = rows_of_group(line(s + 1) - line(s), group(), groups());
+    const int64_t running = rows_of_group(line(s + 1) - line(s));
     if (running == rows) return rows > 0;
     rows = running;
     if (rows == 0) return false;

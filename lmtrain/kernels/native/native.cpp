@@ -78,10 +78,10 @@ extern "C" struct TransposeArguments {
   void* destination;
 };
 
-// A barrier for the threads of one call. A thread that waits spins for some microseconds, more than
-// balanced work takes, and then sleeps, so that its core is free for the thread that is missing.
+// A barrier for the threads of one call. A thread that waits spins for a fraction of a millisecond,
+// since waking takes long, and then sleeps, so that its core is free for the thread that is missing.
 struct alignas(64) Barrier {
-  static constexpr int SPINS = 500;
+  static constexpr int SPINS = 4000;
   std::atomic<int> arrived{0}, round{0}, sleepers{0};
   void wait(int threads) {
     if (threads == 1) return;

@@ -208,6 +208,9 @@ struct TileRows {
       uint8_t rows[16] = {};
     } config;
     for (int i = 0; i < 8; ++i) config.rows[i] = i < 6 ? (uint8_t)height : 16;
+    // GCC's _tile_loadconfig reads 8 bytes as far as the optimizer knows: without this it may drop
+    // the stores to the others.
+    __asm__ volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
   }
 };
