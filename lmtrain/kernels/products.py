@@ -1,7 +1,7 @@
-"""Matrix products: those of torch, or the native ones on processors where torch's are slower.
+"""Matrix products: those of torch, or on processors of AMD the native ones.
 
-torch multiplies fp32 matrices by MKL. On processors of AMD that reaches 80 % of the rate of the
-multiply-add units with large matrices, and half of it with few rows; `native/product.h` is faster.
+torch multiplies fp32 matrices by MKL, which was measured to be slow on processors of AMD. Those use
+`native/product.h`, which was measured on processors of Intel only.
 """
 
 import torch

@@ -78,10 +78,10 @@ def test_other_operands_are_refused(right):
         library.product(torch.zeros(2, 3), right)
 
 
-def test_multiply_adds_are_faster_than_products():
-    left = torch.randn(512, 512)
-    assert library.multiply_add_rate() > 1e8
-    assert library.product(left, left).isfinite().all()
+@pytest.mark.usefixtures("instruction_set")
+def test_the_rate_of_multiply_adds_is_that_of_a_processor():
+    # From a tenth of a scalar unit to more than any socket has.
+    assert 1e8 < library.multiply_add_rate() < 1e14
 
 
 def gradients(hidden_size: int) -> list[Tensor]:

@@ -120,17 +120,19 @@ static int64_t product_workspace() { return ROWS * DEPTH + COLUMNS * DEPTH; }
 // Computes the part of thread `id`. The threads form a grid over rows and columns: the one with
 // which they pack the fewest elements.
 static void product(const ProductArguments& a, int id, int threads, float* workspace) {
-  int64_t bands = 1;
+  int64_t row_parts = 1;
   for (int64_t each = 2; each <= threads; ++each)
     if (threads % each == 0 && each * a.columns + threads / each * a.rows <
-                                   bands * a.columns + threads / bands * a.rows)
-      bands = each;
+                                   row_parts * a.columns + threads / row_parts * a.rows)
+      row_parts = each;
   auto bound = [](int64_t size, int64_t multiple, int64_t part, int64_t parts) {
     return std::min(size, round_up(size * part / parts, multiple));
   };
-  const int64_t band = id % bands, bar = id / bands, bars = threads / bands;
-  multiply_part(a, bound(a.rows, MR, band, bands), bound(a.rows, MR, band + 1, bands),
-                bound(a.columns, NR, bar, bars), bound(a.columns, NR, bar + 1, bars),
+  const int64_t column_parts = threads / row_parts;
+  const int64_t row = id % row_parts, column = id / row_parts;
+  multiply_part(a, bound(a.rows, MR, row, row_parts), bound(a.rows, MR, row + 1, row_parts),
+                bound(a.columns, NR, column, column_parts),
+                bound(a.columns, NR, column + 1, column_parts),
                 workspace + id * product_workspace());
 }
 
