@@ -16,6 +16,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from lmtrain.errors import ConfigError
+from lmtrain.kernels.products import matmul
 from lmtrain.schema import CELLS, canonical
 
 CellState = tuple[Tensor, ...]
@@ -211,7 +212,7 @@ class DifferentiatedCell(Cell):
 
 def product_over_time(dz: Tensor, recurrent: Tensor) -> Tensor:
     """Σ_t dz⟨t⟩ᵀ a⟨t−1⟩, (R, H), in the dtype of `dz`, from (T, B, R) and (T, B, H)."""
-    return dz.flatten(0, 1).T @ recurrent.flatten(0, 1).to(dz.dtype)
+    return matmul(dz.flatten(0, 1).T, recurrent.flatten(0, 1).to(dz.dtype))
 
 
 def check_argument(name: str, value: Any, annotation: Any) -> None:

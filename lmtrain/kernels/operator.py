@@ -30,12 +30,13 @@ from lmtrain.kernels import plain
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.layout import Layout, Packed, Padded
 from lmtrain.kernels.native import library
+from lmtrain.kernels.native import scan as native_scan
 from lmtrain.kernels.products import matmul
 from lmtrain.kernels.triton import scan as triton_scan
 from lmtrain.kernels.variant import VARIANTS, index_of
 
 _KERNELS: dict[str, Callable[..., None]] = {
-    "native": library.scan, "triton": triton_scan.scan
+    "native": native_scan.scan, "triton": triton_scan.scan
 }  # fmt: skip
 
 

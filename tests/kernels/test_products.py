@@ -87,24 +87,40 @@ def test_the_rate_of_multiply_adds_is_that_of_a_processor():
 def gradients(hidden_size: int) -> list[Tensor]:
     """A loss and the gradients of an LSTM and a softmax."""
     generator = device.generator(1)
-    cell = cells.create("lstm", 20, hidden_size, options={})
+    cell = cells.create("lstm", 50, hidden_size, options={})
     cell.initialize(generator, None, 1.0)
     weight = (torch.randn(300, hidden_size, generator=generator) / 8).requires_grad_()
     bias = torch.zeros(300, requires_grad=True)
-    inputs = torch.randn(9, 5, 20, generator=generator).requires_grad_()
+    inputs = torch.randn(9, 6, 50, generator=generator).requires_grad_()
     hidden, _ = scan(cell, inputs)
-    loss = cross_entropy(hidden, weight, bias, torch.arange(45).view(9, 5), 1.0)
+    loss = cross_entropy(hidden, weight, bias, torch.arange(54).view(9, 6), 1.0)
     parameters = [inputs, weight, bias, *cell.parameters()]
     return [loss, *torch.autograd.grad(loss, parameters)]
 
 
 def test_models_on_native_products_train_as_on_torch(monkeypatch):
     monkeypatch.setattr(products, "are_native", lambda: False)
-    expected = gradients(33)
+    expected = gradients(51)
     calls = []
     run = library.product
     monkeypatch.setattr(library, "product", lambda *each: calls.append(each) or run(*each))
     monkeypatch.setattr(products, "are_native", lambda: True)
-    torch.testing.assert_close(gradients(33), expected, rtol=1e-4, atol=1e-5)
-    # Inputs, logits, and two gradients of each.
-    assert len(calls) == 6
+    torch.testing.assert_close(gradients(51), expected, rtol=1e-4, atol=1e-5)
+    # Inputs, logits, two gradients of each, and that of the recurrent weights.
+    assert len(calls) == 7
+
+
+@pytest.mark.parametrize("size", [(47, 200, 300), (300, 200, 47)], ids=str)
+def test_products_of_few_rows_or_columns_are_those_of_torch(size, monkeypatch):
+    monkeypatch.setattr(products, "are_native", lambda: True)
+    monkeypatch.delattr(library, "product")
+    left, right = operands(size, (False, False))
+    assert torch.equal(products.matmul(left, right), left @ right)
+
+
+def test_products_that_need_a_gradient_have_one(monkeypatch):
+    monkeypatch.setattr(products, "are_native", lambda: True)
+    left, right = operands((60, 50, 70), (False, False))
+    left.requires_grad_()
+    products.matmul(left, right).sum().backward()
+    torch.testing.assert_close(left.grad, right.sum(1).expand(60, 50))

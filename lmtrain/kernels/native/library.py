@@ -9,23 +9,25 @@ import functools
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lmtrain.errors import ConfigError, MachineError
-from lmtrain.kernels.variant import VARIANTS, Variant
 
 INSTRUCTION_SETS = ("portable", "AVX2", "AVX512", "AVX512-BF16", "AMX-BF16")
 """The instruction sets that the kernels are compiled for; each includes those before it."""
+
+OTHER_VERSION = "the compiled library is of another version; reinstall: pip install -e ."
 
 _KERNELS_VARIABLE = "LMTRAIN_KERNELS"
 _INSTRUCTION_SET_VARIABLE = "LMTRAIN_INSTRUCTION_SET"
 
 
-class _ScanArguments(ctypes.Structure):
+class ScanArguments(ctypes.Structure):
+    """The structure of this name in native.cpp, which says what each field is."""
+
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("steps", "rows", "units", "reverse")),
         ("is_tanh", ctypes.c_int64),
@@ -74,7 +76,7 @@ class _ThreadPool(ctypes.Structure):
 
 # By their names in native.cpp.
 _STRUCTURES: dict[str, type[ctypes.Structure]] = {
-    "ScanArguments": _ScanArguments,
+    "ScanArguments": ScanArguments,
     "CrossEntropyArguments": _CrossEntropyArguments,
     "ProductArguments": _ProductArguments,
     "TransposeArguments": _TransposeArguments,
@@ -123,13 +125,13 @@ def instruction_set() -> int:
 
 @functools.cache
 def _best_instruction_set() -> int:
-    return int(_loaded().lmtrain_instruction_set())
+    return int(loaded().lmtrain_instruction_set())
 
 
 @functools.cache
 def is_amd() -> bool:
     """Whether this is a processor of AMD and the kernels are available."""
-    return unavailable_reason() is None and bool(_loaded().lmtrain_is_amd())
+    return unavailable_reason() is None and bool(loaded().lmtrain_is_amd())
 
 
 def has_bf16() -> bool:
@@ -137,88 +139,6 @@ def has_bf16() -> bool:
     if unavailable_reason() is not None:
         return False
     return instruction_set() >= INSTRUCTION_SETS.index("AVX512-BF16")
-
-
-def scan(
-    variant: Variant,
-    *,
-    gates: Tensor,
-    recurrent: Tensor,
-    peephole: Tensor | None,
-    bias: Tensor | None = None,
-    history: Sequence[Tensor],
-    reverse: bool,
-    offsets: Tensor | None = None,
-    hidden: Tensor | None = None,
-    grad_hidden: Tensor | None = None,
-    dz: Tensor | None = None,
-    grad_bias: Tensor | None = None,
-    grad_state: Iterable[Tensor] = (),
-) -> None:
-    """Runs one scan over time: forward if `hidden` is given, else backward.
-
-    T steps, B rows, H hidden_size, G gates. With `offsets` rows are packed (`kernels.layout`):
-    (T, B, ·) below is (N, ·), and (T + 1, B, ·) is (B + N, ·).
-
-    Args:
-        variant: the cell and its options.
-        gates: input products without bias, (T, B, G·H), bf16 or fp32; the forward overwrites them
-            with the activations. `hidden`, `grad_hidden` and `dz` have the same dtype.
-        recurrent: (G·H, H), fp32.
-        peephole: (3H, H) or (3H), fp32; None for a cell without peepholes.
-        bias: (G·H), fp32; forward only.
-        history: each part of the state, (T + 1, B, H), fp32; the forward reads the initial state
-            and writes the others.
-        reverse: whether time runs from T to 1; False with `offsets`.
-        offsets: the first line of each step, then N, (T + 1), int64; None if all rows have T
-            steps.
-        hidden: output of the forward: hidden states, (T, B, H).
-        grad_hidden: gradients of the hidden states, (T, B, H).
-        dz: output of the backward: gradients at the pre-activations, (T, B, G·H).
-        grad_bias: (G·H), fp32; the backward adds the sum of `dz` over time and rows.
-        grad_state: gradient of each part of the final state, (B, H), fp32; the backward
-            overwrites it with the gradient of the initial state.
-
-    Raises:
-        ConfigError: a tensor that is not as described, or not contiguous; nothing was run.
-        MachineError: out of memory.
-    """
-    units, dtype = recurrent.shape[1], gates.dtype
-    width = variant.num_gates * units
-    lines: tuple[int, ...]
-    states: tuple[int, ...]
-    if offsets is None:
-        steps, rows, _ = gates.shape
-        lines, states = (steps, rows), (steps + 1, rows)
-    else:
-        steps, rows = len(offsets) - 1, len(history[0]) - len(gates)
-        lines, states = (int(offsets[-1]),), (rows + int(offsets[-1]),)
-    peephole_shape = variant.peephole_shape(units)
-    if (peephole is None) != (peephole_shape is None):
-        raise ConfigError(f"the kernel of {variant.name} and the weights disagree about peepholes")
-    if (bias is None) != (hidden is None):
-        raise ConfigError("a bias is needed in the forward, and in the forward only")
-    hidden_shape = (*lines, units)
-    arguments = _ScanArguments(
-        *(steps, rows, units, int(reverse), int(variant.is_tanh)),
-        _pointer(offsets, (steps + 1,), torch.int64),
-        _pointer(gates, (*lines, width), dtype),
-        _pointer(recurrent, (width, units)),
-        _pointer(peephole, peephole_shape or ()),
-        _pointer(bias, (width,)),
-        _pair(history, (*states, units)),
-        _pointer(hidden, hidden_shape, dtype),
-        _pointer(grad_hidden, hidden_shape, dtype),
-        _pointer(dz, (*lines, width), dtype),
-        _pointer(grad_bias, (width,)),
-        _pair(grad_state, (rows, units)),
-    )
-    is_bf16, is_backward = dtype == torch.bfloat16, hidden is None
-    if _loaded().lmtrain_scan(
-        *(ctypes.byref(arguments), _cell_indices()[variant.name, variant.peephole]),
-        *(is_bf16, is_backward, instruction_set(), _thread_pool()),
-    ):
-        raise MachineError("out of memory for the packed recurrent weights")
 
 
 def cross_entropy(
@@ -251,17 +171,17 @@ def cross_entropy(
     rows, vocab_size = logits.shape
     arguments = _CrossEntropyArguments(
         *(rows, vocab_size),
-        _pointer(logits, (rows, vocab_size), logits.dtype),
-        _pointer(bias, (vocab_size,)),
-        _pointer(targets, (rows,), torch.int64),
-        _pointer(losses, (rows,)),
-        _pointer(log_sums, (rows,)),
-        _pointer(grad_bias, (vocab_size,)),
+        pointer(logits, (rows, vocab_size), logits.dtype),
+        pointer(bias, (vocab_size,)),
+        pointer(targets, (rows,), torch.int64),
+        pointer(losses, (rows,)),
+        pointer(log_sums, (rows,)),
+        pointer(grad_bias, (vocab_size,)),
         scale,
     )
     is_bf16 = logits.dtype == torch.bfloat16
-    if _loaded().lmtrain_cross_entropy(
-        ctypes.byref(arguments), is_bf16, instruction_set(), _thread_pool()
+    if loaded().lmtrain_cross_entropy(
+        ctypes.byref(arguments), is_bf16, instruction_set(), thread_pool()
     ):
         raise MachineError("out of memory for the softmax")
 
@@ -281,7 +201,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         *((ctypes.c_int64 * 2)(*matrix.stride()) for matrix in (left, right)),
         result.data_ptr(),
     )
-    if _loaded().lmtrain_product(ctypes.byref(arguments), instruction_set(), _thread_pool()):
+    if loaded().lmtrain_product(ctypes.byref(arguments), instruction_set(), thread_pool()):
         raise MachineError("out of memory for a product")
     return result
 
@@ -291,7 +211,7 @@ def multiply_add_rate() -> float:
 
     No product is faster. Takes about half a second.
     """
-    run, chosen, pool = _loaded().lmtrain_multiply_adds, instruction_set(), _thread_pool()
+    run, chosen, pool = loaded().lmtrain_multiply_adds, instruction_set(), thread_pool()
     rounds = 1 << 22
     rates: list[float] = []
     for _ in range(5):
@@ -311,11 +231,11 @@ def transposed(matrix: Tensor) -> Tensor:
     matrix = matrix.contiguous()
     result = matrix.new_empty(matrix.shape[1], matrix.shape[0])
     arguments = _TransposeArguments(*matrix.shape, matrix.data_ptr(), result.data_ptr())
-    _loaded().lmtrain_transpose(ctypes.byref(arguments), _thread_pool())
+    loaded().lmtrain_transpose(ctypes.byref(arguments), thread_pool())
     return result
 
 
-def _pointer(
+def pointer(
     tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> int | None:
     """The data pointer of a tensor; None for None.
@@ -344,10 +264,6 @@ def _matrix(tensor: Tensor, shape: tuple[int, ...]) -> int:
     return tensor.data_ptr()
 
 
-def _pair(tensors: Iterable[Tensor], shape: tuple[int, ...]) -> "ctypes.Array[ctypes.c_void_p]":
-    return (ctypes.c_void_p * 2)(*(_pointer(tensor, shape) for tensor in tensors))
-
-
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """The compiled library, or the reason why it is not available."""
@@ -355,8 +271,9 @@ def _library() -> ctypes.CDLL | str:
     if path is None:
         return "lmtrain was installed without a C++ compiler"
     library = ctypes.CDLL(str(path))
-    if _abi(library) != _expected_abi():
-        return "the compiled library is of another version; reinstall: pip install -e ."
+    layout = {name: number for name, number in _numbers(library).items() if "/" not in name}
+    if layout != _expected_layout():
+        return OTHER_VERSION
     library.lmtrain_scan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, _ThreadPool]
     library.lmtrain_transpose.argtypes = [ctypes.c_void_p, _ThreadPool]
     library.lmtrain_product.argtypes = [ctypes.c_void_p, ctypes.c_int, _ThreadPool]
@@ -366,8 +283,8 @@ def _library() -> ctypes.CDLL | str:
     return library
 
 
-def _abi(library: ctypes.CDLL) -> dict[str, int]:
-    """Sizes and offsets of the structures, and gates of the cells, in the compiled library."""
+def _numbers(library: ctypes.CDLL) -> dict[str, int]:
+    """Numbers by name: sizes and offsets of structures, and gates of cells as `lstm/none`."""
     if not hasattr(library, "lmtrain_abi"):
         return {}
     library.lmtrain_abi.restype = ctypes.c_char_p
@@ -375,7 +292,7 @@ def _abi(library: ctypes.CDLL) -> dict[str, int]:
     return {name: int(number) for name, _, number in (word.partition("=") for word in words)}
 
 
-def _expected_abi() -> dict[str, int]:
+def _expected_layout() -> dict[str, int]:
     """The same in this module."""
     sizes = {name: ctypes.sizeof(structure) for name, structure in _STRUCTURES.items()}
     offsets = {
@@ -383,25 +300,30 @@ def _expected_abi() -> dict[str, int]:
         for name, structure in _STRUCTURES.items()
         for field, *_ in structure._fields_
     }
-    gates = {f"{variant.name}/{variant.peephole}": variant.num_gates for variant in VARIANTS}
-    return sizes | offsets | gates
+    return sizes | offsets
 
 
 @functools.cache
-def _cell_indices() -> dict[tuple[str, str], int]:
-    """Indices into table.h by the names and the peepholes of variants."""
-    names = [name.split("/") for name in _abi(_loaded()) if "/" in name]
-    return {(name, peephole): index for index, (name, peephole) in enumerate(names)}
+def num_gates() -> dict[tuple[str, str], int]:
+    """The number of gates of each compiled cell, by name and peephole, in the order of table.h."""
+    gates = ((name.split("/"), number) for name, number in _numbers(loaded()).items())
+    return {(name[0], name[1]): number for name, number in gates if len(name) == 2}
 
 
-def _loaded() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """The compiled library.
+
+    Raises:
+        MachineError: it is not available.
+    """
     library = _library()
     if isinstance(library, str):
         raise MachineError(f"no native kernels: {library}")
     return library
 
 
-def _thread_pool() -> _ThreadPool:
+def thread_pool() -> _ThreadPool:
+    """The threads of torch, for a call of the library."""
     return _ThreadPool(torch.get_num_threads(), *_openmp())
 
 

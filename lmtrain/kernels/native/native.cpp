@@ -203,7 +203,17 @@ Kernels select_kernels(int cell, bool is_bf16, int instruction_set) {
   return portable::kernels<float>(cell);
 }
 
+// Zen 3 and 4 execute AVX512 in halves; their fp32 products are faster with AVX2.
+bool has_256_bit_units() {
+#ifdef IS_X86
+  return __builtin_cpu_is("amdfam19h");
+#else
+  return false;
+#endif
+}
+
 ProductKernels select_product(int instruction_set) {
+  if (instruction_set > AVX2 && has_256_bit_units()) instruction_set = AVX2;
 #define PRODUCT(NAMESPACE) \
   {NAMESPACE::product, NAMESPACE::product_workspace, NAMESPACE::multiply_adds}
 #ifdef IS_X86

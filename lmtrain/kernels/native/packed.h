@@ -69,17 +69,22 @@ static inline void accumulate(vec (&sums)[R][N], const float* operand, int64_t s
     __builtin_prefetch(ahead, 0, 2);
     if constexpr (R < N) {
       vec x[R];
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r) x[r] = splat(operand[r * stride + k]);
+#pragma GCC unroll 4
       for (int n = 0; n < N; ++n) {
         vec w = load(weights + n * VL);
+#pragma GCC unroll 4
         for (int r = 0; r < R; ++r) sums[r][n] += x[r] * w;
       }
     } else {
       vec w[N];
+#pragma GCC unroll 4
       for (int n = 0; n < N; ++n) w[n] = load(weights + n * VL);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
         vec x = splat(operand[r * stride + k]);
+#pragma GCC unroll 4
         for (int n = 0; n < N; ++n) sums[r][n] += x * w[n];
       }
     }
@@ -94,6 +99,7 @@ static inline void accumulate(vec (&sums)[R][N], const bf16* operand, int64_t st
   for (int64_t k = 0; k < depth; k += 2, ahead += ahead_step) {
     __builtin_prefetch(ahead, 0, 2);
     __m512bh w[N];
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n)
       w[n] = (__m512bh)_mm512_loadu_si512(weights + (k * N + n * 2) * VL);
 #pragma GCC unroll 12
@@ -101,6 +107,7 @@ static inline void accumulate(vec (&sums)[R][N], const bf16* operand, int64_t st
       int32_t pair;
       __builtin_memcpy(&pair, operand + r * stride + k, 4);
       __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
       for (int n = 0; n < N; ++n)
         sums[r][n] = (vec)_mm512_dpbf16_ps((__m512)sums[r][n], x, w[n]);
     }
@@ -114,12 +121,15 @@ template <class Num, int R, int N>
 [[gnu::noinline]] static void multiply_tile(float* sums, bool is_first, const Num* operand,
                                             int64_t stride, const Num* weights, int64_t depth,
                                             const char* ahead, int64_t ahead_step) {
-  vec acc[R][N] = {};
-  if (!is_first)
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) acc[r][n] = load(sums + (r * N + n) * VL);
-  accumulate(acc, operand, stride, weights, depth, ahead, ahead_step);
+  vec acc[R][N];
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) acc[r][n] = is_first ? vec{} : load(sums + (r * N + n) * VL);
+  accumulate(acc, operand, stride, weights, depth, ahead, ahead_step);
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int n = 0; n < N; ++n) store(sums + (r * N + n) * VL, acc[r][n], VL);
 }
 

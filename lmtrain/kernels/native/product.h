@@ -15,7 +15,7 @@ constexpr int MR = 4, NR_VECTORS = 2;
 #endif
 constexpr int NR = NR_VECTORS * VL;
 // Chosen by measurement: floats of the panels, as multiples of the tile.
-constexpr int64_t DEPTH = 256, ROWS = 16 * MR, COLUMNS = 64 * NR;
+constexpr int64_t DEPTH = 384, ROWS = 16 * MR, COLUMNS = 64 * NR;
 
 static inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -56,14 +56,18 @@ static inline void multiply_panels(vec (&sums)[MR][NR_VECTORS], const float* out
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k, left += MR, right += NR) {
     vec w[NR_VECTORS];
+#pragma GCC unroll 2
     for (int n = 0; n < NR_VECTORS; ++n) w[n] = load(right + n * VL);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
       vec x = splat(left[r]);
+#pragma GCC unroll 2
       for (int n = 0; n < NR_VECTORS; ++n) acc[r][n] += x * w[n];
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 2
     for (int n = 0; n < NR_VECTORS; ++n) sums[r][n] = acc[r][n];
 }
 

@@ -23,14 +23,14 @@ static inline vec load(const float* p, int n) {
 }
 
 static inline void store(float* p, vec v, int n) {
+  if (n == VL) {
+    *(unaligned*)p = v;
+    return;
+  }
 #if VL == 16
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
 #else
-  if (n == VL) {
-    *(unaligned*)p = v;
-  } else {
-    for (int i = 0; i < n; ++i) p[i] = v[i];
-  }
+  for (int i = 0; i < n; ++i) p[i] = v[i];
 #endif
 }
 
@@ -42,7 +42,10 @@ static inline vec load(const bf16* p, int n) {
 
 static inline void store(bf16* p, vec v, int n) {
   __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)v);
-  _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), half);
+  if (n == VL)
+    _mm256_storeu_si256((__m256i_u*)p, half);
+  else
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), half);
 }
 #endif
 

@@ -64,7 +64,7 @@ def scan(
     grad_bias: Tensor | None = None,
     grad_state: Iterable[Tensor] = (),
 ) -> None:
-    """Runs one scan over time, forward or backward; see `kernels.native.library.scan`.
+    """Runs one scan over time, forward or backward; see `kernels.native.scan.scan`.
 
     Takes lengths, (B,) int32, in place of `offsets`: in padding the state does not change, and
     hidden states and `dz` are 0.
