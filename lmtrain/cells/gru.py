@@ -10,6 +10,7 @@ from lmtrain.cells.base import (
     product_over_time,
     register,
 )
+from lmtrain.kernels.products import add_product_
 
 
 @register("gru")
@@ -51,9 +52,9 @@ class GRU(DifferentiatedCell):
         (c,) = state
         recurrent = weights["weight_recurrent"]
         candidate, gates = z.split([self.hidden_size, 2 * self.hidden_size], dim=1)
-        gates.addmm_(c, recurrent[self.hidden_size :].T).sigmoid_()
+        add_product_(gates, c, recurrent[self.hidden_size :].T).sigmoid_()
         update, relevance = gates.chunk(2, dim=1)
-        candidate.addmm_(relevance * c, recurrent[: self.hidden_size].T).tanh_()
+        add_product_(candidate, relevance * c, recurrent[: self.hidden_size].T).tanh_()
         return (torch.lerp(c, candidate, update),)
 
     def local_gradients(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lmtrain.cells.base import CellState, DifferentiatedCell, Weights, check_argument, register
+from lmtrain.kernels.products import add_product_
 
 CellOutput = Literal["tanh", "linear"]
 
@@ -59,7 +60,7 @@ class LSTM(DifferentiatedCell):
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
         """Same as `step`; see DifferentiatedCell."""
         a, c = state
-        z.addmm_(a, weights["weight_recurrent"].T)
+        add_product_(z, a, weights["weight_recurrent"].T)
         return self._activate(z, c)
 
     def _activate(self, z: Tensor, c: Tensor) -> CellState:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lmtrain.cells.base import CellState, Weights, check_argument, product_over_time, register
 from lmtrain.cells.lstm import LSTM, CellOutput
+from lmtrain.kernels.products import add_product_, matmul
 
 Peephole = Literal["full", "diagonal"]
 
@@ -68,13 +69,13 @@ class PeepholeLSTM(LSTM):
     def _peephole_terms(self, c: Tensor, weight_peephole: Tensor) -> Tensor:
         """P_u c′, P_f c′ and P_o c′, (B, 3H)."""
         if self.peephole == "full":
-            return c @ weight_peephole.T
+            return matmul(c, weight_peephole.T)
         return c.repeat(1, 3) * weight_peephole
 
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
         """Same as `step`; see DifferentiatedCell."""
         a, c = state
-        z.addmm_(a, weights["weight_recurrent"].T)
+        add_product_(z, a, weights["weight_recurrent"].T)
         z[:, self.hidden_size :].add_(self._peephole_terms(c, weights["weight_peephole"]))
         return self._activate(z, c)
 

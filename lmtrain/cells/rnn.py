@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lmtrain.cells.base import CellState, DifferentiatedCell, Weights, check_argument, register
+from lmtrain.kernels.products import add_product_
 
 Activation = Literal["tanh", "relu"]
 
@@ -47,7 +48,7 @@ class RNN(DifferentiatedCell):
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
         """Same as `step`; see DifferentiatedCell."""
         (a,) = state
-        z.addmm_(a, weights["weight_recurrent"].T)
+        add_product_(z, a, weights["weight_recurrent"].T)
         return (z.relu_() if self.activation == "relu" else z.tanh_(),)
 
     def local_gradients(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lmtrain.cells.base import CellState, DifferentiatedCell, Weights, register
+from lmtrain.kernels.products import add_product_
 
 
 @register("simple-gru")
@@ -39,7 +40,7 @@ class SimpleGRU(DifferentiatedCell):
     def forward_step(self, z: Tensor, state: CellState, weights: Weights) -> CellState:
         """Same as `step`; see DifferentiatedCell."""
         (c,) = state
-        z.addmm_(c, weights["weight_recurrent"].T)
+        add_product_(z, c, weights["weight_recurrent"].T)
         candidate, update = z.chunk(2, dim=1)
         return (torch.lerp(c, candidate.tanh_(), update.sigmoid_()),)
 

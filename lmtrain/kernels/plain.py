@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmtrain.cells import CellState, DifferentiatedCell, Weights
+from lmtrain.kernels.products import linear
 
 
 def scan(
@@ -52,7 +52,7 @@ class _Scan(torch.autograd.Function):
         parts = len(cell.state_names)
         weights = dict(zip(names, tensors[parts:], strict=True))
         order = StepOrder(len(inputs), lengths, reverse)
-        activations = F.linear(inputs, weights["weight_input"], weights["bias"])  # (T, B, G·H)
+        activations = linear(inputs, weights["weight_input"], weights["bias"])  # (T, B, G·H)
         history, state = forward(cell, activations, tensors[:parts], weights, order)
         ctx.save_for_backward(inputs, activations, *history, *tensors[parts:])
         ctx.cell, ctx.names, ctx.order = cell, names, order

@@ -4,10 +4,10 @@ import abc
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmtrain.kernels.cross_entropy import cross_entropy, log_likelihood
+from lmtrain.kernels.products import linear
 
 
 class Head(nn.Module, abc.ABC):
@@ -73,7 +73,7 @@ class Softmax(Head):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (T, B, V) from hidden states (T, B, H)."""
-        return F.linear(hidden, self.weight, self.bias)
+        return linear(hidden, self.weight, self.bias)
 
     def loss(self, hidden: Tensor, targets: Tensor, scale: float) -> Tensor:
         """See `Head.loss`; a target below 0 adds 0. Logits are never all in memory at once."""

@@ -98,29 +98,61 @@ def gradients(hidden_size: int) -> list[Tensor]:
     return [loss, *torch.autograd.grad(loss, parameters)]
 
 
-def test_models_on_native_products_train_as_on_torch(monkeypatch):
+def test_models_on_native_products_train_as_on_torch(monkeypatch, request):
     monkeypatch.setattr(products, "are_native", lambda: False)
     expected = gradients(51)
-    calls = []
-    run = library.product
-    monkeypatch.setattr(library, "product", lambda *each: calls.append(each) or run(*each))
-    monkeypatch.setattr(products, "are_native", lambda: True)
+    calls = request.getfixturevalue("native_calls")
     torch.testing.assert_close(gradients(51), expected, rtol=1e-4, atol=1e-5)
     # Inputs, logits, two gradients of each, and that of the recurrent weights.
     assert len(calls) == 7
 
 
-@pytest.mark.parametrize("size", [(47, 200, 300), (300, 200, 47)], ids=str)
-def test_products_of_few_rows_or_columns_are_those_of_torch(size, monkeypatch):
+@pytest.fixture
+def native_calls(monkeypatch) -> list[tuple[Tensor, Tensor]]:
+    """The operands of native products, which are used as on AMD."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    run = library.product
+    monkeypatch.setattr(library, "product", lambda *each: calls.append(each) or run(*each))
     monkeypatch.setattr(products, "are_native", lambda: True)
-    monkeypatch.delattr(library, "product")
-    left, right = operands(size, (False, False))
-    assert torch.equal(products.matmul(left, right), left @ right)
+    return calls
 
 
-def test_products_that_need_a_gradient_have_one(monkeypatch):
-    monkeypatch.setattr(products, "are_native", lambda: True)
+@pytest.mark.parametrize(
+    ("size", "transposed", "is_native"),
+    [
+        ((48, 20, 48), (False, False), True),
+        ((48, 20, 48), (True, True), True),
+        ((47, 20, 300), (False, True), False),
+        ((300, 20, 47), (False, False), False),
+        ((16, 20, 48), (False, True), True),
+        ((16, 20, 48), (False, False), False),
+        ((17, 20, 48), (False, True), False),
+    ],
+    ids=str,
+)
+def test_products_are_native_where_these_are_faster(size, transposed, is_native, native_calls):
+    left, right = operands(size, transposed)
+    expected = left @ right
+
+    torch.testing.assert_close(products.matmul(left, right), expected)
+    sums = torch.ones_like(expected)
+    assert products.add_product_(sums, left, right) is sums
+    torch.testing.assert_close(sums, expected + 1)
+    assert bool(native_calls) == is_native
+
+
+@pytest.mark.parametrize("rows", [1, 30, 60])
+def test_a_linear_layer_adds_its_bias(rows, native_calls):
+    inputs, weight, bias = torch.randn(1, rows, 50), torch.randn(70, 50), torch.randn(70)
+    expected = torch.nn.functional.linear(inputs, weight, bias)
+
+    torch.testing.assert_close(products.linear(inputs, weight, bias), expected)
+    assert len(native_calls) == (rows != 30)
+
+
+def test_products_that_need_a_gradient_have_one(native_calls):
     left, right = operands((60, 50, 70), (False, False))
     left.requires_grad_()
     products.matmul(left, right).sum().backward()
     torch.testing.assert_close(left.grad, right.sum(1).expand(60, 50))
+    assert not native_calls

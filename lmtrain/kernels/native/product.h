@@ -1,4 +1,5 @@
-// out = left · right in fp32, of matrices with any strides: packed panels, register tiles.
+// out = left · right in fp32, of matrices with any strides: packed panels, register tiles; for few
+// rows, inner products.
 // Included once for each instruction set, inside its namespace; see native.cpp.
 //
 // As in Goto & van de Geijn 2008: a panel of `right`, DEPTH deep, is packed by vectors of NR
@@ -14,6 +15,8 @@ constexpr int MR = 6, NR_VECTORS = 2;
 constexpr int MR = 4, NR_VECTORS = 2;
 #endif
 constexpr int NR = NR_VECTORS * VL;
+// Up to this number of rows nothing is packed. Chosen by measurement; see products.py.
+constexpr int64_t FEW_ROWS = 16;
 // Chosen by measurement: floats of the panels, as multiples of the tile.
 constexpr int64_t DEPTH = 384, ROWS = 16 * MR, COLUMNS = 64 * NR;
 
@@ -21,7 +24,25 @@ static inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// Packs `count` lines of `from`, `width` at a time: to (line / width, k, line % width), padded
+// Packs WIDTH lines that are contiguous in k: to (k, line).
+template <int WIDTH>
+static void pack_contiguous(float* to, const float* lines, int64_t line_stride, int64_t depth) {
+  int64_t k = 0;
+#ifdef IS_X86
+  if constexpr (WIDTH % 4 == 0)
+    for (; k + 4 <= depth; k += 4)
+      for (int line = 0; line < WIDTH; line += 4) {
+        __m128 block[4];
+        for (int i = 0; i < 4; ++i) block[i] = _mm_loadu_ps(lines + (line + i) * line_stride + k);
+        _MM_TRANSPOSE4_PS(block[0], block[1], block[2], block[3]);
+        for (int i = 0; i < 4; ++i) _mm_storeu_ps(to + (k + i) * WIDTH + line, block[i]);
+      }
+#endif
+  for (; k < depth; ++k)
+    for (int line = 0; line < WIDTH; ++line) to[k * WIDTH + line] = lines[line * line_stride + k];
+}
+
+// Packs `count` lines of `from`, WIDTH at a time: to (line / WIDTH, k, line % WIDTH), padded
 // with 0. Element (line, k) is at line * line_stride + k * k_stride.
 template <int WIDTH>
 static void pack(float* to, const float* from, int64_t line_stride, int64_t k_stride,
@@ -36,6 +57,8 @@ static void pack(float* to, const float* from, int64_t line_stride, int64_t k_st
           std::memcpy(to + k * WIDTH, lines + k * k_stride, WIDTH * sizeof(float));
         else
           std::memcpy(to + k * WIDTH, lines + k * k_stride, n * sizeof(float));
+    } else if (k_stride == 1 && n == WIDTH) {
+      pack_contiguous<WIDTH>(to, lines, line_stride, depth);
     } else {
       for (int64_t k = 0; k < depth; ++k)
         for (int i = 0; i < n; ++i) to[k * WIDTH + i] = lines[i * line_stride + k * k_stride];
@@ -119,6 +142,75 @@ static void multiply_part(const ProductArguments& a, int64_t first_row, int64_t 
   }
 }
 
+// The sum of the lanes of each of four vectors.
+static inline void sums_of_lanes(float (&sums)[4], const vec (&v)[4]) {
+#if VL >= 8
+#if VL == 16
+  __m256 halves[4];
+  for (int i = 0; i < 4; ++i)
+    halves[i] = _mm256_add_ps(_mm512_castps512_ps256((__m512)v[i]),
+                              _mm512_extractf32x8_ps((__m512)v[i], 1));
+#else
+  const __m256 halves[4] = {(__m256)v[0], (__m256)v[1], (__m256)v[2], (__m256)v[3]};
+#endif
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(halves[0], halves[1]),
+                                      _mm256_hadd_ps(halves[2], halves[3]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+#else
+  for (int i = 0; i < 4; ++i) {
+    sums[i] = 0;
+    for (int lane = 0; lane < VL; ++lane) sums[i] += v[i][lane];
+  }
+#endif
+}
+
+// Inner products of M rows of `left` and four columns of `right`, the last ones repeated.
+template <int M>
+static void multiply_inner(const ProductArguments& a, int64_t row, int64_t column) {
+  const float *left = a.left + row * a.left_strides[0], *right[4];
+  for (int n = 0; n < 4; ++n)
+    right[n] = a.right + std::min(column + n, a.columns - 1) * a.right_strides[1];
+  vec acc[M][4];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) acc[m][n] = vec{};
+  auto add = [&](int64_t k, auto load_at) {
+    vec x[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) x[m] = load_at(left + m * a.left_strides[0] + k);
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) {
+      vec w = load_at(right[n] + k);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) acc[m][n] += x[m] * w;
+    }
+  };
+  int64_t k = 0;
+  for (; k + VL <= a.depth; k += VL) add(k, [](const float* p) { return load(p); });
+  const int rest = (int)(a.depth - k);
+  if (rest) add(k, [rest](const float* p) { return load(p, rest); });
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    float sums[4];
+    sums_of_lanes(sums, acc[m]);
+    float* out = a.out + (row + m) * a.columns + column;
+    for (int n = 0; n < std::min<int64_t>(4, a.columns - column); ++n) out[n] = sums[n];
+  }
+}
+
+// All rows of a part of the columns, without packing: for few rows, and lines that are contiguous.
+// Each element is the same whatever the number of rows.
+static void multiply_few_rows(const ProductArguments& a, int64_t first_column,
+                              int64_t last_column) {
+  constexpr int M = VL == 16 ? 5 : 3;
+  for (int64_t column = first_column; column < last_column; column += 4) {
+    int64_t row = 0;
+    for (; row + M <= a.rows; row += M) multiply_inner<M>(a, row, column);
+    for (; row < a.rows; ++row) multiply_inner<1>(a, row, column);
+  }
+}
+
 static int64_t product_workspace() { return ROWS * DEPTH + COLUMNS * DEPTH; }
 
 // Computes the part of thread `id`. The threads form a grid over rows and columns: the one with
@@ -132,6 +224,10 @@ static void product(const ProductArguments& a, int id, int threads, float* works
   auto bound = [](int64_t size, int64_t multiple, int64_t part, int64_t parts) {
     return std::min(size, round_up(size * part / parts, multiple));
   };
+  if (a.rows <= FEW_ROWS && a.left_strides[1] == 1 && a.right_strides[0] == 1) {
+    multiply_few_rows(a, bound(a.columns, 4, id, threads), bound(a.columns, 4, id + 1, threads));
+    return;
+  }
   const int64_t column_parts = threads / row_parts;
   const int64_t row = id % row_parts, column = id / row_parts;
   multiply_part(a, bound(a.rows, MR, row, row_parts), bound(a.rows, MR, row + 1, row_parts),
