@@ -169,7 +169,7 @@ class Packed(Layout):
     def linear(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """One matrix product of all lines."""
         products = inputs.new_empty(*inputs.shape[:2], len(weight))
-        torch.mm(self.pack(inputs), weight.T, out=self._view_cleared(products))
+        matmul(self.pack(inputs), weight.T, out=self._view_cleared(products))
         return products
 
     def view(self, buffer: Tensor) -> Tensor:

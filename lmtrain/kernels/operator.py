@@ -1,6 +1,6 @@
 """The scan of cells with kernels, as the PyTorch operators `lmtrain::scan` and its backward.
 
-Input products and weight gradients are single products over all time steps, computed by torch; the
+Input products and weight gradients are single products over all time steps; the
 kernels (C++ on the CPU, Triton on CUDA) run the loop over time. Without kernels the operator runs
 the plain engine, so that compiled and exported models work everywhere. With bf16 inputs, the
 operands of all products and the stored activations are bf16; accumulation, states and weight

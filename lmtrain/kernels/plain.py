@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmtrain.cells import CellState, DifferentiatedCell, Weights
-from lmtrain.kernels.products import linear
+from lmtrain.kernels.products import linear, matmul
 
 
 def scan(
@@ -72,9 +72,9 @@ class _Scan(torch.autograd.Function):
         previous = tuple(states[order.previous] for states in history)
         gradients = cell.recurrent_gradients(dz, activations, previous, weights)
         flat = dz.flatten(0, 1)  # (T·B, G·H)
-        gradients["weight_input"] = flat.T @ inputs.flatten(0, 1)
+        gradients["weight_input"] = matmul(flat.T, inputs.flatten(0, 1))
         gradients["bias"] = flat.sum(0)
-        grad_inputs = dz @ weights["weight_input"] if ctx.needs_input_grad[4] else None
+        grad_inputs = matmul(dz, weights["weight_input"]) if ctx.needs_input_grad[4] else None
         return (
             *(None, None, None, None, grad_inputs),
             *grad_state,

@@ -1,37 +1,39 @@
-"""Matrix products: those of torch, or on processors of AMD the native ones.
+"""Matrix products: those of torch, or on AMD processors the native ones where they are faster.
 
-torch multiplies fp32 matrices by MKL, which is slower on processors of AMD than
-`native/product.h`, except for numbers of rows between a few and many.
+torch multiplies fp32 matrices by MKL. On AMD processors `native/product.h` was measured to be
+faster, except for the numbers of rows between the two constants below. Results differ by rounding.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmtrain.kernels.native import library
 
-# From this number of rows and columns on, packing both matrices pays.
-_MANY = 48
-# Up to this number of rows the native product packs nothing, if both matrices are contiguous in
-# K: FEW_ROWS of product.h.
-_FEW = 16
+# From this number of rows on, native products pack both matrices and are faster.
+_MIN_PACKED_ROWS = 48
+# Up to this number of rows, native products are inner products and are faster, if both matrices
+# are contiguous in K.
+_MAX_UNPACKED_ROWS = 16
+# With fewer columns, products of torch are faster.
+_MIN_COLUMNS = 48
 
 
-def matmul(left: Tensor, right: Tensor) -> Tensor:
-    """The product (..., N) of a tensor (..., K) and a matrix (K, N)."""
-    product = _native(left, right)
-    return left @ right if product is None else product
+def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """The product (..., N) of a tensor (..., K) and a matrix (K, N), in `out` if it is given."""
+    product = _native_product(left, right, out)
+    return torch.matmul(left, right, out=out) if product is None else product
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Inputs (..., K) times the transpose of a weight (N, K), plus a bias (N)."""
-    product = _native(inputs, weight.T)
-    return F.linear(inputs, weight, bias) if product is None else product + bias
+    product = _native_product(inputs, weight.T)
+    return F.linear(inputs, weight, bias) if product is None else product.add_(bias)
 
 
 def add_product_(sums: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Adds the product of matrices (M, K) and (K, N) to sums (M, N) in place."""
-    product = _native(left, right)
+    product = _native_product(left, right)
     return sums.addmm_(left, right) if product is None else sums.add_(product)
 
 
@@ -40,16 +42,22 @@ def are_native() -> bool:
     return torch.backends.mkl.is_available() and library.is_amd()
 
 
-def _native(left: Tensor, right: Tensor) -> Tensor | None:
+def _native_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor | None:
     """The native product; None where that of torch is faster or has to be used."""
-    is_fp32 = left.dtype == right.dtype == torch.float32 and left.is_cpu and left.dim() > 1
-    # Tracing first: a comparison of sizes would fix them in an exported program.
-    if torch.compiler.is_compiling() or not is_fp32 or not are_native():
+    # Tracing first: a comparison of sizes would specialize an exported program to them.
+    if torch.compiler.is_compiling() or not all(map(_is_plain, (left, right))):
         return None
     rows, columns = left.shape[:-1].numel(), right.shape[1]
     is_contiguous = left.stride(-1) == right.stride(0) == 1
-    if columns < _MANY or not (rows >= _MANY or (rows <= _FEW and is_contiguous)):
+    is_faster = rows >= _MIN_PACKED_ROWS or (rows <= _MAX_UNPACKED_ROWS and is_contiguous)
+    if not is_faster or columns < _MIN_COLUMNS or not are_native():
         return None
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
         return None
-    return library.product(left.flatten(0, -2), right).view(*left.shape[:-1], columns)
+    return library.product(left.flatten(0, -2), right, out).view(*left.shape[:-1], columns)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is an fp32 matrix, or several, in the memory of the CPU."""
+    is_fp32 = tensor.dtype == torch.float32 and tensor.is_cpu and tensor.dim() > 1
+    return is_fp32 and type(tensor) in (Tensor, nn.Parameter) and not tensor.is_neg()

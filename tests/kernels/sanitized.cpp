@@ -85,15 +85,18 @@ static void cross_entropy(int64_t rows, int64_t vocab_size, int instruction_set,
     }
 }
 
-static void product(int64_t rows, int64_t depth, int64_t columns, bool is_transposed,
-                    int instruction_set, int threads) {
+static void product(int64_t rows, int64_t depth, int64_t columns, bool is_left_transposed,
+                    bool is_right_transposed, int instruction_set, int threads) {
   auto left = random_buffer(rows * depth, false), right = random_buffer(depth * columns, false);
   auto out = random_buffer(rows * columns, false);
   ProductArguments arguments{rows, columns, depth, (float*)left.data(), (float*)right.data(),
                              {depth, 1}, {columns, 1}, (float*)out.data()};
-  if (is_transposed) {
-    arguments.left_strides[0] = arguments.right_strides[0] = 1;
+  if (is_left_transposed) {
+    arguments.left_strides[0] = 1;
     arguments.left_strides[1] = rows;
+  }
+  if (is_right_transposed) {
+    arguments.right_strides[0] = 1;
     arguments.right_strides[1] = depth;
   }
   free_workspace();
@@ -115,11 +118,13 @@ int main() {
         for (int64_t vocab_size : {1, 7, 16, 33})
           for (int64_t rows : {1, 5})
             cross_entropy(rows, vocab_size, instruction_set, is_bf16, threads);
-        for (int64_t rows : {1, 13})
-          for (int64_t depth : {0, 1, 257})
+        for (int64_t rows : {1, 13, 35})
+          for (int64_t depth : {0, 1, 385})
             for (int64_t columns : {1, 33})
-              for (bool is_transposed : {false, true})
-                product(rows, depth, columns, is_transposed, instruction_set, threads);
+              for (bool is_left_transposed : {false, true})
+                for (bool is_right_transposed : {false, true})
+                  product(rows, depth, columns, is_left_transposed, is_right_transposed,
+                          instruction_set, threads);
       }
     }
   std::printf("%d calls\n", calls);

@@ -18,10 +18,10 @@ if library.unavailable_reason():
     pytest.skip(reason, allow_module_level=True)
 
 INSTRUCTION_SETS = library.INSTRUCTION_SETS[: library.instruction_set() + 1]
-# M, K, N: below, at and above the sizes of tiles and panels.
+# M, K, N: below, at and above the sizes of tiles and panels, which differ by instruction set.
 SIZES = [
     *((1, 1, 1), (5, 3, 7), (12, 256, 32), (13, 257, 33)),
-    *((200, 300, 70), (3, 600, 2100), (4, 0, 3)),
+    *((200, 400, 70), (40, 385, 33), (3, 600, 2100), (4, 0, 3), (16, 515, 131)),
 ]
 
 
@@ -53,14 +53,33 @@ def test_products_are_those_of_float64(size, transposed):
 
 
 @pytest.mark.usefixtures("instruction_set")
-def test_the_number_of_threads_changes_no_bit():
-    left, right = operands((65, 515, 131), (False, True))
+@pytest.mark.parametrize("rows", [11, 65])
+def test_the_number_of_threads_changes_no_bit(rows):
+    left, right = operands((rows, 515, 131), (False, True))
     found = []
     for threads in (1, 2, 3, 4):
         device.set_threads(threads)
         found.append(library.product(left, right))
     device.set_threads(2)
     assert all(torch.equal(each, found[0]) for each in found)
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_a_row_is_the_same_in_a_product_of_few_rows():
+    left, right = operands((16, 515, 131), (False, True))
+    whole = library.product(left, right)
+    for rows in range(1, 16):
+        assert torch.equal(library.product(left[:rows], right), whole[:rows])
+
+
+def test_a_product_can_be_written_to_a_tensor():
+    left, right = operands((60, 50, 70), (False, False))
+    out = torch.empty(60, 70)
+
+    assert library.product(left, right, out) is out
+    torch.testing.assert_close(out, left @ right)
+    with pytest.raises(ConfigError, match="contiguous"):
+        library.product(left, right, torch.empty(70, 60).T)
 
 
 def test_slices_of_matrices():

@@ -13,8 +13,8 @@
 //
 // Cost: T·B·H·H multiply-adds per gate of each recurrent product, forward and again backward.
 // Workspace: the packed weights, operands of two steps (2·B·H per product, in the backward also
-// 2·B·G·H of dz) and, in the backward, G·H bias sums per group. torch computes the input products
-// and the weight gradients.
+// 2·B·G·H of dz) and, in the backward, G·H bias sums per group. The input
+// products and the weight gradients are computed outside, as single products.
 
 // Most bytes of weights that a thread reads in each step, and the same per row where that is more;
 // a group has at least MIN_GROUP_ROWS rows. Chosen by measurement.
@@ -180,6 +180,7 @@ template <class Cell, class Num> struct Worker {
   // Packs W[(row_gate + n)·H + unit][k] to (k, n, lane) for each block, as a transpose of 32-bit
   // words: a float or a pair of bf16.
   void pack_forward(int i) {
+    typedef uint32_t word __attribute__((may_alias));
     const Product& p = Cell::products[i];
     constexpr int K = Pairs<Num>::K, WORDS = 16;
     for (int64_t block = pack_begin(group()); block < pack_begin(group() + 1); ++block)
@@ -187,14 +188,14 @@ template <class Cell, class Num> struct Worker {
         Num* out = packed[i].block(block);
         const float* in = matrix(p.matrix) + ((p.row_gate + n) * H() + block * VL) * H();
         for (int64_t k = 0; k < packed[i].depth; k += WORDS * K) {
-          alignas(64) uint32_t words[VL][WORDS] = {};
+          alignas(64) word words[VL][WORDS] = {};
           for (int lane = 0; lane < lanes(block); ++lane)
             convert((Num*)words[lane], in + lane * H() + k, std::min<int64_t>(WORDS * K, H() - k));
           int64_t count = std::min<int64_t>(WORDS, (packed[i].depth - k) / K);
-          for (int64_t word = 0; word < count; ++word) {
-            uint32_t* column =
-                (uint32_t*)(out + packed_offset<Num>(k + word * K, n, p.count, packed[i].depth));
-            for (int lane = 0; lane < VL; ++lane) column[lane] = words[lane][word];
+          for (int64_t w = 0; w < count; ++w) {
+            word* column =
+                (word*)(out + packed_offset<Num>(k + w * K, n, p.count, packed[i].depth));
+            for (int lane = 0; lane < VL; ++lane) column[lane] = words[lane][w];
           }
         }
       }
@@ -237,7 +238,8 @@ template <class Cell, class Num> struct Worker {
   void multiply_before(int64_t s, int64_t block, bool is_second) {
     for (int i = 0; i < P; ++i)
       if ((Cell::products[i].state < 0) == is_second)
-        multiply_all(sums[i], tile_rows, operands[i][s & 1], padded(H()), packed[i].block(block), packed[i].vectors, packed[i].depth);
+        multiply_all(sums[i], tile_rows, operands[i][s & 1], padded(H()), packed[i].block(block),
+                     packed[i].vectors, packed[i].depth);
   }
 
   void forward();

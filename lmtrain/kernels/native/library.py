@@ -128,10 +128,25 @@ def _best_instruction_set() -> int:
     return int(loaded().lmtrain_instruction_set())
 
 
-@functools.cache
 def is_amd() -> bool:
-    """Whether this is a processor of AMD and the kernels are available."""
-    return unavailable_reason() is None and bool(loaded().lmtrain_is_amd())
+    """Whether this is an AMD processor and the kernels are available."""
+    return unavailable_reason() is None and _is_amd()
+
+
+@functools.cache
+def _is_amd() -> bool:
+    return bool(loaded().lmtrain_is_amd())
+
+
+def _product_instruction_set() -> int:
+    """That of `instruction_set`, or if none was chosen the one with the fastest products."""
+    chosen = instruction_set()
+    return chosen if _INSTRUCTION_SET_VARIABLE in os.environ else _fastest_for_products()
+
+
+@functools.cache
+def _fastest_for_products() -> int:
+    return int(loaded().lmtrain_product_instruction_set())
 
 
 def has_bf16() -> bool:
@@ -186,22 +201,29 @@ def cross_entropy(
         raise MachineError("out of memory for the softmax")
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """The product (M, N) of fp32 matrices (M, K) and (K, N) on the CPU, with any strides.
+
+    Denormals count as 0.
+
+    Args:
+        left: (M, K).
+        right: (K, N).
+        out: the result, contiguous; None for a new tensor.
 
     Raises:
         ConfigError: a tensor that is not as described; nothing was run.
         MachineError: out of memory.
     """
     (rows, depth), columns = left.shape, right.shape[1]
-    result = left.new_empty(rows, columns)
+    result = left.new_empty(rows, columns) if out is None else out
     arguments = _ProductArguments(
         *(rows, columns, depth),
-        *(_matrix(left, (rows, depth)), _matrix(right, (depth, columns))),
+        *(_matrix_pointer(left, (rows, depth)), _matrix_pointer(right, (depth, columns))),
         *((ctypes.c_int64 * 2)(*matrix.stride()) for matrix in (left, right)),
-        result.data_ptr(),
+        pointer(result, (rows, columns)),
     )
-    if loaded().lmtrain_product(ctypes.byref(arguments), instruction_set(), thread_pool()):
+    if loaded().lmtrain_product(ctypes.byref(arguments), _product_instruction_set(), thread_pool()):
         raise MachineError("out of memory for a product")
     return result
 
@@ -252,7 +274,7 @@ def pointer(
     return tensor.data_ptr()
 
 
-def _matrix(tensor: Tensor, shape: tuple[int, ...]) -> int:
+def _matrix_pointer(tensor: Tensor, shape: tuple[int, ...]) -> int:
     """The data pointer of an fp32 matrix with any strides.
 
     Raises:
@@ -269,7 +291,7 @@ def _library() -> ctypes.CDLL | str:
     """The compiled library, or the reason why it is not available."""
     path = next(Path(__file__).parent.glob("compiled*.so"), None)
     if path is None:
-        return "lmtrain was installed without a C++ compiler"
+        return "they were not compiled: there was no C++ compiler, or it failed"
     library = ctypes.CDLL(str(path))
     layout = {name: number for name, number in _numbers(library).items() if "/" not in name}
     if layout != _expected_layout():
@@ -293,7 +315,7 @@ def _numbers(library: ctypes.CDLL) -> dict[str, int]:
 
 
 def _expected_layout() -> dict[str, int]:
-    """The same in this module."""
+    """Sizes and offsets of the structures in this module."""
     sizes = {name: ctypes.sizeof(structure) for name, structure in _STRUCTURES.items()}
     offsets = {
         f"{name}.{field}": getattr(structure, field).offset

@@ -19,7 +19,8 @@
 #include <utility>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// Other compilers, and GCC before 11, which does not know AMX, compile the portable kernels only.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
 #define IS_X86
 #include <cpuid.h>
 #include <immintrin.h>
@@ -203,17 +204,7 @@ Kernels select_kernels(int cell, bool is_bf16, int instruction_set) {
   return portable::kernels<float>(cell);
 }
 
-// Zen 3 and 4 execute AVX512 in halves; their fp32 products are faster with AVX2.
-bool has_256_bit_units() {
-#ifdef IS_X86
-  return __builtin_cpu_is("amdfam19h");
-#else
-  return false;
-#endif
-}
-
 ProductKernels select_product(int instruction_set) {
-  if (instruction_set > AVX2 && has_256_bit_units()) instruction_set = AVX2;
 #define PRODUCT(NAMESPACE) \
   {NAMESPACE::product, NAMESPACE::product_workspace, NAMESPACE::multiply_adds}
 #ifdef IS_X86
@@ -260,6 +251,9 @@ struct ThreadPool {
   int (*num_threads)();
 };
 
+// Multiply-adds of a product from which on several threads are worth waking.
+constexpr int64_t MIN_PARALLEL_PRODUCT = 1 << 16;
+
 // Calls f(id, threads) on all threads of a pool.
 template <class F> void run_parallel(const ThreadPool& pool, F f) {
   struct Job {
@@ -302,7 +296,17 @@ extern "C" int lmtrain_instruction_set() {
   return PORTABLE;
 }
 
-// Whether this is a CPU of AMD.
+// The instruction set with the fastest fp32 products. Zen 4, of family 19h, executes AVX512 in
+// halves and is faster with AVX2.
+extern "C" int lmtrain_product_instruction_set() {
+  const int best = lmtrain_instruction_set();
+#ifdef IS_X86
+  if (best > AVX2 && __builtin_cpu_is("amdfam19h")) return AVX2;
+#endif
+  return best;
+}
+
+// Whether this is an AMD CPU.
 extern "C" int lmtrain_is_amd() {
 #ifdef IS_X86
   return __builtin_cpu_is("amd");
@@ -406,6 +410,8 @@ extern "C" int lmtrain_cross_entropy(const CrossEntropyArguments* arguments, int
 extern "C" int lmtrain_product(const ProductArguments* arguments, int instruction_set,
                                ThreadPool pool) {
   ProductKernels kernels = select_product(instruction_set);
+  if (arguments->rows * arguments->columns * arguments->depth < MIN_PARALLEL_PRODUCT)
+    pool.count = 1;
   float* memory =
       (float*)workspace.reserve(pool.count * kernels.workspace() * (int64_t)sizeof(float));
   if (!memory) return 1;

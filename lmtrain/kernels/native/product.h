@@ -1,6 +1,6 @@
 // out = left · right in fp32, of matrices with any strides: packed panels, register tiles; for few
 // rows, inner products.
-// Included once for each instruction set, inside its namespace; see native.cpp.
+// Included once for each instruction set with fp32 kernels, inside its namespace; see native.cpp.
 //
 // As in Goto & van de Geijn 2008: a panel of `right`, DEPTH deep, is packed by vectors of NR
 // columns; a block of `left`, ROWS high, by MR rows, so that it stays in the second-level cache; and
@@ -15,10 +15,11 @@ constexpr int MR = 6, NR_VECTORS = 2;
 constexpr int MR = 4, NR_VECTORS = 2;
 #endif
 constexpr int NR = NR_VECTORS * VL;
-// Up to this number of rows nothing is packed. Chosen by measurement; see products.py.
-constexpr int64_t FEW_ROWS = 16;
-// Chosen by measurement: floats of the panels, as multiples of the tile.
-constexpr int64_t DEPTH = 384, ROWS = 16 * MR, COLUMNS = 64 * NR;
+// Up to this number of rows, inner products are faster than packing.
+constexpr int64_t MAX_UNPACKED_ROWS = 32;
+// Panels of `right` of DEPTH * NR floats fit into the first-level cache, blocks of `left` into the
+// second-level one. Chosen by measurement.
+constexpr int64_t DEPTH = VL == 16 ? 256 : 384, ROWS = 16 * MR, COLUMNS = 64 * NR;
 
 static inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -29,14 +30,18 @@ template <int WIDTH>
 static void pack_contiguous(float* to, const float* lines, int64_t line_stride, int64_t depth) {
   int64_t k = 0;
 #ifdef IS_X86
-  if constexpr (WIDTH % 4 == 0)
-    for (; k + 4 <= depth; k += 4)
-      for (int line = 0; line < WIDTH; line += 4) {
-        __m128 block[4];
-        for (int i = 0; i < 4; ++i) block[i] = _mm_loadu_ps(lines + (line + i) * line_stride + k);
-        _MM_TRANSPOSE4_PS(block[0], block[1], block[2], block[3]);
-        for (int i = 0; i < 4; ++i) _mm_storeu_ps(to + (k + i) * WIDTH + line, block[i]);
-      }
+  for (; k + 4 <= depth; k += 4) {
+    int line = 0;
+    for (; line + 4 <= WIDTH; line += 4) {
+      __m128 block[4];
+      for (int i = 0; i < 4; ++i) block[i] = _mm_loadu_ps(lines + (line + i) * line_stride + k);
+      _MM_TRANSPOSE4_PS(block[0], block[1], block[2], block[3]);
+      for (int i = 0; i < 4; ++i) _mm_storeu_ps(to + (k + i) * WIDTH + line, block[i]);
+    }
+    for (; line < WIDTH; ++line)
+      for (int i = 0; i < 4; ++i)
+        to[(k + i) * WIDTH + line] = lines[line * line_stride + k + i];
+  }
 #endif
   for (; k < depth; ++k)
     for (int line = 0; line < WIDTH; ++line) to[k * WIDTH + line] = lines[line * line_stride + k];
@@ -95,9 +100,9 @@ static inline void multiply_panels(vec (&sums)[MR][NR_VECTORS], const float* out
 }
 
 // A tile of `out`, = or += the product of two panels.
-static inline void multiply_tile(float* out, int64_t out_stride, int rows, int columns,
-                                 bool is_first, const float* left, const float* right,
-                                 int64_t depth) {
+static inline void multiply_panel_tile(float* out, int64_t out_stride, int rows, int columns,
+                                       bool is_first, const float* left, const float* right,
+                                       int64_t depth) {
   vec sums[MR][NR_VECTORS];
   multiply_panels(sums, out, out_stride, left, right, depth);
   if (rows == MR && columns == NR) {
@@ -133,13 +138,25 @@ static void multiply_part(const ProductArguments& a, int64_t first_row, int64_t 
                  a.left_strides[0], a.left_strides[1], rows, depth);
         for (int64_t j = 0; j < columns; j += NR)
           for (int64_t i = 0; i < rows; i += MR)
-            multiply_tile(a.out + (row + i) * a.columns + column + j, a.columns,
-                            (int)std::min<int64_t>(MR, rows - i),
-                            (int)std::min<int64_t>(NR, columns - j), piece == 0,
-                            lefts + i * depth, rights + j * depth, depth);
+            multiply_panel_tile(a.out + (row + i) * a.columns + column + j, a.columns,
+                                (int)std::min<int64_t>(MR, rows - i),
+                                (int)std::min<int64_t>(NR, columns - j), piece == 0,
+                                lefts + i * depth, rights + j * depth, depth);
       }
     }
   }
+}
+
+// x * y + z, rounded once where the instruction set can. The compiler alone may round some of the
+// elements twice.
+static inline vec multiply_add(vec x, vec y, vec z) {
+#if VL == 16
+  return (vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+#elif VL == 8
+  return (vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#else
+  return x * y + z;
+#endif
 }
 
 // The sum of the lanes of each of four vectors.
@@ -164,7 +181,8 @@ static inline void sums_of_lanes(float (&sums)[4], const vec (&v)[4]) {
 #endif
 }
 
-// Inner products of M rows of `left` and four columns of `right`, the last ones repeated.
+// Inner products of M rows of `left` and four columns of `right`; if fewer are left, the last one is
+// repeated.
 template <int M>
 static void multiply_inner(const ProductArguments& a, int64_t row, int64_t column) {
   const float *left = a.left + row * a.left_strides[0], *right[4];
@@ -183,7 +201,7 @@ static void multiply_inner(const ProductArguments& a, int64_t row, int64_t colum
     for (int n = 0; n < 4; ++n) {
       vec w = load_at(right[n] + k);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) acc[m][n] += x[m] * w;
+      for (int m = 0; m < M; ++m) acc[m][n] = multiply_add(x[m], w, acc[m][n]);
     }
   };
   int64_t k = 0;
@@ -216,18 +234,18 @@ static int64_t product_workspace() { return ROWS * DEPTH + COLUMNS * DEPTH; }
 // Computes the part of thread `id`. The threads form a grid over rows and columns: the one with
 // which they pack the fewest elements.
 static void product(const ProductArguments& a, int id, int threads, float* workspace) {
+  auto bound = [](int64_t size, int64_t multiple, int64_t part, int64_t parts) {
+    return std::min(size, round_up(size * part / parts, multiple));
+  };
+  if (a.rows <= MAX_UNPACKED_ROWS && a.left_strides[1] == 1 && a.right_strides[0] == 1) {
+    multiply_few_rows(a, bound(a.columns, 4, id, threads), bound(a.columns, 4, id + 1, threads));
+    return;
+  }
   int64_t row_parts = 1;
   for (int64_t each = 2; each <= threads; ++each)
     if (threads % each == 0 && each * a.columns + threads / each * a.rows <
                                    row_parts * a.columns + threads / row_parts * a.rows)
       row_parts = each;
-  auto bound = [](int64_t size, int64_t multiple, int64_t part, int64_t parts) {
-    return std::min(size, round_up(size * part / parts, multiple));
-  };
-  if (a.rows <= FEW_ROWS && a.left_strides[1] == 1 && a.right_strides[0] == 1) {
-    multiply_few_rows(a, bound(a.columns, 4, id, threads), bound(a.columns, 4, id + 1, threads));
-    return;
-  }
   const int64_t column_parts = threads / row_parts;
   const int64_t row = id % row_parts, column = id / row_parts;
   multiply_part(a, bound(a.rows, MR, row, row_parts), bound(a.rows, MR, row + 1, row_parts),
