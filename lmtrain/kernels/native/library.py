@@ -201,6 +201,10 @@ def cross_entropy(
         raise MachineError("out of memory for the softmax")
 
 
+def _has_amx() -> bool:
+    return has_bf16() and INSTRUCTION_SETS[instruction_set()] == "AMX-BF16"
+
+
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """The product (M, N) of fp32 matrices (M, K) and (K, N) on the CPU, with any strides.
 
@@ -244,11 +248,12 @@ def multiply_add_rate() -> float:
 
 
 def transposed(matrix: Tensor) -> Tensor:
-    """The transpose (M, N) of a matrix (N, M); contiguous if bf16 and on a CPU with bf16.
+    """The transpose (M, N) of a matrix (N, M); contiguous if bf16 and on a CPU with AMX.
 
-    torch's bf16 products take twice as long if an operand is transposed by its strides only.
+    There torch's bf16 products take twice as long if an operand is transposed by its strides only.
+    On other CPUs with bf16 the copy costs more than it saves.
     """
-    if matrix.dtype != torch.bfloat16 or matrix.device.type != "cpu" or not has_bf16():
+    if matrix.dtype != torch.bfloat16 or matrix.device.type != "cpu" or not _has_amx():
         return matrix.T
     matrix = matrix.contiguous()
     result = matrix.new_empty(matrix.shape[1], matrix.shape[0])
