@@ -52,8 +52,8 @@ template <class Cell, class Num> struct Worker {
   int64_t first_row, row_step;   // indices of these rows in a step
   PackedWeights<Num> packed[P];
   Num* operands[P][2];           // forward: (rows, depth) each, by parity of the step
-  Num* dz_operand[2];            // backward: (rows, G·H padded), by parity of the step
-  int64_t dz_stride;
+  Num* dz_operand[2];            // backward, unless is_dz_operand(): (rows, G·H padded), by parity
+  int64_t dz_stride;             // of the step
   float* bias_sums;              // backward: (G·H) of the group
   TileRows tile_rows;
   float* sums[P];                // (rows, vectors, VL): results of this thread's products
@@ -77,6 +77,17 @@ template <class Cell, class Num> struct Worker {
 
   // Bytes of each part of the workspace, which starts on a cache line.
   static int64_t region(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+  // Whether the products of the backward read `a.dz` itself, since no depth has to be padded.
+  static bool is_dz_operand(const ScanArguments& a) {
+    for (const Product& p : Cell::products)
+      if (p.count * a.units % DEPTH_MULTIPLE) return false;
+    return true;
+  }
+  // dz of the rows of this group at step s, the rows `dz_stride` apart.
+  Num* dz_rows(int64_t s) const {
+    if (!is_dz_operand(a)) return dz_operand[s & 1];
+    return (Num*)a.dz + (line(time(s)) + first_row) * G * H();
+  }
   // An operand of the rows of a group; products read up to DEPTH_MULTIPLE elements beyond it.
   static int64_t operand_bytes(int64_t rows, int64_t depth) {
     return region((rows * padded(depth) + DEPTH_MULTIPLE) * sizeof(Num));
@@ -95,7 +106,8 @@ template <class Cell, class Num> struct Worker {
       return 2 * (operand_bytes(a.rows, depth) + threads * operand_bytes(1, depth));
     };
     int64_t bytes = P * operands(a.units);
-    if (is_backward) bytes += operands(G * a.units) + threads * bias_bytes(a);
+    if (is_backward) bytes += threads * bias_bytes(a);
+    if (is_backward && !is_dz_operand(a)) bytes += operands(G * a.units);
     for (const Product& p : Cell::products) bytes += packed_bytes(a, p) + threads * sums_bytes(a);
     return bytes;
   }
@@ -137,7 +149,7 @@ template <class Cell, class Num> struct Worker {
       workspace += bytes;
       return (Num*)(workspace - bytes);
     };
-    dz_stride = padded(G * H());
+    dz_stride = is_dz_operand(a) ? row_step * G * H() : padded(G * H());
     auto take_operand = [&](int64_t depth) {
       const int64_t bytes = operand_bytes((B() + groups() - 1) / groups(), depth);
       Num* operand = take(groups() * bytes) + group() * (bytes / (int64_t)sizeof(Num));
@@ -147,7 +159,8 @@ template <class Cell, class Num> struct Worker {
     for (int i = 0; i < P; ++i)
       for (Num*& operand : operands[i]) operand = take_operand(H());
     if (is_backward) {
-      for (Num*& operand : dz_operand) operand = take_operand(G * H());
+      if (!is_dz_operand(a))
+        for (Num*& operand : dz_operand) operand = take_operand(G * H());
       bias_sums = (float*)take(groups() * bias_bytes(a)) + group() * (bias_bytes(a) / 4);
       for (int g = 0; g < G; ++g)
         std::fill(bias_sums + g * H() + first * VL,
@@ -322,7 +335,8 @@ template <class Cell, class Num, int R> struct Tile {
     float* sum = w.bias_sums + g * w.H() + unit();
     store(sum, load(sum, n) + v, n);
     store(gate_at(w.a.dz, r, g), v, n);
-    store(w.dz_operand[s & 1] + (row + r) * w.dz_stride + g * w.H() + unit(), v, n);
+    if (!W::is_dz_operand(w.a))
+      store(w.dz_operand[s & 1] + (row + r) * w.dz_stride + g * w.H() + unit(), v, n);
   }
 };
 
@@ -360,7 +374,7 @@ template <class Cell, class Num, int I>
 static void product_backward(Worker<Cell, Num>& w, int64_t s, int64_t block, int count) {
   const PackedWeights<Num>& packed = w.packed[I];
   multiply_all(w.sums[I], w.tile_rows,
-               w.dz_operand[s & 1] + Cell::products[I].gate * w.H(),
+               w.dz_rows(s) + Cell::products[I].gate * w.H(),
                w.dz_stride, packed.block(block), count, packed.depth);
   for (int i = 0; i < count; ++i)
     for (int64_t row = 0; row < w.rows; ++row)
