@@ -52,7 +52,9 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Print the metrics of a model on data: perplexity of text, accuracy of labels.
+    """Print the metrics of a model on data.
+
+    Perplexity of text, accuracy of labels, F1 of tags, BLEU of translations.
 
     \b
     lmtrain evaluate runs/python-docs-lstm-1

@@ -37,7 +37,9 @@ def command(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a new model with a rising learning rate, and show where the loss falls fastest.
+    """Find a learning rate by a training in which it rises.
+
+    The loss falls fastest near a good one.
 
     \b
     lmtrain find-lr novel.txt --set model.hidden_size=512

@@ -91,7 +91,7 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Show how the gradient of one prediction vanishes or explodes back through time.
+    """Show how gradients vanish or explode through time.
 
     \b
     lmtrain gradients runs/novel

@@ -58,5 +58,7 @@ def _formatted(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return ", ".join(map(_formatted, value))
-    return f"{value:,}" if type(value) is int else str(value)
+        return ", ".join(map(_formatted, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -32,7 +32,7 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Print the label, the tags or the translation that a model predicts for each input.
+    """Print the label, tags or translation of each input.
 
     \b
     lmtrain predict runs/reviews-lstm-1 new.txt          label, text, probability

@@ -113,11 +113,12 @@ def command(
     texts = [""] * num
     for row, piece in pieces:
         texts[row] += piece
-    for index, text in enumerate(texts):
-        if json:
+    if json:
+        for index, text in enumerate(texts):
             print_json("lmtrain.sample/1", {"index": index, "text": text}, indent=None)
-        else:
-            _write(text + "\n")
+        return
+    separator = "\n---\n" if any("\n" in text for text in texts) else "\n"
+    _write(separator.join(texts) + "\n")
 
 
 def _prompt(typed: str | None, file: str | None) -> str:

@@ -37,7 +37,9 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Print the natural log P of each line of a text, including its end; higher is more likely.
+    """Print the natural log P of each line of a text.
+
+    The end of a line is included; higher is more likely.
 
     \b
     echo "the apple and pear salad" | lmtrain score runs/recipes

@@ -17,7 +17,9 @@ def command(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Search settings at random or by successive halving; the same command resumes a search.
+    """Search settings at random or by successive halving.
+
+    The same command resumes a search.
 
     \b
     SPACE.toml:

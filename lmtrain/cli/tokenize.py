@@ -29,7 +29,7 @@ def command(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the ids of a text, or how much of a corpus its vocabulary covers.
+    """Show the ids of a text, or what a vocabulary covers.
 
     \b
     lmtrain tokenize runs/python-docs-lstm-1 "The cat sat."

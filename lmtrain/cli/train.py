@@ -57,7 +57,9 @@ def command(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a model; without arguments, on the Python manuals for three minutes.
+    """Train a model; without arguments, on the Python manuals.
+
+    The default training takes three minutes.
 
     Precedence of settings: defaults < --config < --set < named options.
 

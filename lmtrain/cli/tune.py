@@ -29,7 +29,9 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Find the values of evaluate --cache and --dynamic with the best validation perplexity.
+    """Find the best values of evaluate --cache and --dynamic.
+
+    The best ones are those with the lowest validation perplexity.
 
     \b
     lmtrain tune runs/ptb

@@ -13,7 +13,9 @@ def command(
     path: Annotated[Path, typer.Argument(help="A run or checkpoint folder.")],
     json: JsonOption = False,
 ) -> None:
-    """Check that every byte of a run's checkpoints is as it was saved.
+    """Check that the checkpoints of a run are unchanged.
+
+    Every byte is compared with the hashes that were saved with it.
 
     \b
     lmtrain verify runs/python-docs-lstm-1

@@ -83,8 +83,10 @@ class Source:
         lines = 1
         for chunk in chunks:
             if (at := chunk.find(b"\0")) >= 0:
+                hint = "try: --task classify or --task frames, for vectors"
                 raise TextError(
-                    f"{self.name} is binary: line {lines + chunk.count(10, 0, at)} has a NUL byte"
+                    f"{self.name} is binary: line {lines + chunk.count(10, 0, at)} has a NUL byte",
+                    *([hint] if self.name.endswith(".npz") else []),
                 )
             yield chunk
             lines += chunk.count(b"\n")

@@ -38,6 +38,7 @@ def test_the_script_lists_every_command_without_torch():
     assert not imported & {"torch", "numpy", "safetensors", "tensorboard"}
     listed = re.findall(r"^  (\w[\w-]*)  ", outcome.stdout, re.MULTILINE)
     assert sorted(listed) == sorted(name for name in COMMANDS if " " not in name)
+    assert "..." not in outcome.stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

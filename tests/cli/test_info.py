@@ -27,6 +27,7 @@ def test_a_checkpoint_folder_is_described_in_plain_text(word_model, fresh_lmtrai
     assert [outcome.returncode, outcome.stderr] == [0, ""]
     rows = dict(line.split(maxsplit=1) for line in outcome.stdout.splitlines() if " " in line)
     assert rows["step"] == "20"
+    assert [rows[name] for name in ("train.patience", "data.nfc")] == ["none", "false"]
     assert rows["tokens"] == "640"
     assert rows["train.seq_len"] == "8"
     assert rows["optimizer.schedule"] == "constant"

@@ -289,6 +289,10 @@ def test_a_nul_byte_is_refused_with_its_line(refused, before):
     assert told.endswith(f"my.txt is binary: line {before.count(10) + 1} has a NUL byte")
 
 
+def test_vectors_are_refused_as_a_text_with_the_tasks_that_read_them(refused):
+    assert "--task classify" in refused(b"PK\0\0", "my.npz")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf_16_is_refused_with_the_way_out(refused, encoding):
     mark = b"" if encoding == "utf-16" else "\ufeff".encode(encoding)
