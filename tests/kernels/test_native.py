@@ -367,6 +367,12 @@ def test_a_library_with_other_structures_is_not_used(monkeypatch, reloaded):
         library.cross_entropy(torch.zeros(2, 3), torch.zeros(3), torch.zeros(2, dtype=torch.int64))
 
 
+def test_a_library_without_a_function_is_not_used(monkeypatch, reloaded):
+    monkeypatch.setattr(library, "_FUNCTIONS", ("lmtrain_scan", "lmtrain_of_tomorrow"))
+
+    assert "reinstall" in library.unavailable_reason()
+
+
 @pytest.mark.parametrize("change", [{"num_gates": 5}, {"name": "unknown"}], ids=str)
 def test_a_cell_that_was_not_compiled_is_refused(change):
     class Other(Variant):

@@ -84,6 +84,13 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
 }
 
 
+_FUNCTIONS = (
+    *("lmtrain_instruction_set", "lmtrain_product_instruction_set", "lmtrain_is_amd"),
+    *("lmtrain_scan", "lmtrain_cross_entropy", "lmtrain_product", "lmtrain_transpose"),
+    "lmtrain_multiply_adds",
+)
+
+
 def unavailable_reason() -> str | None:
     """Why native kernels are not available; None if they are.
 
@@ -299,7 +306,7 @@ def _library() -> ctypes.CDLL | str:
         return "they were not compiled: there was no C++ compiler, or it failed"
     library = ctypes.CDLL(str(path))
     layout = {name: number for name, number in _numbers(library).items() if "/" not in name}
-    if layout != _expected_layout():
+    if layout != _expected_layout() or not all(hasattr(library, each) for each in _FUNCTIONS):
         return OTHER_VERSION
     library.lmtrain_scan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, _ThreadPool]
     library.lmtrain_transpose.argtypes = [ctypes.c_void_p, _ThreadPool]
