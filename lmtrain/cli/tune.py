@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Find the best values of evaluate --cache and --dynamic.
 
-    The best ones are those with the lowest validation perplexity.
+    They have the lowest validation perplexity.
 
     \b
     lmtrain tune runs/ptb

@@ -15,7 +15,7 @@ def command(
 ) -> None:
     """Check that the checkpoints of a run are unchanged.
 
-    Every byte is compared with the hashes that were saved with it.
+    The files are compared with the hashes that were saved with them.
 
     \b
     lmtrain verify runs/python-docs-lstm-1

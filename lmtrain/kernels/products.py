@@ -58,6 +58,6 @@ def _native_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> T
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is an fp32 matrix, or several, in the memory of the CPU."""
+    """Whether a tensor is fp32 on the CPU, no subclass, and stored as its values are."""
     is_fp32 = tensor.dtype == torch.float32 and tensor.is_cpu and tensor.dim() > 1
     return is_fp32 and type(tensor) in (Tensor, nn.Parameter) and not tensor.is_neg()

@@ -12,9 +12,9 @@
 // have not ended, and its lines begin at `offsets`.
 //
 // Cost: T·B·H·H multiply-adds per gate of each recurrent product, forward and again backward.
-// Workspace: the packed weights, operands of two steps (2·B·H per product, in the backward also
-// 2·B·G·H of dz) and, in the backward, G·H bias sums per group. The input
-// products and the weight gradients are computed outside, as single products.
+// Workspace: the packed weights, operands of two steps (2·B·H per product, in the backward of
+// padded depths also 2·B·G·H of dz) and, in the backward, G·H bias sums per group. The input
+// products and the weight gradients are single products, computed by the caller.
 
 // Most bytes of weights that a thread reads in each step, and the same per row where that is more;
 // a group has at least MIN_GROUP_ROWS rows. Chosen by measurement.
@@ -52,8 +52,9 @@ template <class Cell, class Num> struct Worker {
   int64_t first_row, row_step;   // indices of these rows in a step
   PackedWeights<Num> packed[P];
   Num* operands[P][2];           // forward: (rows, depth) each, by parity of the step
-  Num* dz_operand[2];            // backward, unless is_dz_operand(): (rows, G·H padded), by parity
-  int64_t dz_stride;             // of the step
+  // Backward: operands (rows, G·H padded), by parity of the step; null if the products read a.dz.
+  Num* dz_operand[2] = {};
+  int64_t dz_stride;             // from row to row of dz_rows()
   float* bias_sums;              // backward: (G·H) of the group
   TileRows tile_rows;
   float* sums[P];                // (rows, vectors, VL): results of this thread's products
@@ -77,15 +78,15 @@ template <class Cell, class Num> struct Worker {
 
   // Bytes of each part of the workspace, which starts on a cache line.
   static int64_t region(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-  // Whether the products of the backward read `a.dz` itself, since no depth has to be padded.
-  static bool is_dz_operand(const ScanArguments& a) {
+  // Whether the products of the backward can read a.dz: if no depth has to be padded.
+  static bool reads_dz(const ScanArguments& a) {
     for (const Product& p : Cell::products)
       if (p.count * a.units % DEPTH_MULTIPLE) return false;
     return true;
   }
   // dz of the rows of this group at step s, the rows `dz_stride` apart.
   Num* dz_rows(int64_t s) const {
-    if (!is_dz_operand(a)) return dz_operand[s & 1];
+    if (dz_operand[0]) return dz_operand[s & 1];
     return (Num*)a.dz + (line(time(s)) + first_row) * G * H();
   }
   // An operand of the rows of a group; products read up to DEPTH_MULTIPLE elements beyond it.
@@ -107,7 +108,7 @@ template <class Cell, class Num> struct Worker {
     };
     int64_t bytes = P * operands(a.units);
     if (is_backward) bytes += threads * bias_bytes(a);
-    if (is_backward && !is_dz_operand(a)) bytes += operands(G * a.units);
+    if (is_backward && !reads_dz(a)) bytes += operands(G * a.units);
     for (const Product& p : Cell::products) bytes += packed_bytes(a, p) + threads * sums_bytes(a);
     return bytes;
   }
@@ -149,7 +150,7 @@ template <class Cell, class Num> struct Worker {
       workspace += bytes;
       return (Num*)(workspace - bytes);
     };
-    dz_stride = is_dz_operand(a) ? row_step * G * H() : padded(G * H());
+    dz_stride = reads_dz(a) ? row_step * G * H() : padded(G * H());
     auto take_operand = [&](int64_t depth) {
       const int64_t bytes = operand_bytes((B() + groups() - 1) / groups(), depth);
       Num* operand = take(groups() * bytes) + group() * (bytes / (int64_t)sizeof(Num));
@@ -159,7 +160,7 @@ template <class Cell, class Num> struct Worker {
     for (int i = 0; i < P; ++i)
       for (Num*& operand : operands[i]) operand = take_operand(H());
     if (is_backward) {
-      if (!is_dz_operand(a))
+      if (!reads_dz(a))
         for (Num*& operand : dz_operand) operand = take_operand(G * H());
       bias_sums = (float*)take(groups() * bias_bytes(a)) + group() * (bias_bytes(a) / 4);
       for (int g = 0; g < G; ++g)
@@ -335,8 +336,8 @@ template <class Cell, class Num, int R> struct Tile {
     float* sum = w.bias_sums + g * w.H() + unit();
     store(sum, load(sum, n) + v, n);
     store(gate_at(w.a.dz, r, g), v, n);
-    if (!W::is_dz_operand(w.a))
-      store(w.dz_operand[s & 1] + (row + r) * w.dz_stride + g * w.H() + unit(), v, n);
+    if (Num* operand = w.dz_operand[s & 1])
+      store(operand + (row + r) * w.dz_stride + g * w.H() + unit(), v, n);
   }
 };
 
