@@ -30,6 +30,14 @@ class Builder:
         self.generator = ModelGenerator(config.train.seed)
         self._is_shared = is_shared
 
+    @property
+    def has_sparse_gradients(self) -> bool:
+        """Whether weights of which a step uses few rows may have sparse gradients.
+
+        The momentum of other optimizers changes every row at every step.
+        """
+        return self.config.optimizer.name == "sgd" and not self._is_shared
+
     def dropout(self, p: float | None) -> Dropout:
         """Dropout with probability p, by default model.dropout."""
         network = self.config.model
@@ -49,10 +57,7 @@ class Builder:
             config.embedding_size,
             self.generator,
             word_dropout=network.word_dropout,
-            # Momentum and weight decay change every row at every step.
-            is_sparse=config.optimizer.name == "sgd"
-            and config.optimizer.weight_decay == 0
-            and not (self._is_shared or network.tied_embeddings),
+            is_sparse=self.has_sparse_gradients,
         )
         embedding.weight.requires_grad_(not (network.freeze_embeddings and can_freeze))
         return embedding

@@ -344,7 +344,10 @@ class LanguageModelling(Task):
         if network.softmax == "adaptive":
             head = AdaptiveSoftmax(last, vocab_size)
         elif network.softmax == "sampled":
-            head = SampledSoftmax(last, vocab_size, network.samples, builder.generator, tied)
+            head = SampledSoftmax(
+                *(last, vocab_size, network.samples, builder.generator, tied),
+                is_sparse=builder.has_sparse_gradients,
+            )
         else:
             head = Softmax(last, vocab_size, tied)
         model = LanguageModel(encoder, builder.dropout(network.output_dropout), head)

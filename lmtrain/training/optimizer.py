@@ -19,6 +19,9 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
 }
 
+# Parts of the rows of weights with a sparse gradient, which weight decay changes in turn.
+_DECAY_PARTS = 16
+
 
 def schedule(
     name: str,
@@ -119,18 +122,18 @@ class Optimizer:
         self._max_grad_norm = max_grad_norm
         self.step = 0
         self._is_adaptive = name != "sgd"
-        self._is_linear = name == "sgd" and weight_decay == 0
         model_device = device.of(model)
         self._is_asynchronous = device.is_asynchronous(model_device)
         # A tensor, so that a CUDA graph reads its current value. On CUDA it must be fp32.
         dtype = torch.float32 if model_device.type == "cuda" else torch.float64
         self._learning_rate = torch.zeros((), dtype=dtype, device=model_device)
-        # Fused implementations do not support sparse gradients; foreach SGD does.
+        # Fused implementations do not support sparse gradients; foreach SGD does, without decay.
         supports_sparse = name == "sgd" and not self._is_asynchronous
+        self._weight_decay = weight_decay if supports_sparse else 0.0
         self._optimizer = _OPTIMIZERS[name](
             self._parameters.values(),
             lr=self._schedule(0),
-            weight_decay=weight_decay,
+            weight_decay=weight_decay - self._weight_decay,
             **({"foreach": True} if supports_sparse else {"fused": True}),
         )
 
@@ -180,8 +183,30 @@ class Optimizer:
             self._run_optimizer(self._learning_rate)
         elif is_valid:
             factor = self._scale(gradients, float(divisor))
+            self._decay(1 - float(self._learning_rate) * self._weight_decay)
             self._run_optimizer(float(self._learning_rate) * factor)
         return UpdateResult(grad_norm, was_clipped, is_valid)
+
+    @torch.no_grad()
+    def _decay(self, factor: float) -> None:
+        """Multiplies the weights by a factor, which torch would do in one pass more.
+
+        Weights with a sparse gradient take turns: an update decays a part of their rows, by the
+        factors of as many updates as there are parts. Otherwise it would have to pass over all.
+        """
+        if factor == 1:
+            return
+        dense = []
+        for weight in self._parameters.values():
+            if weight.grad is None:
+                continue
+            if weight.grad.is_sparse:
+                part = weight.tensor_split(_DECAY_PARTS)[self.step % _DECAY_PARTS]
+                part.mul_(factor**_DECAY_PARTS)
+            else:
+                dense.append(weight)
+        if dense:
+            torch._foreach_mul_(dense, factor)
 
     def _run_optimizer(self, learning_rate: float | Tensor) -> None:
         is_capturing = device.is_capturing(self._learning_rate.device)
@@ -212,7 +237,7 @@ class Optimizer:
 
     def _scale(self, gradients: list[Tensor], divisor: float) -> float:
         """Divides the gradients, or returns a factor other than 1 for the learning rate."""
-        if self._is_linear:
+        if not self._is_adaptive:
             # Saves a pass over the gradients: p − r · (g / d) = p − (r / d) · g.
             return 1 / divisor
         if divisor > 1:

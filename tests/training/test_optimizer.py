@@ -165,25 +165,65 @@ def test_the_optimizer_state_of_another_model_is_refused():
 
 
 @pytest.mark.parametrize("clip", ["l2", "l1"])
-def test_a_sparse_embedding_learns_the_same_weights_as_a_dense_one(clip):
+@pytest.mark.parametrize(
+    ("is_sparse", "settings"),
+    [
+        (True, {}),
+        (True, {"softmax": "sampled", "samples": 30}),
+        (True, {"softmax": "sampled", "samples": 30, "tied_embeddings": True}),
+        # The gradient of the full softmax is dense, and so is the sum of both.
+        (False, {"tied_embeddings": True}),
+    ],
+)
+def test_sparse_gradients_learn_the_same_weights_as_dense_ones(clip, is_sparse, settings):
     weights, norms = [], []
-    for is_sparse in (False, True):
+    for can_be_sparse in (False, True):
         task = language_modelling(
-            300, embedding_size=6, hidden_size=8, num_layers=1, optimizer__name="sgd"
+            300, embedding_size=6, hidden_size=6, num_layers=1, optimizer__name="sgd", **settings
         )
         model, embedding = task.model, task.model.encoder.embedding
-        embedding.is_sparse = is_sparse
+        embedding.is_sparse = model.head.is_sparse = can_be_sparse
         optimizer = build_optimizer(model, clip=clip, max_grad_norm=0.01)
         for step in range(3):
             ids = torch.randint(0, 300, (2, 5, 4), generator=device.generator(step))
             result = update(optimizer, loss(task, *ids).objective)
             assert result.was_clipped
             norms.append(result.grad_norm.item())
-        assert embedding.weight.grad.is_sparse is is_sparse
+        assert embedding.weight.grad.is_sparse is (can_be_sparse and is_sparse)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
 
     assert norms[3:] == pytest.approx(norms[:3], rel=1e-5)
     assert torch.allclose(*weights, rtol=1e-5, atol=1e-7)
+
+
+class Vectors(torch.nn.Module):
+    """loss = Σ of the vectors of some tokens."""
+
+    def __init__(self, num_tokens: int, *, is_sparse: bool):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(num_tokens, 2, dtype=torch.float64))
+        self._is_sparse = is_sparse
+
+    def loss(self, tokens: list[int]):
+        ids = torch.tensor(tokens)
+        return torch.nn.functional.embedding(ids, self.weight, sparse=self._is_sparse).sum()
+
+
+@pytest.mark.parametrize("num_tokens", [5, 50])
+def test_weight_decay_of_rows_with_a_sparse_gradient_adds_up_to_that_of_dense_ones(num_tokens):
+    sparse, dense = (Vectors(num_tokens, is_sparse=is_sparse) for is_sparse in (True, False))
+    for model in (sparse, dense):
+        optimizer = build_optimizer(
+            model, weight_decay=0.02, schedule=lambda total: lambda step: 0.5
+        )
+        for _ in range(32):
+            update(optimizer, model.loss([1, 3, 1]))
+
+    # Each row is decayed twice, by 16 updates each; for rows with gradients the order matters.
+    others = [row for row in range(num_tokens) if row not in {1, 3}]
+    assert torch.allclose(sparse.weight[others], dense.weight[others])
+    assert torch.allclose(sparse.weight[[1, 3]], dense.weight[[1, 3]], rtol=0.1)
+    assert dense.weight[0, 0].item() == pytest.approx(0.99**32)
 
 
 def test_the_learning_rate_of_adam_is_proportional_to_the_length_of_a_batch():
