@@ -55,6 +55,33 @@ def cross_entropy(
     return run(hidden, weight, bias, targets, scale)[0]
 
 
+def sampled_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target_weight: Tensor,
+    target_bias: Tensor,
+    is_target: Tensor,
+    scale: float,
+) -> Tensor:
+    """Scale · Σ L over all predictions with respect to the target and K other words, a scalar.
+
+        L = log(e^(z_y) + Σ_k e^(z_k)) − z_y,    z_y = w_y a + b_y,    z_k = w_k a + b_k
+
+    Args:
+        hidden: a, (N, H); if bf16, so are the other operands of products.
+        weight: w_k, (K, H), of the dtype of `hidden`.
+        bias: b_k, (K).
+        target_weight: w_y, (N, H), of the dtype of `hidden`.
+        target_bias: b_y, (N).
+        is_target: whether a word is the target and left out of the sum, (N, K).
+        scale: factor of the sum and of all gradients.
+    """
+    operands = (hidden, weight, bias, target_weight, target_bias)
+    loss: Tensor = _sampled_loss(*operands, is_target, scale)[0]
+    return loss
+
+
 @torch.no_grad()
 def log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """Log ŷ⟨t⟩[y⟨t⟩] of each prediction, (T, B), in nats; no gradient.
@@ -115,6 +142,54 @@ def _(
     return bias.new_empty(()), gradients[0], gradients[1], gradients[2]
 
 
+def _sampled_loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target_weight: Tensor,
+    target_bias: Tensor,
+    is_target: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The loss, and its gradients with respect to a, w_k, b_k, w_y and b_y."""
+    num_words = len(weight)
+    # The last column is that of the targets.
+    logits = hidden.new_empty(len(hidden), num_words + 1)
+    words, score = logits[:, :num_words], logits[:, num_words:]
+    # Not −∞, whose difference to a maximum of −∞ over a part of a row would be NaN.
+    lowest = torch.finfo(logits.dtype).min
+    words.copy_(matmul(hidden, weight.T)).masked_fill_(is_target, lowest)
+    score[:, 0] = (hidden * target_weight).sum(1, dtype=bias.dtype) + target_bias
+    extended, grad_bias = torch.cat([bias, bias.new_zeros(1)]), bias.new_zeros(num_words + 1)
+    targets = torch.full((len(hidden),), num_words, device=hidden.device)
+    total = _losses(logits, extended, targets, grad_bias, scale).sum()
+    grad_hidden = torch.addcmul(matmul(words, weight), score, target_weight)
+    grad_weight = matmul(library.transposed(words), hidden)
+    return (
+        *(total * scale, grad_hidden, grad_weight, grad_bias[:num_words].clone()),
+        *(score * hidden, score[:, 0].to(bias.dtype, copy=True)),
+    )
+
+
+_sampled_loss = torch.library.custom_op(
+    "lmtrain::sampled_cross_entropy", _sampled_loss_and_gradients, mutates_args=()
+)
+
+
+@_sampled_loss.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target_weight: Tensor,
+    target_bias: Tensor,
+    is_target: Tensor,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    operands = (hidden, weight, bias, target_weight, target_bias)
+    return bias.new_empty(()), *(torch.empty_like(operand) for operand in operands)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *gradients = output
     ctx.save_for_backward(*gradients)
@@ -125,7 +200,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 @once_differentiable
 def _backward(ctx: Any, grad: Tensor | None, *_unused: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 5
+        return (None,) * (len(ctx.saved_tensors) + 2)
     gradients: tuple[Tensor, ...] = ctx.saved_tensors
     # A factor of 1 is skipped. Reading it would synchronize with a GPU, and a traced tensor has no
     # value.
@@ -134,7 +209,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_unused: None) -> tuple[Tensor | N
     return (*gradients, None, None)
 
 
-torch.library.register_autograd("lmtrain::cross_entropy", _backward, setup_context=_setup_context)
+for _operator in (_loss, _sampled_loss):
+    torch.library.register_autograd(_operator, _backward, setup_context=_setup_context)
 
 
 def _chunks(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmtrain.kernels.cross_entropy import sampled_cross_entropy
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.head import Softmax
 
@@ -69,11 +70,10 @@ class SampledSoftmax(Softmax):
         """Scale · Σ L, a scalar; exact in evaluation mode or if K ≥ V, otherwise estimated."""
         if not self.training or self._num_samples == len(self.expected):
             return super().loss(hidden, targets, scale)
-        drawn = self.draw(self.generator.on(hidden.device))
-        return scale * self.estimated(hidden, targets, drawn).sum()
+        return self.estimated(hidden, targets, self.draw(self.generator.on(hidden.device)), scale)
 
-    def estimated(self, hidden: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
-        """L of `targets` (T, B), (T, B), from hidden states (T, B, H) and `drawn` words (K,)."""
+    def estimated(self, hidden: Tensor, targets: Tensor, drawn: Tensor, scale: float) -> Tensor:
+        """Scale · Σ L of `targets` (T, B), from hidden states (T, B, H) and `drawn` words (K,)."""
         rows, target_rows = hidden.flatten(0, 1), targets.flatten()
         correction = self.expected[drawn].log().to(self.bias.dtype)
         # One lookup for both, so that autograd builds one gradient of the weights.
@@ -82,11 +82,11 @@ class SampledSoftmax(Softmax):
         vectors = F.embedding(words, self.weight, sparse=is_sparse)
         of_drawn, of_targets = vectors.to(rows.dtype).split(parts)
         bias_of_drawn, bias_of_targets = self.bias[words].split(parts)
-        others = (rows @ of_drawn.T).to(self.bias.dtype) + (bias_of_drawn - correction)  # (N, K)
-        others = others.masked_fill(target_rows.unsqueeze(1) == drawn, -torch.inf)
-        score = (rows * of_targets).sum(1, dtype=self.bias.dtype) + bias_of_targets  # (N)
-        losses: Tensor = torch.logaddexp(others.logsumexp(1), score) - score
-        return losses.view(targets.shape)
+        return sampled_cross_entropy(
+            *(rows, of_drawn, bias_of_drawn - correction, of_targets, bias_of_targets),
+            is_target=target_rows.unsqueeze(1) == drawn,
+            scale=scale,
+        )
 
 
 def _expected_draws(vocab_size: int, num_samples: int) -> Tensor:

@@ -196,7 +196,7 @@ class Optimizer:
         """
         if factor == 1:
             return
-        dense = []
+        dense: list[Tensor] = []
         for weight in self._parameters.values():
             if weight.grad is None:
                 continue

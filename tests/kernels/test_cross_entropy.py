@@ -112,3 +112,53 @@ def test_a_target_outside_the_vocabulary_is_refused():
 
     with pytest.raises(ConfigError, match="target 3: the vocabulary has 3 tokens"):
         cross_entropy.cross_entropy(hidden.float(), weight.float(), bias.float(), targets + 1, 1.0)
+
+
+def sampled_example(num_words: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Operands with gradients, in float64, and which words are targets."""
+    generator = device.generator(2)
+    shapes = [(7, 4), (num_words, 4), (num_words,), (7, 4), (7,)]
+    operands = [
+        torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in shapes
+    ]
+    return operands, torch.rand(7, num_words, generator=generator) < 0.2
+
+
+def naive_sampled_loss(operands, is_target):
+    hidden, weight, bias, target_weight, target_bias = operands
+    score = (hidden * target_weight).sum(1) + target_bias
+    others = (hidden @ weight.T + bias).exp().masked_fill(is_target, 0).sum(1)
+    return ((score.exp() + others).log() - score).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_words", [1, 15, 16, 333])
+def test_the_sampled_loss_equals_its_definition(num_words, dtype):
+    if dtype == torch.bfloat16 and not library.has_bf16():
+        pytest.skip("no bf16 products on this processor")
+    operands, is_target = sampled_example(num_words)
+    # Biases stay fp32 if operands of products are bf16.
+    converted = [
+        operand.detach().to(
+            dtype if operand.dim() == 2 or dtype == torch.float64 else torch.float32
+        )
+        for operand in operands
+    ]
+    for operand in converted:
+        operand.requires_grad_()
+    expected = naive_sampled_loss(operands, is_target)
+
+    loss = cross_entropy.sampled_cross_entropy(*converted, is_target, 0.25)
+
+    pairs = [(loss, 0.25 * expected)]
+    pairs += zip(
+        torch.autograd.grad(loss, converted),
+        torch.autograd.grad(0.25 * expected, operands),
+        strict=True,
+    )
+    for actual, reference in pairs:
+        if dtype == torch.bfloat16:
+            assert (actual.double() - reference).norm() < 2e-2 * reference.norm()
+        else:
+            assert_same(actual, reference.to(actual.dtype))

@@ -80,6 +80,13 @@ def test_the_loss_passes_opcheck(dtype, max_bytes, monkeypatch):
         opcheck(cross_entropy._log_likelihood_operator, (*leaves, targets))
 
 
+def test_the_sampled_loss_passes_opcheck():
+    shapes = [(7, INPUTS), (11, INPUTS), (11,), (7, INPUTS), (7,)]
+    leaves = [randn(*shape).requires_grad_() for shape in shapes]
+
+    opcheck(cross_entropy._sampled_loss, (*leaves, torch.eye(7, 11) > 0, 0.5))
+
+
 @each_cell
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([3, 1, 4])], ids=["whole", "lengths"])

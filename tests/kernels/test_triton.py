@@ -189,6 +189,25 @@ def test_the_loss_and_its_gradients_equal_torch(dtype, max_bytes, monkeypatch):
         assert error <= limit * reference_tensor.double().norm()
 
 
+def test_the_sampled_loss_is_finite_if_the_first_words_are_the_target():
+    hidden, target_weight = randn(3, 5, seed=1), randn(3, 5, seed=2)
+    weight, bias, target_bias = randn(1500, 5, seed=3), randn(1500, seed=4), randn(3, seed=5)
+    is_target = torch.arange(1500).expand(3, -1) < 1100
+    operands = [
+        tensor.requires_grad_() for tensor in (hidden, weight, bias, target_weight, target_bias)
+    ]
+
+    loss = cross_entropy.sampled_cross_entropy(*operands, is_target, 0.25)
+    actual = [loss, *torch.autograd.grad(loss, operands)]
+    score = (hidden * target_weight).sum(1) + target_bias
+    others = (hidden @ weight.T + bias).masked_fill(is_target, -torch.inf).logsumexp(1)
+    reference_loss = 0.25 * (torch.logaddexp(score, others) - score).sum()
+    expected = [reference_loss, *torch.autograd.grad(reference_loss, operands)]
+
+    for tensor, reference_tensor in zip(actual, expected, strict=True):
+        assert (tensor - reference_tensor).norm() <= 1e-5 * reference_tensor.norm()
+
+
 def test_a_target_of_another_slice_is_not_read_as_a_logit():
     logits, bias = randn(2, 8, seed=1), torch.zeros(8)
     expected = 0.5 * logits.softmax(1)
