@@ -105,13 +105,13 @@ EVERYTHING = {
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer__name": "sgd"},
+        {"optimizer__name": "sgd", "optimizer__weight_decay": 1e-3},
         {"optimizer__name": "adamw"},
         {"optimizer__average": "ema", **EVERYTHING},
         {
             "optimizer__name": "sgd", "optimizer__average": "nt-asgd",
             "optimizer__learning_rate": 20, "optimizer__average_patience": 1,
-            "train__eval_every": 2, **EVERYTHING,
+            "optimizer__weight_decay": 1e-3, "train__eval_every": 2, **EVERYTHING,
         },
     ],
     ids=["sgd", "adamw", "ema", "nt-asgd"],
