@@ -16,6 +16,7 @@ import torch
 from lmtrain import config, device
 from lmtrain.data.tokenizer import EOS, UNK, Tokenizer
 from lmtrain.data.tokens import Tokens
+from lmtrain.model.lookup import allow_sparse_gradients
 from lmtrain.tasks.base import Shard
 from lmtrain.tasks.language_model import LanguageModelling, TextData
 
@@ -36,7 +37,9 @@ def task(softmax: str, vocab_size: int) -> LanguageModelling:
     ids = ranks.astype(np.uint32).clip(max=vocab_size - 1)
     tokenizer = Tokenizer([UNK, EOS, *(f"w{index}" for index in range(2, vocab_size))])
     data = TextData(tokenizer, {"train": Tokens(ids, length, "0" * 64, "random tokens")})
-    return LanguageModelling(resolved, data, LanguageModelling.build(resolved, data), Shard())
+    model = LanguageModelling.build(resolved, data)
+    allow_sparse_gradients(model)
+    return LanguageModelling(resolved, data, model, Shard())
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ from lmtrain.data.tokens import Tokens
 from lmtrain.kernels.native import library
 from lmtrain.model.dropout import Dropout
 from lmtrain.model.generator import ModelGenerator
+from lmtrain.model.lookup import allow_sparse_gradients
 from lmtrain.model.recurrent import Recurrent
 from lmtrain.tasks.base import Shard
 from lmtrain.tasks.language_model import LanguageModelling, TextData
@@ -201,6 +202,7 @@ def lmtrain_step(
     words = [UNK, EOS, *(f"w{index}" for index in range(2, shape.vocab_size))]
     data = TextData(Tokenizer(words), {"train": text(shape)})
     model = LanguageModelling.build(resolved, data).to(device_type)
+    allow_sparse_gradients(model)
     task = LanguageModelling(resolved, data, model, Shard())
     optimizer = Optimizer(
         model,

@@ -23,7 +23,7 @@ from torch import Tensor
 from lmtrain import checkpoint, config, device
 from lmtrain.cells import Cell, create
 from lmtrain.kernels import operator, reference
-from lmtrain.kernels.cross_entropy import cross_entropy
+from lmtrain.kernels.cross_entropy import cross_entropy, sampled_cross_entropy
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.training.run import run_training
 
@@ -132,6 +132,27 @@ def losses() -> Iterator[tuple[str, float, float]]:
         yield f"cross-entropy V {vocab} {kind}", worst(pairs[:4], pairs[4:]), limit
 
 
+def sampled_losses() -> Iterator[tuple[str, float, float]]:
+    """The same of the loss of the sampled softmax."""
+    shapes = [(700, 256), (1_000, 256), (1_000,), (700, 256), (700,)]
+    is_target = torch.rand(700, 1_000, generator=device.generator(6)).cuda() < 0.01
+    for kind, limit in LIMITS.items():
+        operands = [
+            (chance(*shape, seed=seed) * 0.2).to(kind if len(shape) == 2 else torch.float32)
+            for seed, shape in enumerate(shapes)
+        ]
+        operands = [operand.requires_grad_() for operand in operands]
+        loss = sampled_cross_entropy(*operands, is_target, 1 / 20)
+        found = [loss, *torch.autograd.grad(loss, operands)]
+        hidden, weight, bias, target_weight, target_bias = (each.double() for each in operands)
+        score = (hidden * target_weight).sum(1) + target_bias
+        others = (hidden @ weight.T + bias).masked_fill(is_target, -torch.inf).logsumexp(1)
+        truth = (torch.logaddexp(score, others) - score).sum() / 20
+        expected = [truth, *torch.autograd.grad(truth, operands)]
+        pairs = [tensor.detach().double() for tensor in (*found, *expected)]
+        yield f"sampled cross-entropy {kind}", worst(pairs[:6], pairs[6:]), limit
+
+
 def trainings() -> Iterator[tuple[str, float, float]]:
     """Compares trainings of every cell and others: uninterrupted, resumed, without CUDA graphs."""
     os.environ.pop("LMTRAIN_SCHEDULE", None)
@@ -187,7 +208,7 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     failed = 0
-    for label, error, limit in itertools.chain(scans(), losses(), trainings()):
+    for label, error, limit in itertools.chain(scans(), losses(), sampled_losses(), trainings()):
         is_bad = not error <= limit
         failed += is_bad
         print(f"{'FAILED' if is_bad else 'ok':6}  {error:.2e}  {label}", flush=True)

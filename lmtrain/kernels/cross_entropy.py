@@ -64,7 +64,7 @@ def sampled_cross_entropy(
     is_target: Tensor,
     scale: float,
 ) -> Tensor:
-    """Scale · Σ L over all predictions with respect to the target and K other words, a scalar.
+    """Scale · Σ L over all predictions, each of its target among K other words, a scalar.
 
         L = log(e^(z_y) + Σ_k e^(z_k)) − z_y,    z_y = w_y a + b_y,    z_k = w_k a + b_k
 
@@ -76,6 +76,8 @@ def sampled_cross_entropy(
         target_bias: b_y, (N).
         is_target: whether a word is the target and left out of the sum, (N, K).
         scale: factor of the sum and of all gradients.
+
+    All logits, (N, K + 1), are in memory at once, in the dtype of `hidden`.
     """
     operands = (hidden, weight, bias, target_weight, target_bias)
     loss: Tensor = _sampled_loss(*operands, is_target, scale)[0]
@@ -153,21 +155,19 @@ def _sampled_loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The loss, and its gradients with respect to a, w_k, b_k, w_y and b_y."""
     num_words = len(weight)
+    score = (hidden * target_weight).sum(1, dtype=bias.dtype) + target_bias
+    words = matmul(hidden, weight.T).masked_fill_(is_target, -torch.inf)
     # The last column is that of the targets.
-    logits = hidden.new_empty(len(hidden), num_words + 1)
-    words, score = logits[:, :num_words], logits[:, num_words:]
-    # Not −∞, whose difference to a maximum of −∞ over a part of a row would be NaN.
-    lowest = torch.finfo(logits.dtype).min
-    words.copy_(matmul(hidden, weight.T)).masked_fill_(is_target, lowest)
-    score[:, 0] = (hidden * target_weight).sum(1, dtype=bias.dtype) + target_bias
+    logits = torch.cat([words, score.to(words.dtype).unsqueeze(1)], 1)  # (N, K + 1)
     extended, grad_bias = torch.cat([bias, bias.new_zeros(1)]), bias.new_zeros(num_words + 1)
     targets = torch.full((len(hidden),), num_words, device=hidden.device)
     total = _losses(logits, extended, targets, grad_bias, scale).sum()
-    grad_hidden = torch.addcmul(matmul(words, weight), score, target_weight)
-    grad_weight = matmul(library.transposed(words), hidden)
+    grad_words, grad_score = logits[:, :num_words], logits[:, num_words:]
+    grad_hidden = torch.addcmul(matmul(grad_words, weight), grad_score, target_weight)
+    grad_weight = matmul(library.transposed(logits)[:num_words], hidden)
     return (
-        *(total * scale, grad_hidden, grad_weight, grad_bias[:num_words].clone()),
-        *(score * hidden, score[:, 0].to(bias.dtype, copy=True)),
+        *(total * scale, grad_hidden, grad_weight, grad_bias[:num_words]),
+        *(grad_score * hidden, grad_score[:, 0].to(bias.dtype, copy=True)),
     )
 
 

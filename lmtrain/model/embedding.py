@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from lmtrain.model.dropout import keep_mask
 from lmtrain.model.generator import ModelGenerator
+from lmtrain.model.lookup import Lookup
 
 
-class Embedding(nn.Module):
+class Embedding(Lookup):
     """A learned vector for each token.
 
     Shapes: tokens (T, B) give vectors (T, B, E); `weight` (V, E).
@@ -21,8 +22,6 @@ class Embedding(nn.Module):
         generator: the model's random generator, for word dropout.
         word_dropout: probability that a token of the vocabulary is dropped, at all its positions
             in a batch; in training only.
-        is_sparse: whether to compute a sparse gradient, with one row for each token of the batch,
-            if the vocabulary is larger than the batch; ignored on CUDA.
 
     Source: word dropout: Gal & Ghahramani 2016.
     """
@@ -34,14 +33,12 @@ class Embedding(nn.Module):
         generator: ModelGenerator,
         *,
         word_dropout: float = 0.0,
-        is_sparse: bool = False,
     ) -> None:
         super().__init__()
         self.size = size
         self.weight = nn.Parameter(torch.empty(vocab_size, size))
         self.generator = generator
         self.word_dropout = word_dropout
-        self.is_sparse = is_sparse
 
     def initialize(self, generator: torch.Generator, init_scale: float | None) -> None:
         """Initializes the weights: uniform in ± init_scale.
@@ -59,8 +56,7 @@ class Embedding(nn.Module):
         first token. In training it has the vector of token 0: there it only occurs as padding.
         """
         ids = tokens.clamp(min=0)
-        is_sparse = self.is_sparse and self.training and tokens.numel() < len(self.weight)
-        vectors = F.embedding(ids, self.weight, sparse=is_sparse and not tokens.is_cuda)
+        vectors = self.lookup(ids)
         if not self.training:
             return vectors * (tokens >= 0).unsqueeze(-1)
         if self.word_dropout:

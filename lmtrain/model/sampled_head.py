@@ -2,15 +2,15 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmtrain.kernels.cross_entropy import sampled_cross_entropy
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.head import Softmax
+from lmtrain.model.lookup import Lookup
 
 
-class SampledSoftmax(Softmax):
+class SampledSoftmax(Softmax, Lookup):
     """Softmax whose training loss is estimated from K words drawn for each batch.
 
         L = log(e^(z_y) + Σ_{v drawn, v ≠ y} e^(z_v) / n_v) − z_y,    n_v = E[times v is drawn]
@@ -26,8 +26,6 @@ class SampledSoftmax(Softmax):
         num_samples: K, words drawn for a batch; V or more for the full softmax.
         generator: the model's random generator.
         tied: see `Softmax`.
-        is_sparse: whether to compute a sparse gradient of the weights, with one row for each word
-            of a batch, if the vocabulary is larger; ignored on CUDA.
 
     Source: Bengio & Senécal 2008; one sample for a batch: Jean et al. 2015 (arXiv 1412.2007). The
     sample is stratified: one word from each of K equal intervals of the cumulative n_v.
@@ -43,11 +41,8 @@ class SampledSoftmax(Softmax):
         num_samples: int,
         generator: ModelGenerator,
         tied: nn.Parameter | None = None,
-        *,
-        is_sparse: bool = False,
     ) -> None:
         super().__init__(hidden_size, num_classes, tied)
-        self.is_sparse = is_sparse
         self._num_samples = min(num_samples, num_classes)
         self.generator = generator
         expected = _expected_draws(num_classes, self._num_samples)
@@ -78,9 +73,7 @@ class SampledSoftmax(Softmax):
         correction = self.expected[drawn].log().to(self.bias.dtype)
         # One lookup for both, so that autograd builds one gradient of the weights.
         words, parts = torch.cat([drawn, target_rows]), [len(drawn), len(target_rows)]
-        is_sparse = self.is_sparse and len(words) < len(self.weight) and not words.is_cuda
-        vectors = F.embedding(words, self.weight, sparse=is_sparse)
-        of_drawn, of_targets = vectors.to(rows.dtype).split(parts)
+        of_drawn, of_targets = self.lookup(words).to(rows.dtype).split(parts)
         bias_of_drawn, bias_of_targets = self.bias[words].split(parts)
         return sampled_cross_entropy(
             *(rows, of_drawn, bias_of_drawn - correction, of_targets, bias_of_targets),

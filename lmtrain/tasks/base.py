@@ -307,13 +307,12 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def build(cls, config: Config, data: Any, *, is_shared: bool = False) -> nn.Module:
+    def build(cls, config: Config, data: Any) -> nn.Module:
         """The network with initial weights; its `generator` draws dropout masks.
 
         Args:
             config: the settings.
             data: the vocabularies.
-            is_shared: whether several processes train it: their gradients must be dense.
 
         Raises:
             ConfigError: no such cell, or sizes that do not fit.

@@ -22,21 +22,11 @@ class Builder:
 
     Args:
         config: the settings.
-        is_shared: whether several processes train it: their gradients must be dense.
     """
 
-    def __init__(self, config: Config, *, is_shared: bool) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         self.generator = ModelGenerator(config.train.seed)
-        self._is_shared = is_shared
-
-    @property
-    def has_sparse_gradients(self) -> bool:
-        """Whether weights of which a step uses few rows may have sparse gradients.
-
-        The momentum of other optimizers changes every row at every step.
-        """
-        return self.config.optimizer.name == "sgd" and not self._is_shared
 
     def dropout(self, p: float | None) -> Dropout:
         """Dropout with probability p, by default model.dropout."""
@@ -57,7 +47,6 @@ class Builder:
             config.embedding_size,
             self.generator,
             word_dropout=network.word_dropout,
-            is_sparse=self.has_sparse_gradients,
         )
         embedding.weight.requires_grad_(not (network.freeze_embeddings and can_freeze))
         return embedding

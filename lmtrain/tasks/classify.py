@@ -263,9 +263,9 @@ class Classification(ExampleTask):
         return LabelledData(inputs, restored_labels(files))
 
     @classmethod
-    def build(cls, config: Config, data: LabelledData, *, is_shared: bool = False) -> Classifier:
+    def build(cls, config: Config, data: LabelledData) -> Classifier:
         """The classifier with initial weights."""
-        network, builder = config.model, Builder(config, is_shared=is_shared)
+        network, builder = config.model, Builder(config)
         encoder = builder.encoder(data.inputs.first_layer(builder))
         head = Softmax(encoder.recurrent.output_size, len(data.labels))
         dropout = builder.dropout(network.output_dropout)

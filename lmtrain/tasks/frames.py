@@ -184,9 +184,9 @@ class Frames(ExampleTask):
             raise CheckpointError(f"{_FILE} is damaged") from None
 
     @classmethod
-    def build(cls, config: Config, data: FrameData, *, is_shared: bool = False) -> FrameModel:
+    def build(cls, config: Config, data: FrameData) -> FrameModel:
         """The frame model with initial weights."""
-        network, builder = config.model, Builder(config, is_shared=is_shared)
+        network, builder = config.model, Builder(config)
         encoder = builder.encoder(Vectors(data.outputs))
         head = Logistic(network.hidden_size, data.outputs)
         model = FrameModel(encoder, builder.dropout(network.output_dropout), head)

@@ -194,11 +194,9 @@ class LabelledLanguageModelling(ExampleTask):
         return LabelledTextData(TextInputs(tokenizer), restored_labels(files))
 
     @classmethod
-    def build(
-        cls, config: Config, data: LabelledTextData, *, is_shared: bool = False
-    ) -> LanguageModel:
+    def build(cls, config: Config, data: LabelledTextData) -> LanguageModel:
         """The language model with initial weights; labels have embeddings after those of tokens."""
-        network, builder = config.model, Builder(config, is_shared=is_shared)
+        network, builder = config.model, Builder(config)
         vocab_size = data.tokenizer.vocab_size
         embedding = builder.embedding(vocab_size + len(data.labels))
         encoder = builder.encoder(embedding)

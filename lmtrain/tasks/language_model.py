@@ -331,9 +331,9 @@ class LanguageModelling(Task):
         return TextData(tokenizer, {split: found[split] for split in chosen})
 
     @classmethod
-    def build(cls, config: Config, data: TextData, *, is_shared: bool = False) -> LanguageModel:
+    def build(cls, config: Config, data: TextData) -> LanguageModel:
         """The language model with initial weights."""
-        network, builder = config.model, Builder(config, is_shared=is_shared)
+        network, builder = config.model, Builder(config)
         last = config.embedding_size if network.tied_embeddings else network.hidden_size
         sizes = [network.hidden_size] * (network.num_layers - 1) + [last]
         vocab_size = data.tokenizer.vocab_size
@@ -344,10 +344,7 @@ class LanguageModelling(Task):
         if network.softmax == "adaptive":
             head = AdaptiveSoftmax(last, vocab_size)
         elif network.softmax == "sampled":
-            head = SampledSoftmax(
-                *(last, vocab_size, network.samples, builder.generator, tied),
-                is_sparse=builder.has_sparse_gradients,
-            )
+            head = SampledSoftmax(last, vocab_size, network.samples, builder.generator, tied)
         else:
             head = Softmax(last, vocab_size, tied)
         model = LanguageModel(encoder, builder.dropout(network.output_dropout), head)

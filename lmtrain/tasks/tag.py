@@ -231,9 +231,9 @@ class Tagging(ExampleTask):
         return TaggedData(tokenizer, restored_labels(files), characters)
 
     @classmethod
-    def build(cls, config: Config, data: TaggedData, *, is_shared: bool = False) -> Tagger:
+    def build(cls, config: Config, data: TaggedData) -> Tagger:
         """The tagger with initial weights."""
-        network, builder = config.model, Builder(config, is_shared=is_shared)
+        network, builder = config.model, Builder(config)
         words = data.tokenizer.vocab_size
         if data.characters is None:
             encoder = builder.encoder(builder.embedding(words))

@@ -251,13 +251,13 @@ class Translation(ExampleTask):
         return ParallelData(source, target)
 
     @classmethod
-    def build(cls, config: Config, data: ParallelData, *, is_shared: bool = False) -> Translator:
+    def build(cls, config: Config, data: ParallelData) -> Translator:
         """The encoder–decoder with initial weights.
 
         Raises:
             ConfigError: sizes that do not fit.
         """
-        network, builder = config.model, Builder(config, is_shared=is_shared)
+        network, builder = config.model, Builder(config)
         size = network.hidden_size
         encoder = builder.encoder(data.source.first_layer(builder))
         embedding = builder.embedding(data.target.tokenizer.vocab_size, can_freeze=False)

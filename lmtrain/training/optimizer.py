@@ -19,7 +19,7 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
 }
 
-# Parts of the rows of weights with a sparse gradient, which weight decay changes in turn.
+# Number of parts of the rows of a weight with a sparse gradient; an update decays one part.
 _DECAY_PARTS = 16
 
 
@@ -92,7 +92,8 @@ class Optimizer:
     Args:
         model: the model; frozen parameters are not updated.
         name: sgd, adam or adamw.
-        weight_decay: as in torch.optim.
+        weight_decay: as in torch.optim; rows with sparse gradients are decayed in turn, see
+            `_decay`.
         clip: l2 or l1, the norm for gradient clipping.
         max_grad_norm: the maximum norm; None for no clipping.
         schedule: the learning-rate schedule as a function of the total number of steps.
@@ -127,13 +128,14 @@ class Optimizer:
         # A tensor, so that a CUDA graph reads its current value. On CUDA it must be fp32.
         dtype = torch.float32 if model_device.type == "cuda" else torch.float64
         self._learning_rate = torch.zeros((), dtype=dtype, device=model_device)
-        # Fused implementations do not support sparse gradients; foreach SGD does, without decay.
+        # Fused implementations do not support sparse gradients; foreach SGD does, but not with
+        # weight decay, which is applied by `_decay`.
         supports_sparse = name == "sgd" and not self._is_asynchronous
         self._weight_decay = weight_decay if supports_sparse else 0.0
         self._optimizer = _OPTIMIZERS[name](
             self._parameters.values(),
             lr=self._schedule(0),
-            weight_decay=weight_decay - self._weight_decay,
+            weight_decay=0.0 if supports_sparse else weight_decay,
             **({"foreach": True} if supports_sparse else {"fused": True}),
         )
 
@@ -189,10 +191,10 @@ class Optimizer:
 
     @torch.no_grad()
     def _decay(self, factor: float) -> None:
-        """Multiplies the weights by a factor, which torch would do in one pass more.
+        """Multiplies the weights by a factor.
 
-        Weights with a sparse gradient take turns: an update decays a part of their rows, by the
-        factors of as many updates as there are parts. Otherwise it would have to pass over all.
+        Of a weight with a sparse gradient, an update multiplies only one of P parts of the rows, by
+        factor^P, so that it does not have to pass over all rows.
         """
         if factor == 1:
             return

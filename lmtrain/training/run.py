@@ -11,6 +11,7 @@ from lmtrain import checkpoint, device, files, screen, torchrun, untrusted
 from lmtrain import config as configuration
 from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, map_out_of_memory
 from lmtrain.kernels.native import library
+from lmtrain.model.lookup import allow_sparse_gradients
 from lmtrain.schema import Config, canonical
 from lmtrain.tasks.base import Data, Metrics, Shard, Task, load_embeddings, uses_bf16, weight_shapes
 from lmtrain.tasks.registry import task_of
@@ -190,7 +191,10 @@ def build_task(config: Config, data: Data, shard: Shard) -> Task:
     if config.train.deterministic:
         device.make_deterministic()
     task_class = task_of(config)
-    model = task_class.build(config, data, is_shared=shard.size > 1).to(target_device)
+    model = task_class.build(config, data).to(target_device)
+    # Momentum changes every row at every step, and processes exchange dense gradients.
+    if config.optimizer.name == "sgd" and shard.size == 1:
+        allow_sparse_gradients(model)
     task = task_class(config, data, model, shard)
     # Ranks start with the same weights but draw different dropout masks.
     if shard.rank:

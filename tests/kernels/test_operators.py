@@ -80,9 +80,14 @@ def test_the_loss_passes_opcheck(dtype, max_bytes, monkeypatch):
         opcheck(cross_entropy._log_likelihood_operator, (*leaves, targets))
 
 
-def test_the_sampled_loss_passes_opcheck():
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_sampled_loss_passes_opcheck(dtype):
     shapes = [(7, INPUTS), (11, INPUTS), (11,), (7, INPUTS), (7,)]
-    leaves = [randn(*shape).requires_grad_() for shape in shapes]
+    operands = [randn(*shape) for shape in shapes]
+    leaves = [
+        (operand.to(dtype) if operand.dim() == 2 else operand).requires_grad_()
+        for operand in operands
+    ]
 
     opcheck(cross_entropy._sampled_loss, (*leaves, torch.eye(7, 11) > 0, 0.5))
 

@@ -189,7 +189,7 @@ def test_the_loss_and_its_gradients_equal_torch(dtype, max_bytes, monkeypatch):
         assert error <= limit * reference_tensor.double().norm()
 
 
-def test_the_sampled_loss_is_finite_if_the_first_words_are_the_target():
+def test_the_sampled_loss_equals_torch_if_the_first_words_are_the_target():
     hidden, target_weight = randn(3, 5, seed=1), randn(3, 5, seed=2)
     weight, bias, target_bias = randn(1500, 5, seed=3), randn(1500, seed=4), randn(3, seed=5)
     is_target = torch.arange(1500).expand(3, -1) < 1100

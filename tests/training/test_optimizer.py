@@ -7,6 +7,7 @@ from networks import language_modelling, loss
 
 from lmtrain import device
 from lmtrain.errors import CheckpointError
+from lmtrain.model.lookup import allow_sparse_gradients
 from lmtrain.training.optimizer import Optimizer, UpdateResult, schedule
 
 
@@ -182,7 +183,8 @@ def test_sparse_gradients_learn_the_same_weights_as_dense_ones(clip, is_sparse, 
             300, embedding_size=6, hidden_size=6, num_layers=1, optimizer__name="sgd", **settings
         )
         model, embedding = task.model, task.model.encoder.embedding
-        embedding.is_sparse = model.head.is_sparse = can_be_sparse
+        if can_be_sparse:
+            allow_sparse_gradients(model)
         optimizer = build_optimizer(model, clip=clip, max_grad_norm=0.01)
         for step in range(3):
             ids = torch.randint(0, 300, (2, 5, 4), generator=device.generator(step))
@@ -190,6 +192,8 @@ def test_sparse_gradients_learn_the_same_weights_as_dense_ones(clip, is_sparse, 
             assert result.was_clipped
             norms.append(result.grad_norm.item())
         assert embedding.weight.grad.is_sparse is (can_be_sparse and is_sparse)
+        is_head_sparse = can_be_sparse and is_sparse and "softmax" in settings
+        assert model.head.weight.grad.is_sparse is is_head_sparse
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
 
     assert norms[3:] == pytest.approx(norms[:3], rel=1e-5)
@@ -224,6 +228,22 @@ def test_weight_decay_of_rows_with_a_sparse_gradient_adds_up_to_that_of_dense_on
     assert torch.allclose(sparse.weight[others], dense.weight[others])
     assert torch.allclose(sparse.weight[[1, 3]], dense.weight[[1, 3]], rtol=0.1)
     assert dense.weight[0, 0].item() == pytest.approx(0.99**32)
+
+
+def test_weight_decay_of_sparse_gradients_continues_exactly_from_its_state():
+    uninterrupted, resumed = (Vectors(50, is_sparse=True) for _ in range(2))
+    optimizer = build_optimizer(uninterrupted, weight_decay=0.02)
+    for _ in range(20):
+        update(optimizer, uninterrupted.loss([1, 3, 1]))
+    before = build_optimizer(resumed, weight_decay=0.02)
+    for _ in range(5):
+        update(before, resumed.loss([1, 3, 1]))
+    after = build_optimizer(resumed, weight_decay=0.02)
+    after.load_state_dict(before.state_dict())
+    for _ in range(15):
+        update(after, resumed.loss([1, 3, 1]))
+
+    assert torch.equal(uninterrupted.weight, resumed.weight)
 
 
 def test_the_learning_rate_of_adam_is_proportional_to_the_length_of_a_batch():

@@ -16,10 +16,11 @@ from lmtrain import checkpoint, config
 from lmtrain.errors import ConfigError, DivergedError, RunBusyError, UnreadableError
 from lmtrain.kernels.native import library
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks.base import Shard
 from lmtrain.tasks.gradient_norms import gradient_norms
 from lmtrain.tasks.language_model import LanguageModelling
 from lmtrain.training import trainer
-from lmtrain.training.run import run_training
+from lmtrain.training.run import build_task, run_training
 
 SMALL = {
     "data.level": "char", "model.hidden_size": 12, "model.num_layers": 2, "model.dropout": 0.2,
@@ -57,6 +58,23 @@ def test_every_cell_beats_token_frequencies_on_real_text(cell, options, shakespe
     summary = run_training(chosen, tmp_path / "run", is_quiet=True)
 
     assert summary.best["loss"] < summary.baseline.loss - 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "num_processes", "is_sparse"),
+    [("sgd", 1, True), ("sgd", 2, False), ("adamw", 1, False)],
+)
+def test_sgd_in_one_process_has_sparse_gradients(text, name, num_processes, is_sparse):
+    chosen = settings(
+        text, optimizer__name=name, model__softmax="sampled", model__samples=3,
+        train__batch_size=2, train__seq_len=2,
+    )  # fmt: skip
+    task = build_task(chosen, LanguageModelling.read(chosen), Shard(0, num_processes))
+
+    task.loss(task.batch(0), None).objective.backward()
+
+    for module in (task.model.encoder.embedding, task.model.head):
+        assert module.weight.grad.is_sparse is is_sparse
 
 
 @pytest.mark.slow
@@ -105,13 +123,18 @@ EVERYTHING = {
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer__name": "sgd", "optimizer__weight_decay": 1e-3},
+        # Fewer tokens in a batch than in the vocabulary: the gradients of embeddings are sparse.
+        {
+            "optimizer__name": "sgd", "optimizer__weight_decay": 1e-3, "train__batch_size": 1,
+            "train__seq_len": 4,
+        },
         {"optimizer__name": "adamw"},
         {"optimizer__average": "ema", **EVERYTHING},
         {
             "optimizer__name": "sgd", "optimizer__average": "nt-asgd",
             "optimizer__learning_rate": 20, "optimizer__average_patience": 1,
             "optimizer__weight_decay": 1e-3, "train__eval_every": 2, **EVERYTHING,
+            "train__batch_size": 1, "train__seq_len": 4,
         },
     ],
     ids=["sgd", "adamw", "ema", "nt-asgd"],
