@@ -30,6 +30,7 @@ def task(softmax: str, vocab_size: int) -> LanguageModelling:
         overrides={
             "model.softmax": softmax, "model.hidden_size": 512, "model.num_layers": 1,
             "optimizer.name": "sgd", "train.batch_size": STREAMS, "train.seq_len": STEPS,
+            "train.state_reset": 0,
         }
     )  # fmt: skip
     length = STREAMS * (ROUNDS * STEPS + 1)
