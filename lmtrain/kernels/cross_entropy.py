@@ -177,16 +177,8 @@ _sampled_loss = torch.library.custom_op(
 
 
 @_sampled_loss.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    target_weight: Tensor,
-    target_bias: Tensor,
-    is_target: Tensor,
-    scale: float,
-) -> tuple[Tensor, ...]:
-    operands = (hidden, weight, bias, target_weight, target_bias)
+def _(hidden: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    operands = (hidden, weight, bias, *others[:2])
     return bias.new_empty(()), *(torch.empty_like(operand) for operand in operands)
 
 

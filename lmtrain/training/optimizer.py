@@ -92,8 +92,8 @@ class Optimizer:
     Args:
         model: the model; frozen parameters are not updated.
         name: sgd, adam or adamw.
-        weight_decay: as in torch.optim; rows with sparse gradients are decayed in turn, see
-            `_decay`.
+        weight_decay: as in torch.optim, but an update decays only a sixteenth of the rows of a
+            weight with a sparse gradient, sixteen times as strongly.
         clip: l2 or l1, the norm for gradient clipping.
         max_grad_norm: the maximum norm; None for no clipping.
         schedule: the learning-rate schedule as a function of the total number of steps.

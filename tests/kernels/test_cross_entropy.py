@@ -139,14 +139,10 @@ def test_the_sampled_loss_equals_its_definition(num_words, dtype):
         pytest.skip("no bf16 products on this processor")
     operands, is_target = sampled_example(num_words)
     # Biases stay fp32 if operands of products are bf16.
+    dtypes = {1: torch.float32 if dtype == torch.bfloat16 else dtype, 2: dtype}
     converted = [
-        operand.detach().to(
-            dtype if operand.dim() == 2 or dtype == torch.float64 else torch.float32
-        )
-        for operand in operands
+        operand.detach().to(dtypes[operand.dim()]).requires_grad_() for operand in operands
     ]
-    for operand in converted:
-        operand.requires_grad_()
     expected = naive_sampled_loss(operands, is_target)
 
     loss = cross_entropy.sampled_cross_entropy(*converted, is_target, 0.25)

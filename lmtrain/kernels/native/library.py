@@ -83,7 +83,7 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "ThreadPool": _ThreadPool,
 }
 
-
+# A library without one of these is of another version.
 _FUNCTIONS = (
     *("lmtrain_instruction_set", "lmtrain_product_instruction_set", "lmtrain_is_amd"),
     *("lmtrain_scan", "lmtrain_cross_entropy", "lmtrain_product", "lmtrain_transpose"),
