@@ -9,14 +9,14 @@ from lmtrain.kernels.native import library
 from lmtrain.kernels.triton import engine as triton
 
 
-def kernels_for(operand: Tensor, bias: Tensor) -> Literal["native", "triton"] | None:
+def kernels_for(operand: Tensor, bias: Tensor | None = None) -> Literal["native", "triton"] | None:
     """The kernels for operands like this; None for torch.
 
     Args:
         operand: an operand of the products; fp32, or bf16 where the kernels support it.
-        bias: the bias; kernels need fp32.
+        bias: the bias, if there is one; kernels need fp32.
     """
-    if bias.dtype != torch.float32:
+    if bias is not None and bias.dtype != torch.float32:
         return None
     if triton.supports(operand):
         return "triton"

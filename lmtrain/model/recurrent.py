@@ -8,8 +8,9 @@ from torch.utils import _pytree as pytree
 
 from lmtrain.cells import Cell, CellState, Weights
 from lmtrain.errors import CheckpointError
+from lmtrain.kernels.dropout import dropout
 from lmtrain.kernels.scan import scan
-from lmtrain.model.dropout import Dropout, keep_mask
+from lmtrain.model.dropout import Dropout
 
 
 class State(tuple[CellState, ...]):
@@ -178,7 +179,7 @@ class Recurrent(nn.Module):
             return None
         generator = self.dropout.generator.on(cell.bias.device)
         return {
-            name: weight * keep_mask(tuple(weight.shape), self.weight_dropout, generator, weight)
+            name: dropout(weight, self.weight_dropout, generator)
             if cell.is_recurrent(name)
             else weight
             for name, weight in cell.named_parameters()

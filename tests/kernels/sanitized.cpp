@@ -104,6 +104,14 @@ static void product(int64_t rows, int64_t depth, int64_t columns, bool is_left_t
   ++calls;
 }
 
+static void dropout(int64_t mask_size, int instruction_set, bool is_bf16, int threads) {
+  const int64_t size = 3 * mask_size;
+  auto inputs = random_buffer(size, is_bf16), outputs = random_buffer(size, is_bf16);
+  DropoutArguments arguments{size, mask_size, -5, 1 << 30, inputs.data(), outputs.data(), 1.5f};
+  lmtrain_dropout(&arguments, is_bf16, instruction_set, {threads, nullptr, nullptr});
+  ++calls;
+}
+
 int main() {
   for (int instruction_set = 0; instruction_set <= lmtrain_instruction_set(); ++instruction_set)
     for (bool is_bf16 : {false, true}) {
@@ -118,6 +126,8 @@ int main() {
         for (int64_t vocab_size : {1, 7, 16, 33})
           for (int64_t rows : {1, 5})
             cross_entropy(rows, vocab_size, instruction_set, is_bf16, threads);
+        for (int64_t mask_size : {1, 15, 33, 20000})
+          dropout(mask_size, instruction_set, is_bf16, threads);
         for (int64_t rows : {1, 13, 35})
           for (int64_t depth : {0, 1, 385})
             for (int64_t columns : {1, 33})

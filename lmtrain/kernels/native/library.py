@@ -59,6 +59,14 @@ class _ProductArguments(ctypes.Structure):
     )
 
 
+class _DropoutArguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("size", "mask_size", "seed", "dropped")),
+        *((name, ctypes.c_void_p) for name in ("inputs", "outputs")),
+        ("factor", ctypes.c_float),
+    )
+
+
 class _TransposeArguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "columns")),
@@ -79,6 +87,7 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "ScanArguments": ScanArguments,
     "CrossEntropyArguments": _CrossEntropyArguments,
     "ProductArguments": _ProductArguments,
+    "DropoutArguments": _DropoutArguments,
     "TransposeArguments": _TransposeArguments,
     "ThreadPool": _ThreadPool,
 }
@@ -87,7 +96,7 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
 _FUNCTIONS = (
     *("lmtrain_instruction_set", "lmtrain_product_instruction_set", "lmtrain_is_amd"),
     *("lmtrain_scan", "lmtrain_cross_entropy", "lmtrain_product", "lmtrain_transpose"),
-    "lmtrain_multiply_adds",
+    *("lmtrain_dropout", "lmtrain_multiply_adds"),
 )
 
 
@@ -212,6 +221,31 @@ def _has_amx() -> bool:
     return has_bf16() and INSTRUCTION_SETS[instruction_set()] == "AMX-BF16"
 
 
+def dropout(inputs: Tensor, mask_size: int, p: float, seed: int) -> Tensor:
+    """Inputs, contiguous, with 0 for each element with probability p, and 1 / (1 − p) times others.
+
+    Args:
+        inputs: bf16 or fp32.
+        mask_size: elements of the mask; every `mask_size` elements the same ones are kept.
+        p: dropout probability, 0 to 1, rounded to 32 bits.
+        seed: the seed of the mask, 64 bits.
+
+    Raises:
+        ConfigError: a tensor that is not as described; nothing was run.
+    """
+    outputs = torch.empty_like(inputs)
+    dropped = min(round(p * (1 << 32)), (1 << 32) - 1)  # of the values of 32 bits
+    arguments = _DropoutArguments(
+        *(inputs.numel(), mask_size, seed, dropped),
+        pointer(inputs, inputs.shape, inputs.dtype),
+        pointer(outputs, inputs.shape, inputs.dtype),
+        (1 << 32) / ((1 << 32) - dropped),
+    )
+    is_bf16 = inputs.dtype == torch.bfloat16
+    loaded().lmtrain_dropout(ctypes.byref(arguments), is_bf16, instruction_set(), thread_pool())
+    return outputs
+
+
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """The product (M, N) of fp32 matrices (M, K) and (K, N) on the CPU, with any strides.
 
@@ -310,6 +344,7 @@ def _library() -> ctypes.CDLL | str:
         return OTHER_VERSION
     library.lmtrain_scan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, _ThreadPool]
     library.lmtrain_transpose.argtypes = [ctypes.c_void_p, _ThreadPool]
+    library.lmtrain_dropout.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 2, _ThreadPool]
     library.lmtrain_product.argtypes = [ctypes.c_void_p, ctypes.c_int, _ThreadPool]
     library.lmtrain_multiply_adds.argtypes = [ctypes.c_int64, ctypes.c_int, _ThreadPool]
     library.lmtrain_multiply_adds.restype = ctypes.c_int64

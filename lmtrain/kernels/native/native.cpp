@@ -72,6 +72,15 @@ extern "C" struct ProductArguments {
   float* out;
 };
 
+// outputs = factor · inputs, or 0 where the hash of the seed and the place is below `dropped`. The
+// place of element i is i mod mask_size.
+extern "C" struct DropoutArguments {
+  int64_t size, mask_size, seed, dropped;
+  const void* inputs;  // (size) Num
+  void* outputs;       // (size) Num
+  float factor;
+};
+
 // The transpose of a bf16 matrix.
 extern "C" struct TransposeArguments {
   int64_t rows, columns;
@@ -119,10 +128,12 @@ using RunScan = void (*)(const ScanArguments&, Barrier* barriers, int id, int th
 using WorkspaceBytes = int64_t (*)(const ScanArguments&, int threads, bool is_backward);
 using RunCrossEntropy = void (*)(const CrossEntropyArguments&, Barrier&, int id, int threads,
                                  float* workspace);
+using RunDropout = void (*)(const DropoutArguments&, int id, int threads);
 struct Kernels {
   RunScan run;
   WorkspaceBytes workspace;
   RunCrossEntropy cross_entropy;
+  RunDropout dropout;
 };
 // Of fp32 only.
 struct ProductKernels {
@@ -253,6 +264,8 @@ struct ThreadPool {
 
 // Multiply-adds of a product from which on several threads are worth waking.
 constexpr int64_t MIN_PARALLEL_PRODUCT = 1 << 16;
+// Elements of dropout from which on they are.
+constexpr int64_t MIN_PARALLEL_DROPOUT = 1 << 15;
 
 // Calls f(id, threads) on all threads of a pool.
 template <class F> void run_parallel(const ThreadPool& pool, F f) {
@@ -361,6 +374,14 @@ extern "C" const char* lmtrain_abi() {
     OFFSET(ProductArguments, left_strides);
     OFFSET(ProductArguments, right_strides);
     OFFSET(ProductArguments, out);
+    SIZE(DropoutArguments);
+    OFFSET(DropoutArguments, size);
+    OFFSET(DropoutArguments, mask_size);
+    OFFSET(DropoutArguments, seed);
+    OFFSET(DropoutArguments, dropped);
+    OFFSET(DropoutArguments, inputs);
+    OFFSET(DropoutArguments, outputs);
+    OFFSET(DropoutArguments, factor);
     SIZE(TransposeArguments);
     OFFSET(TransposeArguments, rows);
     OFFSET(TransposeArguments, columns);
@@ -404,6 +425,14 @@ extern "C" int lmtrain_cross_entropy(const CrossEntropyArguments* arguments, int
     kernels.cross_entropy(*arguments, barrier, id, threads, memory);
   });
   return 0;
+}
+
+// Zeroes elements at random and scales the others.
+extern "C" void lmtrain_dropout(const DropoutArguments* arguments, int is_bf16, int instruction_set,
+                                ThreadPool pool) {
+  Kernels kernels = select_kernels(0, is_bf16, instruction_set);
+  if (arguments->size < MIN_PARALLEL_DROPOUT) pool.count = 1;
+  run_parallel(pool, [&](int id, int threads) { kernels.dropout(*arguments, id, threads); });
 }
 
 // Multiplies fp32 matrices. Returns 0, or 1 if there is no memory.

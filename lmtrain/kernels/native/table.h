@@ -9,6 +9,7 @@
 #include "gru.h"
 #include "lstm.h"
 #include "cross_entropy.h"
+#include "dropout.h"
 #include "transpose.h"
 
 struct Entry {
@@ -36,5 +37,5 @@ template <class Num> static const Entry entries[] = {
 
 template <class Num> static Kernels kernels(int cell) {
   const Entry& e = entries<Num>[cell];
-  return {e.run, e.workspace, cross_entropy<Num>};
+  return {e.run, e.workspace, cross_entropy<Num>, dropout<Num>};
 }
