@@ -224,13 +224,12 @@ template <class Cell, class Num> struct Worker {
       int count = (int)std::min<int64_t>(4, last - block);
       for (int64_t k = 0; k < packed[i].depth; k += K)
         for (int n = 0; n < count; ++n) {
-          Num rows[K][VL] = {};
+          vec rows[K] = {};
           for (int j = 0; j < K; ++j)
             if (k + j < p.count * H())
-              convert(rows[j], from + (k + j) * H() + (block + n) * VL, lanes(block + n));
-          Num* out = packed[i].block(block) + packed_offset<Num>(k, n, count, packed[i].depth);
-          for (int lane = 0; lane < VL; ++lane)
-            for (int j = 0; j < K; ++j) out[lane * K + j] = rows[j][lane];
+              rows[j] = load(from + (k + j) * H() + (block + n) * VL, lanes(block + n));
+          interleave(packed[i].block(block) + packed_offset<Num>(k, n, count, packed[i].depth),
+                     rows);
         }
     }
   }

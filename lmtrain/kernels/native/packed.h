@@ -46,6 +46,16 @@ template <class Num> static inline void convert(Num* to, const float* from, int6
   }
 }
 
+// Stores one k, or a pair of k, of VL packed weights.
+static inline void interleave(float* to, const vec (&rows)[1]) { store(to, rows[0], VL); }
+#ifdef BF16
+static inline void interleave(bf16* to, const vec (&rows)[2]) {
+  __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)rows[0]));
+  __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)rows[1]));
+  _mm512_storeu_si512(to, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+}
+#endif
+
 #ifndef AMX
 struct TileRows {
   int64_t rows;
