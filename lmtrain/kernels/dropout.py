@@ -1,9 +1,11 @@
-"""Dropout: y = m · x with a random mask m of 0 and 1 / (1 − p).
+"""Dropout: y = m ∘ x with a random mask m of 0 and 1 / (1 − p).
 
-On the CPU the native kernel computes the mask from a seed, and again for the gradient; elsewhere
-torch draws it.
+On the CPU it is the PyTorch operator `lmtrain::dropout`: the mask is a function of a seed, which
+the backward computes again. On CUDA, where a CUDA graph would repeat the seed, torch draws the mask
+and keeps it for the backward.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,52 +15,73 @@ from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 
 
-# torch.compile does not trace random generators.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def dropout(
     inputs: Tensor, p: float, generator: torch.Generator, *, is_locked: bool = False
 ) -> Tensor:
     """Inputs times a mask: 0 with probability p, otherwise 1 / (1 − p).
 
+    Masks with and without native kernels differ.
+
     Args:
         inputs: (T, ...).
-        p: dropout probability, 0 to 1.
+        p: dropout probability, at least 0 and below 1.
         generator: random generator on the device of the inputs.
         is_locked: whether all T share one mask.
     """
-    mask_size = (inputs[:1] if is_locked else inputs).numel()
-    if kernels_for(inputs) == "native":
-        seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
-        return _apply(inputs, mask_size, p, seed)
-    mask = _mask(mask_size, p, generator, inputs)
-    return (inputs.reshape(-1, mask_size) * mask).view(inputs.shape)
-
-
-class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(inputs: Tensor, *options: Any) -> Tensor:
-        return library.dropout(inputs.contiguous(), *options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        del output
-        ctx.options = inputs[1:]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _apply(grad, *ctx.options), None, None, None
-
-
-def _apply(inputs: Tensor, mask_size: int, p: float, seed: int) -> Tensor:
-    outputs: Tensor = _Dropout.apply(inputs, mask_size, p, seed)  # type: ignore[no-untyped-call]
+    if inputs.is_cuda:
+        return inputs * mask(_mask_shape(inputs, is_locked), p, generator, inputs)
+    seed = torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
+    # The first call of a PyTorch operator takes a second; without autograd none is needed.
+    needs_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    run = _operator if needs_operator else _dropout
+    outputs: Tensor = run(inputs, is_locked, p, int(seed))
     return outputs
 
 
-def _mask(size: int, p: float, generator: torch.Generator, like: Tensor) -> Tensor:
-    """A mask, (size), of the dtype and on the device of `like`; p is rounded to 16 bits."""
+def mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like: Tensor) -> Tensor:
+    """A mask of `shape`: 0 with probability p, rounded to 16 bits, otherwise 1 / (1 − p).
+
+    Args:
+        shape: shape of the mask.
+        p: dropout probability, at least 0 and below 1.
+        generator: random generator on the device of `like`.
+        like: tensor with the dtype and the device of the mask.
+    """
+    count = math.prod(shape)
     # One draw of 64 bits serves four elements: drawing is most of the cost.
-    draws = torch.empty(-(-size // 4), dtype=torch.int64, device=like.device)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device)
     draws.random_(-(1 << 63), None, generator=generator)
     dropped = min(round(p * 65536), 65535)  # of the 65,536 values of 16 bits
-    keep = draws.view(torch.int16)[:size] >= dropped - 32768
+    keep = draws.view(torch.int16)[:count].view(shape) >= dropped - 32768
     return keep.to(like.dtype).mul_(65536 / (65536 - dropped))
+
+
+def _mask_shape(inputs: Tensor, is_locked: bool) -> tuple[int, ...]:
+    return (1, *inputs.shape[1:]) if is_locked else tuple(inputs.shape)
+
+
+def _dropout(inputs: Tensor, is_locked: bool, p: float, seed: int) -> Tensor:
+    inputs, shape = inputs.contiguous(), _mask_shape(inputs, is_locked)
+    if kernels_for(inputs) == "native":
+        return library.dropout(inputs, math.prod(shape), p, seed)
+    return inputs * mask(shape, p, torch.Generator().manual_seed(seed), inputs)
+
+
+_operator = torch.library.custom_op("lmtrain::dropout", _dropout, mutates_args=())
+
+
+@_operator.register_fake
+def _(inputs: Tensor, is_locked: bool, p: float, seed: int) -> Tensor:
+    return inputs.new_empty(inputs.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    del output
+    _, *ctx.options = inputs
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _operator(grad, *ctx.options), None, None, None
+
+
+_operator.register_autograd(_backward, setup_context=_setup_context)

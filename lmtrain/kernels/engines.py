@@ -13,7 +13,7 @@ def kernels_for(operand: Tensor, bias: Tensor | None = None) -> Literal["native"
     """The kernels for operands like this; None for torch.
 
     Args:
-        operand: an operand of the products; fp32, or bf16 where the kernels support it.
+        operand: a tensor that the kernels read; fp32, or bf16 where the kernels support it.
         bias: the bias, if there is one; kernels need fp32.
     """
     if bias is not None and bias.dtype != torch.float32:

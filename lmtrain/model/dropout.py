@@ -29,5 +29,4 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return inputs
         generator = self.generator.on(inputs.device)
-        outputs: Tensor = dropout(inputs, self.p, generator, is_locked=self.is_locked)
-        return outputs
+        return dropout(inputs, self.p, generator, is_locked=self.is_locked)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmtrain.kernels.dropout import dropout
+from lmtrain.kernels.dropout import mask
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.lookup import Lookup
 
@@ -61,8 +61,8 @@ class Embedding(Lookup):
             return vectors * (tokens >= 0).unsqueeze(-1)
         if self.word_dropout:
             generator = self.generator.on(tokens.device)
-            mask = dropout(vectors.new_ones(len(self.weight), 1), self.word_dropout, generator)
-            vectors = vectors * F.embedding(ids, mask)
+            word_mask = mask((len(self.weight), 1), self.word_dropout, generator, vectors)
+            vectors = vectors * F.embedding(ids, word_mask)
         return vectors
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from lmtrain import checkpoint, device, files, screen, torchrun, untrusted
 from lmtrain import config as configuration
 from lmtrain.errors import CheckpointError, ConfigError, UnreadableError, map_out_of_memory
+from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 from lmtrain.model.lookup import allow_sparse_gradients
 from lmtrain.schema import Config, canonical
@@ -331,6 +332,7 @@ def _train(
         "processes": ranks.size,
         "threads": device.threads(),
         "precision": "bf16" if uses_bf16(config.train) else "fp32",
+        "kernels": kernels_for(next(task.model.parameters())) or "torch",
     }
     ranks.run_on_rank_zero(lambda: run_folder.record_start(run, first_step, **environment))
     limits = Limits(config.train, task.steps_per_epoch, ranks, start_time)

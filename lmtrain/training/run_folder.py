@@ -19,7 +19,7 @@ CONFIG = "config.toml"
 _STARTS = "run.json"
 
 # Entries of run.json that must not change for a resumed run to be exact.
-_ENVIRONMENT = ("torch", "device", "processes", "threads", "precision")
+_ENVIRONMENT = ("torch", "device", "processes", "threads", "precision", "kernels")
 
 
 def new_path(text: str, cell: str) -> Path:
@@ -85,7 +85,7 @@ def record_start(run: Path, from_step: int | None, **environment: Any) -> None:
     Args:
         run: the run folder.
         from_step: updates done before; None for a new run.
-        environment: device, processes, threads and precision.
+        environment: device, processes, threads, precision and kernels.
 
     Raises:
         UnreadableError: run.json exists but could not be read.

@@ -1,5 +1,5 @@
-// Dropout without a mask in memory: whether an element is kept is a hash of a seed and its place,
-// which the gradient computes again.
+// Dropout without a mask in memory: whether an element is kept depends on a hash of a seed and its
+// index in the mask, which the backward computes again.
 
 typedef uint32_t uvec __attribute__((vector_size(4 * VL)));
 
@@ -18,13 +18,13 @@ template <class Num> static void dropout(const DropoutArguments& a, int id, int 
   for (int i = 0; i < VL; ++i) lane[i] = low + i;
   const int64_t end = a.size * (id + 1) / threads;
   for (int64_t first = a.size * id / threads; first < end;) {
-    const int64_t place = first % a.mask_size;
-    const int64_t count = std::min(end - first, a.mask_size - place);
+    const int64_t index = first % a.mask_size;
+    const int64_t count = std::min(end - first, a.mask_size - index);
     const Num* inputs = (const Num*)a.inputs + first;
     Num* outputs = (Num*)a.outputs + first;
     for (int64_t i = 0; i < count; i += VL) {
       int n = (int)std::min<int64_t>(VL, count - i);
-      uvec hash = mix(mix(lane + (uint32_t)(place + i)) + high);
+      uvec hash = mix(mix(lane + (uint32_t)(index + i)) + high);
       ivec kept = (ivec)(hash >= dropped);
       store(outputs + i, (vec)((ivec)(load(inputs + i, n) * a.factor) & kept), n);
     }

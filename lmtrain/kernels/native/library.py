@@ -222,26 +222,28 @@ def _has_amx() -> bool:
 
 
 def dropout(inputs: Tensor, mask_size: int, p: float, seed: int) -> Tensor:
-    """Inputs, contiguous, with 0 for each element with probability p, and 1 / (1 − p) times others.
+    """Dropout of the inputs: 0 with probability p, otherwise the input times 1 / (1 − p).
 
     Args:
-        inputs: bf16 or fp32.
-        mask_size: elements of the mask; every `mask_size` elements the same ones are kept.
-        p: dropout probability, 0 to 1, rounded to 32 bits.
-        seed: the seed of the mask, 64 bits.
+        inputs: bf16 or fp32, contiguous.
+        mask_size: elements of the mask, at least 1 and at most 2^32; the mask is repeated.
+        p: dropout probability, at least 0 and below 1, rounded to 32 bits.
+        seed: a random number of 64 bits. Masks of consecutive seeds are shifted, not independent.
 
     Raises:
-        ConfigError: a tensor that is not as described; nothing was run.
+        ConfigError: a tensor or a size that is not as described; nothing was run.
     """
+    if inputs.numel() and not 1 <= mask_size <= 1 << 32:
+        raise ConfigError(f"dropout: a mask of {mask_size} elements is not supported")
+    is_bf16 = inputs.dtype == torch.bfloat16
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
     outputs = torch.empty_like(inputs)
     dropped = min(round(p * (1 << 32)), (1 << 32) - 1)  # of the values of 32 bits
     arguments = _DropoutArguments(
         *(inputs.numel(), mask_size, seed, dropped),
-        pointer(inputs, inputs.shape, inputs.dtype),
-        pointer(outputs, inputs.shape, inputs.dtype),
+        *(pointer(tensor, inputs.shape, dtype) for tensor in (inputs, outputs)),
         (1 << 32) / ((1 << 32) - dropped),
     )
-    is_bf16 = inputs.dtype == torch.bfloat16
     loaded().lmtrain_dropout(ctypes.byref(arguments), is_bf16, instruction_set(), thread_pool())
     return outputs
 

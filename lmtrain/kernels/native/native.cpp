@@ -72,8 +72,8 @@ extern "C" struct ProductArguments {
   float* out;
 };
 
-// outputs = factor · inputs, or 0 where the hash of the seed and the place is below `dropped`. The
-// place of element i is i mod mask_size.
+// outputs = factor · inputs, or 0 where the hash of the seed and the index in the mask is below
+// `dropped`. The index of element i is i mod mask_size.
 extern "C" struct DropoutArguments {
   int64_t size, mask_size, seed, dropped;
   const void* inputs;  // (size) Num
@@ -264,7 +264,7 @@ struct ThreadPool {
 
 // Multiply-adds of a product from which on several threads are worth waking.
 constexpr int64_t MIN_PARALLEL_PRODUCT = 1 << 16;
-// Elements of dropout from which on they are.
+// Elements of dropout from which on several threads are worth waking.
 constexpr int64_t MIN_PARALLEL_DROPOUT = 1 << 15;
 
 // Calls f(id, threads) on all threads of a pool.
