@@ -17,7 +17,7 @@ from lmtrain import checkpoint, device, disk, files
 from lmtrain.errors import DivergedError, MachineError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks.language_model import LanguageModelling
-from lmtrain.training import logger, trainer
+from lmtrain.training import logger, run_folder, trainer
 from lmtrain.training.run import run_training
 
 SMALL = {
@@ -333,3 +333,17 @@ def test_ten_thousand_steps_leak_neither_memory_nor_files(text, tmp_path, monkey
     assert samples[-1][0] - samples[1][0] < 20e6
     assert samples[-1][1] <= samples[1][1]
     assert torch.get_num_threads() == 1
+
+
+def test_a_resume_that_cannot_be_exact_says_what_changed(tmp_path, capsys):
+    environment = {"device": "cpu", "processes": 1, "precision": "fp32"}
+    run_folder.record_start(tmp_path, None, threads=2, kernels="native", **environment)
+    run_folder.record_start(tmp_path, 5, threads=2, kernels="native", **environment)
+    assert capsys.readouterr().err == ""
+
+    run_folder.record_start(tmp_path, 9, threads=1, kernels="torch", **environment)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "not bit for bit: threads was 2 and is now 1",
+        "not bit for bit: kernels was native and is now torch",
+    ]
