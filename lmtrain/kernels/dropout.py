@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmtrain import device
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 
@@ -28,7 +29,7 @@ def dropout(
         generator: random generator on the device of the inputs.
         is_locked: whether all T share one mask.
     """
-    if inputs.is_cuda:
+    if device.is_asynchronous(inputs.device):
         return inputs * mask(_mask_shape(inputs, is_locked), p, generator, inputs)
     seed = torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
     # The first call of a PyTorch operator takes a second; without autograd none is needed.
