@@ -26,7 +26,7 @@ def train(
         config: the settings (see `lmtrain.load_config`); None for the recipe python-docs.
         out: the run folder; None for a new one under runs/.
         resume: whether to resume the run in `out`; the result is that of an uninterrupted run.
-        overrides: with `resume`, settings to change, such as {"train.max_epochs": 20}.
+        overrides: with `resume`, settings to change, such as {"train.max_epochs": 40}.
         is_quiet: whether to hide progress.
 
     Raises:

@@ -43,7 +43,7 @@ class Sampling:
     """
 
     num: int = 1
-    max_tokens: int = 100
+    max_tokens: int = 200
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None

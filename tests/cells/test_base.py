@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lmtrain import cells, device
+from lmtrain import cells, device, schema
 from lmtrain.cells import base
 from lmtrain.errors import ConfigError
 from lmtrain.kernels.scan import engine
@@ -115,3 +115,10 @@ def test_an_init_scale_bounds_every_weight():
 
     for parameter in cell.parameters():
         assert 0.04 < float(parameter.detach().abs().max()) <= 0.05
+
+
+def test_the_settings_name_every_cell_of_the_package():
+    cells = base._CELLS.items()
+    own = {name for name, cell in cells if cell.__module__.startswith("lmtrain.cells.")}
+
+    assert own == set(schema.CELLS)
