@@ -63,8 +63,9 @@ def parse(text: str, origin: str, overrides: Mapping[str, object] | None = None)
     """
     try:
         tree: dict[str, Any] = tomllib.loads(text)
+        repr(tree)  # raises for a hexadecimal number with more digits than Python converts
     except (ValueError, RecursionError) as error:
-        # ValueError: not TOML, or a number with more digits than Python converts.
+        # ValueError: not TOML, or such a number.
         raise ConfigError(f"{origin} is not valid TOML: {error}") from None
     version = tree.pop("format", FORMAT)
     if version != FORMAT:
@@ -153,7 +154,9 @@ def assignments(pairs: Iterable[str]) -> dict[str, object]:
 
 def _parse_value(text: str) -> object:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
+        repr(value)  # raises for a hexadecimal number with more digits than Python converts
+        return value
     except (ValueError, RecursionError):
         return text
 

@@ -413,8 +413,16 @@ def test_invalid_toml_is_refused(text):
     assert message(text).startswith("my.toml is not valid TOML: ")
 
 
-def test_a_number_with_too_many_digits_is_refused():
-    assert "my.toml" in message(f"[train]\nseed = {'9' * 5000}\n")
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 4000], ids=["decimal", "hexadecimal"])
+@pytest.mark.parametrize("text", ["[train]\nseed = {}\n", "[model]\nown = [{}]\n", "format = {}\n"])
+def test_a_number_with_too_many_digits_is_refused(text, number):
+    assert "my.toml is not valid TOML: " in message(text.format(number))
+
+
+def test_a_hexadecimal_number_with_too_many_digits_is_refused_on_the_command_line():
+    (value,) = config.assignments(["train.seed=0x" + "f" * 4000]).values()
+
+    assert isinstance(value, str)
 
 
 @pytest.mark.parametrize("version", ["2", '"1"', "[1]"])

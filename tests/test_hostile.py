@@ -207,6 +207,16 @@ def test_only_regular_files_are_opened(hostile, tmp_path, name, replacement):
     assert_refused(path, f"{name} is not a regular file")
 
 
+@pytest.mark.parametrize("replacement", [os.mkfifo, os.mkdir])
+def test_a_run_whose_metrics_are_no_regular_file_is_not_resumed(valid, tmp_path, replacement):
+    run = shutil.copytree(valid.parent.parent, tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    replacement(run / "metrics.jsonl")
+
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is not a regular file"):
+        run_training(out=run, resume=True, is_quiet=True)
+
+
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", ".lock", "config.toml", "events"])
 def test_a_run_that_contains_a_symbolic_link_is_not_resumed(valid, tmp_path, name):
     run = shutil.copytree(valid.parent.parent, tmp_path / "run")

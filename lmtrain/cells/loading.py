@@ -1,6 +1,7 @@
 """User-defined cells in a Python file, which runs only if the user passes its path."""
 
 import hashlib
+import os
 import runpy
 import sys
 import traceback
@@ -19,7 +20,8 @@ def load_file(path: Path) -> list[str]:
     Raises:
         ConfigError: the file is missing, raises, or registers no cell.
     """
-    if not path.is_file():
+    # os.path.isfile is False for a name that is too long; Path.is_file raises an error.
+    if not os.path.isfile(path):  # noqa: PTH113
         raise ConfigError(f"there is no file {path}", "--cells needs a Python file")
     before = {name: cell_class(name) for name in cell_names()}
     # pickle finds a class by its module: each file gets its own module, kept in sys.modules.

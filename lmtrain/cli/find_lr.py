@@ -54,6 +54,7 @@ def command(
     load_user_cell(overrides)
     if plot:
         # A plot that cannot be drawn is reported before training, not after it.
+        pictures.require_no_folder("--plot", plot)
         _drawn([first, last], [0.0, 0.0], plot.suffix[1:])
     from lmtrain.training.run import find_learning_rate
 

@@ -1,5 +1,6 @@
 """`lmtrain gradients`: how gradients vanish or explode through time."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,7 @@ def command(
     if out:
         # A missing matplotlib is reported before the work, not after it.
         pictures.new_figure("--out", 1, 1)
+        pictures.require_no_folder("--out", out)
     paths = paths or []
     if cell is None:
         networks = _measure_runs(paths, set_ or [], lags, device)
@@ -124,7 +126,8 @@ def _measure_runs(
         )
     if assignments:
         raise ConfigError("--set works with --cell only: a run has its own settings")
-    runs = [path for index, path in enumerate(paths) if not index or Path(path).is_dir()]
+    # os.path.isdir is False for a name that is too long; Path.is_dir raises an error.
+    runs = [path for index, path in enumerate(paths) if not index or os.path.isdir(path)]  # noqa: PTH112
     texts = [path for path in paths if path not in runs]
     networks = []
     for run in dict.fromkeys(runs):

@@ -1,6 +1,8 @@
 """Figures by matplotlib, where it is installed."""
 
 import io
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmtrain.errors import ConfigError
@@ -27,6 +29,16 @@ def new_figure(option: str, width: float, height: float) -> "Figure":
             f"{option} needs matplotlib, which is not installed", "try: pip install 'lmtrain[plot]'"
         ) from None
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def require_no_folder(option: str, path: Path) -> None:
+    """Checks, before the work, that a picture is not to be written to a folder.
+
+    Raises:
+        ConfigError: the path is a folder.
+    """
+    if os.path.isdir(path):  # noqa: PTH112 -- False for a name that is too long, unlike Path.is_dir
+        raise ConfigError(f"{option} {path} is a folder", "give the name of a file")
 
 
 def to_bytes(figure: "Figure", file_format: str, option: str) -> bytes:

@@ -56,8 +56,8 @@ def _open(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, Tokens
     folder = Path(source)
     # os.path.isdir is False for a name that is too long; Path.is_dir raises an error.
     if os.path.isdir(source):  # noqa: PTH112
-        if not (folder / "tokenizer.json").exists():
-            if any((folder / name).exists() for name in ("vectors.json", "frames.json")):
+        if not untrusted.exists(folder / "tokenizer.json"):
+            if any(untrusted.exists(folder / name) for name in ("vectors.json", "frames.json")):
                 raise ConfigError(f"{source} was trained on vectors: it has no tokenizer")
             raise CheckpointError(f"{source} is not a run: it has no tokenizer.json")
         if overrides:

@@ -89,7 +89,8 @@ def command(
     if devices > 1 and not torchrun.is_worker():
         out_option = [] if out or resume else ["--out", str(new_run_path(chosen))]
         exit_quietly_on_broken_pipe()
-        launcher.launch([*sys.argv[1:], *out_option], devices)
+        # First, since arguments after -- are not options.
+        launcher.launch([*sys.argv[1:2], *out_option, *sys.argv[2:]], devices)
         return
     if devices > 1:
         launcher.require_size(devices)

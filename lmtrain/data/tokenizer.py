@@ -383,8 +383,8 @@ class Numbering:
 class Pieces:
     """Joins pieces of text that end anywhere into pieces that do not end within a token.
 
-    At word level and for NFC, text is held back up to the last white space. The last line of words
-    gets a newline if it has none.
+    At word level, text is held back after the last white space; for NFC, from the last character
+    that does not compose with one before it. The last line of words gets a newline if it has none.
 
     Args:
         level: the token unit.
@@ -393,7 +393,7 @@ class Pieces:
 
     def __init__(self, level: Level, *, nfc: bool = False) -> None:
         self._level = level
-        self._is_held = level == "word" or nfc
+        self._nfc = nfc
         self._rest = ""
         self._last = "\n"
 
@@ -403,11 +403,15 @@ class Pieces:
         text = self._rest + chunk
         # A newline after a carriage return belongs to the same line end.
         cut = len(text) - text.endswith("\r")
-        if self._is_held:
-            longest = cut - cut % _LONGEST_RUN if self._level == "word" else 0
+        if self._level == "word":
+            longest = cut - cut % _LONGEST_RUN
             while cut and not _IS_SPACE.match(text, cut - 1):
                 cut -= 1
             cut = cut or longest
+        elif self._nfc:
+            while cut and _may_compose(text[cut - 1]):
+                cut -= 1
+            cut = max(0, cut - 1)
         self._rest = text[cut:]
         return text[:cut]
 
@@ -415,6 +419,12 @@ class Pieces:
         """The rest at the end of the text."""
         is_open = self._level == "word" and self._last not in "\r\n"
         return self._rest + "\n" if is_open else self._rest
+
+
+def _may_compose(character: str) -> bool:
+    """Whether NFC may compose a character with one before it: a mark, or a part of Hangul."""
+    is_hangul = "\u1160" <= character <= "\u11ff"
+    return is_hangul or unicodedata.category(character).startswith("M")
 
 
 def split_words(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain import device
+from lmtrain.data.padded import in_order
 from lmtrain.data.streams import windows
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.tokens import Tokens
@@ -21,6 +22,8 @@ Predict = Callable[[Tensor, Tensor, State | None], tuple[Tensor, State]]
 
 _SEQ_LEN = 256
 _SENTENCES_AT_ONCE = 64
+# Most tokens of a padded batch of sentences.
+_MAX_TOKENS = 1 << 16
 # Number of sentences that are sorted by length together.
 _SORTED_SENTENCES = 4096
 _WHOLE = Shard()
@@ -188,12 +191,11 @@ def sentence_log_probs(
     for first in range(0, len(sentences), _SORTED_SENTENCES):
         pool = sentences[first : first + _SORTED_SENTENCES]
         # Sentences of similar length are scored together, so that little of a batch is padding.
-        order = sorted(range(len(pool)), key=lambda index: len(pool[index]))
+        lengths = np.array([len(sentence) for sentence in pool])
         scores: dict[int, list[float]] = {}
-        for start in range(0, len(pool), _SENTENCES_AT_ONCE):
-            indices = order[start : start + _SENTENCES_AT_ONCE]
+        for indices in in_order(lengths, _SENTENCES_AT_ONCE, _MAX_TOKENS):
             batch = [pool[index] for index in indices]
-            scores |= zip(indices, _batch_log_probs(model, batch, start_id), strict=True)
+            scores |= zip(indices.tolist(), _batch_log_probs(model, batch, start_id), strict=True)
         yield from (scores[index] for index in range(len(pool)))
     model.train(was_training)
 
@@ -212,8 +214,8 @@ def _batch_log_probs(
         window = inputs[start : start + _SEQ_LEN + 1].to(model_device)
         log_probs, state = model.log_probs(window[:-1], window[1:], state)
         parts.append(log_probs.double().cpu())
-    columns = torch.cat(parts).T.tolist()
-    return [column[: len(each)] for each, column in zip(sentences, columns, strict=True)]
+    columns = torch.cat(parts).T
+    return [column[: len(each)].tolist() for each, column in zip(sentences, columns, strict=True)]
 
 
 def unigram(train: Tokens, text: Tokens, tokenizer: Tokenizer) -> Perplexity:

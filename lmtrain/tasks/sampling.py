@@ -21,6 +21,8 @@ from lmtrain.model.language_model import LanguageModel
 
 # After this many rejected draws of <UNK> its probability is set to 0 instead.
 _MAX_REJECTIONS = 100
+# Steps of a prompt that are computed at once.
+_PROMPT_STEPS = 256
 # Nucleus sampling first looks at this many tokens, then at more by this factor.
 _NUCLEUS_SIZE, _NUCLEUS_FACTOR = 64, 8
 
@@ -215,7 +217,10 @@ def generate(
     unk_id = tokenizer.unk_id
     generators = [np.random.default_rng([sampling.seed, row]) for row in range(num)]
     start = torch.tensor([-1 if start_id is None else start_id, *prompt]).unsqueeze(1)
-    hidden, state = model.hidden(start.to(model_device))
+    first, *windows = start.to(model_device).split(_PROMPT_STEPS)
+    hidden, state = model.hidden(first)
+    for window in windows:
+        hidden, state = model.hidden(window, state)
     logits = _logits(model, hidden[-1:]).repeat(num, axis=0)  # (num, V)
     state = state.map(lambda part: part.expand(num, -1).contiguous())
     rows = list(range(num))

@@ -97,7 +97,9 @@ class WeightAverage:
     def state_dict(self) -> dict[str, Any]:
         """The count of averaged updates, earlier costs, and the last weights as `last/NAME`."""
         last = {f"last/{name}": self._weights[name] for name in self._average}
-        return {"count": self._count, "costs": self._costs, **last}
+        # JSON has no infinity, the cost of a validation without metrics.
+        costs = [cost if math.isfinite(cost) else None for cost in self._costs]
+        return {"count": self._count, "costs": costs, **last}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -125,4 +127,4 @@ class WeightAverage:
         for name, tensor in last.items():
             self._weights[name].copy_(tensor)
         self._count = int(state["count"])
-        self._costs = [float(cost) for cost in state["costs"]]
+        self._costs = [math.inf if cost is None else float(cost) for cost in state["costs"]]

@@ -112,7 +112,7 @@ class Checkpoints:
         """
         states = {name: part.state_dict() for name, part in parts.items()}
         weights = average.weights(task.model)
-        self._ranks.run_on_rank_zero(lambda: self._write(step, weights, states, log))
+        self._ranks.run_on_rank_zero(lambda: self._write(step, weights, states, log), is_slow=True)
         return checkpoint.folder(self.run, step)
 
     def _write(

@@ -139,6 +139,9 @@ class Logger(NullLogger):
         first_step: updates done before; lines of later steps are removed, since they are repeated.
         total_steps: updates of the whole training.
         is_quiet: whether to hide progress.
+
+    Raises:
+        CheckpointError: metrics.jsonl is not a regular file, or could not be read.
     """
 
     def __init__(
@@ -383,20 +386,23 @@ def read_train_metrics(run: Path) -> Iterator[tuple[int, _Metrics]]:
     Raises:
         CheckpointError: metrics.jsonl is not a regular file, or could not be read.
     """
-    path = run / _METRICS
-    if untrusted.exists(path):
-        untrusted.require_regular_file(path)
-        with untrusted.map_os_errors(path):
-            for _, line in _read_lines(path):
-                if line.kind == "train":
-                    yield line.step, line.metrics
+    for _, line in _read_lines(run / _METRICS):
+        if line.kind == "train":
+            yield line.step, line.metrics
 
 
 def _read_lines(path: Path) -> Iterator[tuple[bytes, _Line]]:
-    """Each valid line of metrics.jsonl, as bytes and parsed."""
-    if not path.exists():
+    """Each valid line of metrics.jsonl, as bytes and parsed.
+
+    Raises:
+        CheckpointError: it is not a regular file, or could not be read.
+    """
+    if not untrusted.exists(path):
         return
-    for content in path.read_bytes().split(b"\n"):
+    untrusted.require_regular_file(path)
+    with untrusted.map_os_errors(path):
+        lines = path.read_bytes().split(b"\n")
+    for content in lines:
         try:
             line = _Line.model_validate_json(content)
         except ValidationError:

@@ -255,7 +255,7 @@ def _resume(
         return step
 
     with contextlib.ExitStack() as locks:
-        step = ranks.run_on_rank_zero(lock_folder)
+        step = ranks.run_on_rank_zero(lock_folder, is_slow=True)
         if step is None:
             task = _restart(run, overrides, ranks, is_quiet=is_quiet)
             return _train(run, task, None, ranks, start_time=start_time, is_quiet=is_quiet)

@@ -109,6 +109,8 @@ class Trainer:
         self.save()
         if self._validated_step != self.optimizer.step:
             self._validate()
+        # A signal during the last validation ends the trials of a sweep too.
+        self._handle_signals()
 
     def _step(self) -> None:
         """Enqueues a training step and logs the steps that are done.
@@ -280,11 +282,18 @@ class Trainer:
             progress.best = figures
             progress.best_step = step
             progress.validations_since_best = 0
-            self.checkpoints.write_best(step, metrics.headline, figures.get(metrics.headline))
+            self._write_best()
         else:
             progress.validations_since_best += 1
         if self._is_patience_exhausted():
             self.log.info(f"training ends: no better validation in {self._config.patience}")
+
+    def _write_best(self) -> None:
+        """Writes which checkpoint is the best so far, if there is one."""
+        progress, headline = self.progress, self.task.metrics.headline
+        if progress.best_step is not None and progress.best is not None:
+            value = progress.best.get(headline)
+            self.checkpoints.write_best(progress.best_step, headline, value)
 
     def save(self) -> Path:
         """Writes a checkpoint of this step, unless it exists; returns its folder.
@@ -307,3 +316,5 @@ class Trainer:
             CheckpointError: the checkpoint does not match this training.
         """
         self.checkpoints.restore(saved, self.task, self.parts)
+        # best.json may be lost, or name a checkpoint after this one that was deleted.
+        self._write_best()

@@ -147,3 +147,8 @@ def test_a_name_with_a_file_finds_the_registered_cell(write):
     cells.load_file(path)
 
     assert cells.cell_class(f"{path}:leaky") is cells.cell_class("leaky")
+
+
+def test_a_name_that_is_too_long_is_no_file():
+    with pytest.raises(ConfigError, match="there is no file x"):
+        cells.load_file(Path("x" * 300))

@@ -249,6 +249,7 @@ def test_a_device_that_is_none_is_refused(command, word_model, lmtrain, assert_r
         (("tokenize", "x" * 300), 3),
         (("score", "RUN", "x" * 300), 3),
         (("train", "x" * 300), 3),
+        (("gradients", "RUN", "x" * 300), 3),
         (("info", "x" * 300), 4),
         (("verify", "x" * 300), 4),
         (("train", "--resume", "x" * 300), 4),
@@ -259,6 +260,16 @@ def test_names_too_long_are_told(words, code, word_model, lmtrain, assert_refuse
     outcome = lmtrain(*(word_model.run if word == "RUN" else word for word in words))
 
     assert_refused(outcome, code, "cannot read ", "File name too long")
+    untouched()
+
+
+@pytest.mark.parametrize("picture", [".", "..", ""])
+def test_a_picture_is_not_written_to_a_folder(
+    picture, word_model, lmtrain, assert_refused, untouched
+):
+    outcome = lmtrain("find-lr", word_model.corpus, "--plot", picture)
+
+    assert_refused(outcome, 2, "--plot ", " is a folder")
     untouched()
 
 

@@ -222,3 +222,13 @@ def test_a_thread_that_still_holds_a_tensor_ends_no_process():
         [sys.executable, "-c", code], env=variables, capture_output=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_texts_after_two_dashes_are_texts_in_every_process(text, tmp_path):
+    (tmp_path / "-novel").write_bytes(text.read_bytes())
+    few = arguments(SETTINGS | {"train.max_steps": 2})
+
+    outcome = run("lmtrain", "train", "--devices", "2", *few, "--", "-novel", cwd=tmp_path)
+
+    assert outcome.returncode == 0, outcome.stderr
+    assert len([*(tmp_path / "runs").iterdir()]) == 1

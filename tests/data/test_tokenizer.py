@@ -748,3 +748,21 @@ def test_ids_are_64_bit_numbers():
         tokenizer = built(TINY, kind)
 
         assert tokenizer.encode(TINY).dtype == tokenizer.encode("").dtype == np.int64
+
+
+@given(st.text("ae\u0301\u0308\u1100\u1161\u11a8\u09c7\u09be\u4e00 \r\n", max_size=60), st.data())
+def test_nfc_composes_across_pieces_of_characters(text, data):
+    places = data.draw(st.lists(st.integers(0, 60), max_size=6))
+    pieces = Pieces("char", nfc=True)
+
+    whole = [*map(pieces.add, cut(text, places)), pieces.end()]
+
+    normalized = [unicodedata.normalize("NFC", piece) for piece in whole]
+    assert "".join(normalized) == unicodedata.normalize("NFC", text)
+
+
+def test_nfc_does_not_hold_back_text_without_white_space():
+    pieces = Pieces("char", nfc=True)
+
+    assert len(pieces.add("ACGT" * 1000)) == 3999
+    assert len(pieces.add("\u4e00" * 1000)) == 1000

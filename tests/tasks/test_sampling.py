@@ -11,6 +11,7 @@ from networks import language_model
 from lmtrain.data.tokenizer import UNK, Tokenizer, build_tokenizer
 from lmtrain.errors import ConfigError, DivergedError
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks import sampling as module
 from lmtrain.tasks.sampling import Sampling, Until, draw, draw_known, generate, stream
 
 
@@ -304,3 +305,11 @@ def test_the_words_that_a_model_does_not_know_are_told_once_each():
     assert build_tokenizer([], "byte").unknown("zzz") == []
     assert build_tokenizer(["Ab c\n"], "word", lowercase=True).unknown("AB D") == ["d"]
     assert Tokenizer(["<UNK>", "a"], "char").unknown("abba") == ["b"]
+
+
+def test_a_long_prompt_is_computed_in_windows(model, monkeypatch):
+    prompt = [2 + index * index % 10 for index in range(23)]
+    whole = sequences(model, prompt)
+    monkeypatch.setattr(module, "_PROMPT_STEPS", 5)
+
+    assert sequences(model, prompt) == whole

@@ -1,4 +1,6 @@
 import copy
+import json
+import math
 
 import pytest
 import torch
@@ -95,6 +97,16 @@ def test_a_restored_average_continues_exactly(method):
     update(model, average, 9.0)
     update(other, restored, 9.0)
     assert averaged_value(other, restored) == averaged_value(model, average)
+
+
+def test_a_validation_without_metrics_is_saved_as_json():
+    average, restored = (weight_average(Model(), "nt-asgd", patience=1) for _ in range(2))
+    average.record_validation(math.inf)
+
+    restored.load_state_dict(json.loads(json.dumps(average.state_dict(), allow_nan=False)))
+    for cost, is_active in ((3.0, False), (4.0, False), (5.0, True)):
+        restored.record_validation(cost)
+        assert restored.is_active == is_active
 
 
 def test_weights_of_another_shape_are_refused():

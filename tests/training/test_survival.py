@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from torch.utils import tensorboard
 
 from corpora import TINY
 from lmtrain import checkpoint, device, disk, files
-from lmtrain.errors import DivergedError, MachineError
+from lmtrain.errors import DivergedError, MachineError, RunInterruptedError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks.language_model import LanguageModelling
+from lmtrain.tasks.perplexity import Perplexity
 from lmtrain.training import logger, run_folder, trainer
 from lmtrain.training.run import run_training
 
@@ -347,3 +349,45 @@ def test_a_resume_that_cannot_be_exact_says_what_changed(tmp_path, capsys):
         "not bit for bit: threads was 2 and is now 1",
         "not bit for bit: kernels was native and is now torch",
     ]
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"{", b'{"step": 24, "metric": "perplexity", "value": 1}']
+)
+def test_the_best_checkpoint_is_kept_if_best_json_is_lost_or_wrong(
+    text, tmp_path, monkeypatch, content
+):
+    # The loss falls, so that the first validation counts as the best.
+    monkeypatch.setattr(Perplexity, "sort_key", lambda figures: -figures["loss"])
+    chosen = settings(text, train__keep_checkpoints=1, train__max_steps=16)
+    first = run_training(chosen, tmp_path / "run", is_quiet=True)
+    assert first.progress.best_step == 8
+    best = (tmp_path / "run" / "best.json").read_bytes()
+    if content is None:
+        (tmp_path / "run" / "best.json").unlink()
+    else:
+        (tmp_path / "run" / "best.json").write_bytes(content)
+
+    changes = {"train.max_steps": 24}
+    run_training(out=tmp_path / "run", resume=True, overrides=changes, is_quiet=True)
+
+    assert (tmp_path / "run" / "best.json").read_bytes() == best
+    assert checkpoint.steps(tmp_path / "run") == [8, 24]
+
+
+def test_a_signal_during_the_last_validation_is_not_forgotten(text, tmp_path, monkeypatch):
+    # As where the time ends a training: it validates after its last step.
+    monkeypatch.setattr(trainer.Trainer, "_is_validation_due", lambda self: False)
+    real = LanguageModelling.preview
+
+    def preview(self, step):
+        if step == 24:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, step)
+
+    monkeypatch.setattr(LanguageModelling, "preview", preview)
+
+    with pytest.raises(RunInterruptedError):
+        run_training(settings(text), tmp_path / "run", is_quiet=True)
+
+    assert checkpoint.best(tmp_path / "run").step in checkpoint.steps(tmp_path / "run")
