@@ -1,8 +1,7 @@
 """Dropout: y = m ∘ x with a random mask m of 0 and 1 / (1 − p).
 
 On the CPU it is the PyTorch operator `lmtrain::dropout`: the mask is a function of a seed, which
-the backward computes again. On CUDA, where a CUDA graph would repeat the seed, torch draws the mask
-and keeps it for the backward.
+the backward computes again. On CUDA torch draws the mask and keeps it for the backward.
 """
 
 import math
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain import device
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 
@@ -29,7 +27,7 @@ def dropout(
         generator: random generator on the device of the inputs.
         is_locked: whether all T share one mask.
     """
-    if device.is_asynchronous(inputs.device):
+    if not _is_seeded(inputs):
         return inputs * mask(_mask_shape(inputs, is_locked), p, generator, inputs)
     seed = torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
     # The first call of a PyTorch operator takes a second; without autograd none is needed.
@@ -55,6 +53,11 @@ def mask(shape: tuple[int, ...], p: float, generator: torch.Generator, like: Ten
     dropped = min(round(p * 65536), 65535)  # of the 65,536 values of 16 bits
     keep = draws.view(torch.int16)[:count].view(shape) >= dropped - 32768
     return keep.to(like.dtype).mul_(65536 / (65536 - dropped))
+
+
+def _is_seeded(inputs: Tensor) -> bool:
+    """Whether the mask is a function of a seed; a CUDA graph would repeat the seed."""
+    return not inputs.is_cuda
 
 
 def _mask_shape(inputs: Tensor, is_locked: bool) -> tuple[int, ...]:

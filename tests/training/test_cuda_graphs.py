@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lmtrain import checkpoint, device
+from lmtrain.kernels import dropout
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import State
 from lmtrain.tasks.base import Batch
@@ -69,6 +70,7 @@ def graphs(monkeypatch):
         return captured[-1], results
 
     monkeypatch.setenv("LMTRAIN_KERNELS", "torch")
+    monkeypatch.setattr(dropout, "_is_seeded", lambda inputs: False)
     monkeypatch.setattr(device, "is_asynchronous", lambda device: True)
     monkeypatch.setattr(device, "supports_graphs", lambda device: True)
     monkeypatch.setattr(device, "capture_graph", capture_graph)
