@@ -412,6 +412,7 @@ class Pieces:
             while cut and _may_compose(text[cut - 1]):
                 cut -= 1
             cut = max(0, cut - 1)
+            cut -= text.endswith("\r", 0, cut)
         self._rest = text[cut:]
         return text[:cut]
 
