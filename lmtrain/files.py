@@ -189,6 +189,11 @@ def remove_file(path: Path) -> None:
         disk.remove_file(path)
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder; False for a name that is too long, where Path.is_dir raises."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def is_leftover(path: Path) -> bool:
     """Whether a path has the name of a half-written or half-deleted file or folder."""
     return path.name.startswith((_TEMPORARY, _TRASH))

@@ -1,6 +1,5 @@
 """`lmtrain gradients`: how gradients vanish or explode through time."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +125,7 @@ def _measure_runs(
         )
     if assignments:
         raise ConfigError("--set works with --cell only: a run has its own settings")
-    # os.path.isdir is False for a name that is too long; Path.is_dir raises an error.
-    runs = [path for index, path in enumerate(paths) if not index or os.path.isdir(path)]  # noqa: PTH112
+    runs = [path for index, path in enumerate(paths) if not index or files.is_folder(path)]
     texts = [path for path in paths if path not in runs]
     networks = []
     for run in dict.fromkeys(runs):

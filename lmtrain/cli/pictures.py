@@ -1,10 +1,10 @@
 """Figures by matplotlib, where it is installed."""
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmtrain import files
 from lmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def require_no_folder(option: str, path: Path) -> None:
     Raises:
         ConfigError: the path is a folder.
     """
-    if os.path.isdir(path):  # noqa: PTH112 -- False for a name that is too long, unlike Path.is_dir
+    if files.is_folder(path):
         raise ConfigError(f"{option} {path} is a folder", "give the name of a file")
 
 

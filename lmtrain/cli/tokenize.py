@@ -1,12 +1,11 @@
 """`lmtrain tokenize`: token ids of a text, and the coverage of a vocabulary."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmtrain import config, screen, untrusted
+from lmtrain import config, files, screen, untrusted
 from lmtrain.cli.output import JsonOption, print_json, print_table
 from lmtrain.cli.settings import SetOption, chosen_settings, setting
 from lmtrain.errors import CheckpointError, ConfigError
@@ -54,8 +53,7 @@ def _open(source: str, overrides: dict[str, object]) -> "tuple[Tokenizer, Tokens
     from lmtrain.data.tokens import read_tokens
 
     folder = Path(source)
-    # os.path.isdir is False for a name that is too long; Path.is_dir raises an error.
-    if os.path.isdir(source):  # noqa: PTH112
+    if files.is_folder(source):
         if not untrusted.exists(folder / "tokenizer.json"):
             if any(untrusted.exists(folder / name) for name in ("vectors.json", "frames.json")):
                 raise ConfigError(f"{source} was trained on vectors: it has no tokenizer")

@@ -5,11 +5,11 @@ with one file of lines for each label. Knows text, never ids.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmtrain import files
 from lmtrain.data import corpus
 from lmtrain.errors import TextError
 
@@ -33,8 +33,8 @@ def read(paths: Sequence[str]) -> Iterator[Example]:
     """
     found = False
     for path in paths:
-        # Path.is_dir raises for a name that is too long; open_text reports it with the file.
-        is_folder = os.path.isdir(path)  # noqa: PTH112
+        # A name that is too long is reported by open_text.
+        is_folder = files.is_folder(path)
         for example in _read_folder(Path(path)) if is_folder else _read_files(path):
             found = True
             yield example
