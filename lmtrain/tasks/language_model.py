@@ -395,11 +395,11 @@ class LanguageModelling(Task):
         loss = self.model.head.loss(dropped, targets, 1 / batch.rows)
         objective, steps, network = loss, len(hidden), self.config.model
         if network.activation_regularization:
-            square = dropped.float().square().mean()
-            objective = objective + network.activation_regularization * steps * square
+            penalty = network.activation_regularization * _mean_square(dropped)
+            objective = objective + steps * penalty
         if network.temporal_regularization and steps > 1:
-            change = hidden.float().diff(dim=0).square().mean()
-            objective = objective + network.temporal_regularization * steps * change
+            penalty = network.temporal_regularization * _mean_square(hidden.diff(dim=0))
+            objective = objective + steps * penalty
         total = loss.detach().double() * batch.rows
         return Loss(objective, total, torch.full_like(total, targets.numel()), after)
 
@@ -469,6 +469,13 @@ class LanguageModelling(Task):
         """The number of tokens and the size of the vocabulary."""
         tokens, vocabulary = len(self.data.texts["train"]), self.data.tokenizer.vocab_size
         return f"{tokens:,} tokens, vocabulary {vocabulary:,}"
+
+
+def _mean_square(values: Tensor) -> Tensor:
+    """The mean of the squares, summed in fp32; ()."""
+    # Forward and backward of the dot product take half the time of those of square and mean.
+    vector = values.float().flatten()
+    return vector.dot(vector) / len(vector)
 
 
 def _change(given: TrainConfig, used: TrainConfig, num_tokens: int) -> str:

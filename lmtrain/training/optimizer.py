@@ -92,8 +92,8 @@ class Optimizer:
     Args:
         model: the model; frozen parameters are not updated.
         name: sgd, adam or adamw.
-        weight_decay: as in torch.optim, but an update decays only a sixteenth of the rows of a
-            weight with a sparse gradient, sixteen times as strongly.
+        weight_decay: as in torch.optim, but an update by SGD decays only a sixteenth of the rows of
+            a weight with a sparse gradient, sixteen times as strongly.
         clip: l2 or l1, the norm for gradient clipping.
         max_grad_norm: the maximum norm; None for no clipping.
         schedule: the learning-rate schedule as a function of the total number of steps.
@@ -128,15 +128,9 @@ class Optimizer:
         # A tensor, so that a CUDA graph reads its current value. On CUDA it must be fp32.
         dtype = torch.float32 if model_device.type == "cuda" else torch.float64
         self._learning_rate = torch.zeros((), dtype=dtype, device=model_device)
-        # Fused implementations do not support sparse gradients; foreach SGD does, but not with
-        # weight decay, which is applied by `_decay`.
-        supports_sparse = name == "sgd" and not self._is_asynchronous
-        self._weight_decay = weight_decay if supports_sparse else 0.0
+        self._weight_decay = weight_decay
         self._optimizer = _OPTIMIZERS[name](
-            self._parameters.values(),
-            lr=self._schedule(0),
-            weight_decay=0.0 if supports_sparse else weight_decay,
-            **({"foreach": True} if supports_sparse else {"fused": True}),
+            self._parameters.values(), lr=self._schedule(0), weight_decay=weight_decay, fused=True
         )
 
     def set_total_steps(self, total_steps: int) -> None:
@@ -182,39 +176,39 @@ class Optimizer:
         if self._is_asynchronous:
             # The fused step divides the gradients, or skips the update, on the device.
             vars(self._optimizer).update(grad_scale=divisor.float(), found_inf=(~is_valid).float())
-            self._run_optimizer(self._learning_rate)
+            self._run_optimizer(self._learning_rate, self._weight_decay)
+        elif is_valid and self._is_adaptive:
+            if divisor > 1:
+                torch._foreach_mul_(gradients, 1 / float(divisor))
+            self._run_optimizer(float(self._learning_rate), self._weight_decay)
         elif is_valid:
-            factor = self._scale(gradients, float(divisor))
-            self._decay(1 - float(self._learning_rate) * self._weight_decay)
-            self._run_optimizer(float(self._learning_rate) * factor)
+            # Saves a pass over the gradients: p − r · (g / d + λp) = p − (r / d) · (g + dλp).
+            self._update_sparse(float(self._learning_rate), float(divisor))
+            self._run_optimizer(
+                float(self._learning_rate / divisor), float(divisor * self._weight_decay)
+            )
         return UpdateResult(grad_norm, was_clipped, is_valid)
 
     @torch.no_grad()
-    def _decay(self, factor: float) -> None:
-        """Multiplies the weights by a factor.
+    def _update_sparse(self, learning_rate: float, divisor: float) -> None:
+        """Updates by SGD the weights with a sparse gradient, which the fused step does not support.
 
-        Of a weight with a sparse gradient, an update multiplies only one of P parts of the rows, by
-        factor^P, so that it does not have to pass over all rows.
+        An update decays only one of P parts of the rows, P times as strongly, so that it does not
+        have to pass over all rows.
         """
-        if factor == 1:
-            return
-        dense: list[Tensor] = []
+        decay = (1 - learning_rate * self._weight_decay) ** _DECAY_PARTS
         for weight in self._parameters.values():
-            if weight.grad is None:
-                continue
-            if weight.grad.is_sparse:
-                part = weight.tensor_split(_DECAY_PARTS)[self.step % _DECAY_PARTS]
-                part.mul_(factor**_DECAY_PARTS)
-            else:
-                dense.append(weight)
-        if dense:
-            torch._foreach_mul_(dense, factor)
+            if weight.grad is not None and weight.grad.is_sparse:
+                if decay != 1:
+                    weight.tensor_split(_DECAY_PARTS)[self.step % _DECAY_PARTS].mul_(decay)
+                weight.add_(weight.grad, alpha=-learning_rate / divisor)
+                weight.grad = None
 
-    def _run_optimizer(self, learning_rate: float | Tensor) -> None:
+    def _run_optimizer(self, learning_rate: float | Tensor, weight_decay: float) -> None:
         is_capturing = device.is_capturing(self._learning_rate.device)
         for group in self._optimizer.param_groups:
             # Set during capture only: outside of it, torch warns about capturable.
-            group.update(lr=learning_rate, capturable=is_capturing)
+            group.update(lr=learning_rate, weight_decay=weight_decay, capturable=is_capturing)
         self._optimizer.step()
 
     def _gradients(self) -> list[Tensor]:
@@ -236,15 +230,6 @@ class Optimizer:
         if limit is None:
             return one > 1, one
         return grad_norm > limit, (grad_norm.double() / limit).clamp(min=1)
-
-    def _scale(self, gradients: list[Tensor], divisor: float) -> float:
-        """Divides the gradients, or returns a factor other than 1 for the learning rate."""
-        if not self._is_adaptive:
-            # Saves a pass over the gradients: p − r · (g / d) = p − (r / d) · g.
-            return 1 / divisor
-        if divisor > 1:
-            torch._foreach_mul_(gradients, 1 / divisor)
-        return 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """The updates done, and the state of the torch optimizer as `PARAMETER/KEY`."""
