@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmtrain.errors import ConfigError
+from lmtrain.kernels.custom_op import CustomOp
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 from lmtrain.kernels.products import matmul
@@ -50,9 +51,8 @@ def cross_entropy(
     Raises:
         ConfigError: a target of V or above, if it is on the CPU.
     """
-    needs_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    run = _loss if needs_operator else _loss_and_gradients
-    return run(hidden, weight, bias, targets, scale)[0]
+    loss: Tensor = _loss(hidden, weight, bias, targets, scale)[0]
+    return loss
 
 
 def sampled_cross_entropy(
@@ -97,11 +97,11 @@ def log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
     Raises:
         ConfigError: a target of V or above, if it is on the CPU.
     """
-    run = _log_likelihood_operator if torch.compiler.is_compiling() else _log_likelihood
-    return run(hidden, weight, bias, targets)
+    result: Tensor = _log_likelihood(hidden, weight, bias, targets)
+    return result
 
 
-def _log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+def _row_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     weight = weight.to(hidden.dtype)
     losses = [
         _losses(matmul(rows, weight.T), bias, row_targets, None, 1.0)
@@ -110,14 +110,12 @@ def _log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tenso
     return -torch.cat(losses).view(targets.shape)
 
 
-_log_likelihood_operator = torch.library.custom_op(
-    "lmtrain::log_likelihood", _log_likelihood, mutates_args=()
-)
-
-
-@_log_likelihood_operator.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+def _fake_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    del hidden, weight
     return bias.new_empty(targets.shape)
+
+
+_log_likelihood = CustomOp("log_likelihood", _row_log_likelihood, _fake_log_likelihood)
 
 
 def _loss_and_gradients(
@@ -133,13 +131,10 @@ def _loss_and_gradients(
     return total * scale, grad_hidden.view_as(hidden), gradients[0], gradients[1]
 
 
-_loss = torch.library.custom_op("lmtrain::cross_entropy", _loss_and_gradients, mutates_args=())
-
-
-@_loss.register_fake
-def _(
+def _fake_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    del targets, scale
     gradients = [tensor.new_empty(tensor.shape) for tensor in (hidden, weight, bias)]
     return bias.new_empty(()), gradients[0], gradients[1], gradients[2]
 
@@ -171,13 +166,9 @@ def _sampled_loss_and_gradients(
     )
 
 
-_sampled_loss = torch.library.custom_op(
-    "lmtrain::sampled_cross_entropy", _sampled_loss_and_gradients, mutates_args=()
-)
-
-
-@_sampled_loss.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def _fake_sampled_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor, *others: Any
+) -> tuple[Tensor, ...]:
     operands = (hidden, weight, bias, *others[:2])
     return bias.new_empty(()), *(torch.empty_like(operand) for operand in operands)
 
@@ -201,8 +192,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_unused: None) -> tuple[Tensor | N
     return (*gradients, None, None)
 
 
+_loss = CustomOp("cross_entropy", _loss_and_gradients, _fake_loss)
+_sampled_loss = CustomOp("sampled_cross_entropy", _sampled_loss_and_gradients, _fake_sampled_loss)
 for _operator in (_loss, _sampled_loss):
-    torch.library.register_autograd(_operator, _backward, setup_context=_setup_context)
+    _operator.differentiate(_setup_context, _backward)
 
 
 def _chunks(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmtrain.kernels.custom_op import CustomOp
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 
@@ -30,10 +31,7 @@ def dropout(
     if not _is_seeded(inputs):
         return inputs * mask(_mask_shape(inputs, is_locked), p, generator, inputs)
     seed = torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
-    # The first call of a PyTorch operator takes a second; without autograd none is needed.
-    needs_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    run = _operator if needs_operator else _dropout
-    outputs: Tensor = run(inputs, is_locked, p, int(seed))
+    outputs: Tensor = _seeded(inputs, is_locked, p, int(seed))
     return outputs
 
 
@@ -71,11 +69,8 @@ def _dropout(inputs: Tensor, is_locked: bool, p: float, seed: int) -> Tensor:
     return inputs * mask(shape, p, torch.Generator().manual_seed(seed), inputs)
 
 
-_operator = torch.library.custom_op("lmtrain::dropout", _dropout, mutates_args=())
-
-
-@_operator.register_fake
-def _(inputs: Tensor, is_locked: bool, p: float, seed: int) -> Tensor:
+def _fake(inputs: Tensor, is_locked: bool, p: float, seed: int) -> Tensor:
+    del is_locked, p, seed
     return inputs.new_empty(inputs.shape)
 
 
@@ -85,7 +80,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _operator(grad, *ctx.options), None, None, None
+    return _seeded(grad, *ctx.options), None, None, None
 
 
-_operator.register_autograd(_backward, setup_context=_setup_context)
+_seeded = CustomOp("dropout", _dropout, _fake)
+_seeded.differentiate(_setup_context, _backward)

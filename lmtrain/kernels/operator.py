@@ -9,7 +9,7 @@ gradients are fp32.
 Rows with lengths are packed for the CPU kernels (`layout`), in tensors of the padded size; the CUDA
 kernels take padded rows and skip the padding.
 
-T steps, B rows, I input_size, H hidden_size, G gates.
+T steps, B rows, I input_size, H hidden_size, G gates, S parts of the state.
 
 Kept for backward: activations, T·B·G·H scalars of the inputs' dtype, and states, (T + 1)·B·H fp32
 scalars for each part. Cost: T·B·G·H·(I + H) multiply-adds forward, with full peepholes 3·T·B·H·H
@@ -17,16 +17,18 @@ more, and twice that backward. Not supported: second derivatives.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lmtrain.cells import Cell, CellState, DifferentiatedCell, Weights
 from lmtrain.errors import ConfigError
 from lmtrain.kernels import plain
+from lmtrain.kernels.custom_op import CustomOp
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.layout import Layout, Packed, Padded
 from lmtrain.kernels.native import library
@@ -60,12 +62,9 @@ def scan(
     if variant is None:
         raise ConfigError(f"the cell {type(cell).__name__} has no kernel")
     weights = weights or dict(cell.named_parameters())
-    # The first call of a PyTorch operator takes a second; without autograd none is needed.
-    needs_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    run = _scan if needs_operator else _forward
-    hidden, last, _, _ = run(
+    hidden, last, _, _ = _scan(
         inputs.contiguous(),
-        list(state),
+        torch.stack(state),
         weights["weight_input"].to(inputs.dtype),
         weights["bias"],
         weights["weight_recurrent"],
@@ -74,12 +73,12 @@ def scan(
         variant,
         reverse,
     )
-    return hidden, tuple(last)
+    return hidden, last.unbind()
 
 
 def _forward(
     inputs: Tensor,
-    state: Sequence[Tensor],
+    state: Tensor,
     weight_input: Tensor,
     bias: Tensor,
     weight_recurrent: Tensor,
@@ -87,10 +86,10 @@ def _forward(
     lengths: Tensor | None,
     variant: int,
     reverse: bool,
-) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
-    """Hidden states (T, B, H), final state, activations and history of the state.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states (T, B, H), final state (S, B, H), activations and history of the state.
 
-    Activations are stored in a tensor (T, B, G·H), the history in tensors (T + 1, B, H), both in
+    Activations are stored in a tensor (T, B, G·H), the history in one of (S, T + 1, B, H), both in
     the layout that `_layout` selects.
     """
     engine = kernels_for(inputs, bias)
@@ -99,18 +98,19 @@ def _forward(
         order = plain.StepOrder(len(inputs), lengths, reverse)
         gates = F.linear(inputs.to(bias.dtype), weight_input.to(bias.dtype), bias)
         weights = _recurrent(weight_recurrent, weight_peephole)
-        history, last = plain.forward(cell, gates, tuple(state), weights, order)
-        hidden = order.mask_ended(history[0][order.current]).to(inputs.dtype, copy=True)
-        return hidden, [part.clone() for part in last], gates.to(inputs.dtype), history
+        states, final = plain.forward(cell, gates, state.unbind(), weights, order)
+        hidden = order.mask_ended(states[0][order.current]).to(inputs.dtype, copy=True)
+        return hidden, torch.stack(final), gates.to(inputs.dtype), torch.stack(states)
     layout = _layout(engine, lengths, len(inputs), reverse=reverse)
     gates = layout.linear(inputs, weight_input)
-    history = [part.new_empty(len(inputs) + 1, *part.shape) for part in state]
+    history = state.new_empty(len(state), len(inputs) + 1, *state.shape[1:])
     states = [layout.initialize(*pair) for pair in zip(history, state, strict=True)]
     lines = layout.view(gates)
     hidden = inputs.new_empty(*lines.shape[:-1], weight_recurrent.shape[1])
     kernel = _kernel(engine, variant, weight_recurrent, weight_peephole)
     kernel(gates=lines, bias=bias.contiguous(), history=states, hidden=hidden, **layout.options)
-    return layout.pad(hidden), [layout.final(part) for part in states], gates, history
+    last = torch.stack([layout.final(part) for part in states])
+    return layout.pad(hidden), last, gates, history
 
 
 def _layout(engine: str, lengths: Tensor | None, steps: int, *, reverse: bool) -> Layout:
@@ -144,37 +144,30 @@ def _recurrent(weight_recurrent: Tensor, weight_peephole: Tensor | None) -> dict
     return weights
 
 
-_scan = torch.library.custom_op("lmtrain::scan", _forward, mutates_args=())
-
-
-@_scan.register_fake
-def _(
+def _fake_forward(
     inputs: Tensor,
-    state: Sequence[Tensor],
+    state: Tensor,
     weight_input: Tensor,
     bias: Tensor,
     weight_recurrent: Tensor,
-    weight_peephole: Tensor | None,
-    lengths: Tensor | None,
-    variant: int,
-    reverse: bool,
-) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    *others: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    del weight_input, bias, others
     steps, rows, _ = inputs.shape
     return (
         inputs.new_empty(steps, rows, weight_recurrent.shape[1]),
-        [part.new_empty(part.shape) for part in state],
+        state.new_empty(state.shape),
         inputs.new_empty(steps, rows, weight_recurrent.shape[0]),
-        [part.new_empty(steps + 1, *part.shape) for part in state],
+        state.new_empty(len(state), steps + 1, *state.shape[1:]),
     )
 
 
-@torch.library.custom_op("lmtrain::scan_backward", mutates_args=())
-def _scan_backward(
+def _gradients(
     grad_hidden: Tensor,
-    grad_last: Sequence[Tensor],
+    grad_last: Tensor,
     inputs: Tensor,
     activations: Tensor,
-    history: Sequence[Tensor],
+    history: Tensor,
     weight_input: Tensor,
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
@@ -182,8 +175,8 @@ def _scan_backward(
     variant: int,
     reverse: bool,
     needs_inputs: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of the initial state; of the parameters; of the inputs.
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Gradients of the initial state, (S, B, H); of the parameters; of the inputs.
 
     The parameters are weight_input, bias, weight_recurrent and, if there is one, weight_peephole.
     The last list is empty unless `needs_inputs`.
@@ -196,17 +189,17 @@ def _scan_backward(
         dtype = weight_recurrent.dtype
         gates, upstream = activations.to(dtype), grad_hidden.to(dtype)
         dz, initial = plain.backward(
-            cell, gates, history, weights, order, upstream, tuple(grad_last)
+            cell, gates, history.unbind(), weights, order, upstream, grad_last.unbind()
         )
-        grad_bias, grad_state = dz.sum((0, 1)), list(initial)
+        grad_bias, grad_state = dz.sum((0, 1)), torch.stack(initial)
         dz = dz.to(activations.dtype)
         layout: Layout = Padded(len(inputs), lengths, reverse=reverse)
-        states = history
+        states = list(history)
     else:
         layout = _layout(engine, lengths, len(inputs), reverse=reverse)
         activations, states = layout.view(activations), [layout.view(part) for part in history]
         dz = torch.empty_like(activations)
-        grad_state = [layout.sort(part) for part in grad_last]
+        initial = tuple(layout.sort(part) for part in grad_last)
         grad_bias = weight_recurrent.new_zeros(activations.shape[-1])
         _kernel(engine, variant, weight_recurrent, weight_peephole)(
             gates=activations,
@@ -214,10 +207,10 @@ def _scan_backward(
             grad_hidden=layout.pack(grad_hidden),
             dz=dz,
             grad_bias=grad_bias,
-            grad_state=grad_state,
+            grad_state=initial,
             **layout.options,
         )
-        grad_state = [layout.unsort(part) for part in grad_state]
+        grad_state = torch.stack([layout.unsort(part) for part in initial])
     grad_inputs = [layout.pad(matmul(dz, weight_input))] if needs_inputs else []
     # The products below take the transpose of dz, which is cheaper to write out once.
     transposed = library.transposed(dz.flatten(0, -2))
@@ -231,13 +224,12 @@ def _scan_backward(
     return grad_state, [grad_weight, grad_bias, *grad_recurrent], grad_inputs
 
 
-@_scan_backward.register_fake
-def _(
+def _fake_gradients(
     grad_hidden: Tensor,
-    grad_last: Sequence[Tensor],
+    grad_last: Tensor,
     inputs: Tensor,
     activations: Tensor,
-    history: Sequence[Tensor],
+    history: Tensor,
     weight_input: Tensor,
     weight_recurrent: Tensor,
     weight_peephole: Tensor | None,
@@ -245,11 +237,12 @@ def _(
     variant: int,
     reverse: bool,
     needs_inputs: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    del grad_hidden, activations, history, lengths, variant, reverse
     parameters = [weight_input, weight_recurrent[:, 0], weight_recurrent]
     parameters += [] if weight_peephole is None else [weight_peephole]
     return (
-        [part.new_empty(part.shape) for part in grad_last],
+        grad_last.new_empty(grad_last.shape),
         [weight.new_empty(weight.shape) for weight in parameters],
         [inputs.new_empty(inputs.shape)] if needs_inputs else [],
     )
@@ -258,27 +251,25 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     x, _, weight_input, _, recurrent, peephole, lengths, ctx.variant, ctx.reverse = inputs
     hidden, _, activations, history = output
-    ctx.save_for_backward(x, weight_input, recurrent, peephole, lengths, activations, *history)
+    ctx.save_for_backward(x, weight_input, recurrent, peephole, lengths, activations, history)
     # Activations and history are not differentiable; autograd need not materialize zeros for them.
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(activations, *history)
+    ctx.mark_non_differentiable(activations, history)
     ctx.hidden_shape = hidden.shape
 
 
+@once_differentiable
 def _backward(
-    ctx: Any, grad_hidden: Tensor | None, grad_last: list[Tensor | None], *_unused: Any
-) -> tuple[Any, ...]:
-    x, weight_input, recurrent, peephole, lengths, activations, *history = ctx.saved_tensors
+    ctx: Any, grad_hidden: Tensor | None, grad_last: Tensor | None, *_unused: None
+) -> tuple[Tensor | None, ...]:
+    x, weight_input, recurrent, peephole, lengths, activations, history = ctx.saved_tensors
     if grad_hidden is None:
         grad_hidden = activations.new_zeros(ctx.hidden_shape)
+    if grad_last is None:
+        grad_last = torch.zeros_like(history[:, 0])
     grad_state, (grad_weight, grad_bias, *grad_recurrent), grad_inputs = _scan_backward(
-        grad_hidden,
-        [
-            torch.zeros_like(states[0]) if grad is None else grad
-            for grad, states in zip(grad_last, history, strict=True)
-        ],
-        *(x, activations, history, weight_input, recurrent, peephole, lengths),
-        *(ctx.variant, ctx.reverse, ctx.needs_input_grad[0]),
+        *(grad_hidden, grad_last, x, activations, history, weight_input, recurrent, peephole),
+        *(lengths, ctx.variant, ctx.reverse, ctx.needs_input_grad[0]),
     )
     return (
         grad_inputs[0] if grad_inputs else None,
@@ -289,4 +280,6 @@ def _backward(
     )
 
 
-torch.library.register_autograd("lmtrain::scan", _backward, setup_context=_setup_context)
+_scan = CustomOp("scan", _forward, _fake_forward)
+_scan.differentiate(_setup_context, _backward)
+_scan_backward = CustomOp("scan_backward", _gradients, _fake_gradients)

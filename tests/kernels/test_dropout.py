@@ -132,4 +132,4 @@ def test_the_operator_passes_opcheck(is_locked, kernels, monkeypatch):
     monkeypatch.setenv("LMTRAIN_KERNELS", kernels)
     inputs = numbers(5, 3, 4).transpose(1, 2).requires_grad_()
 
-    opcheck(module._operator, (inputs, is_locked, 0.4, -(1 << 63)))
+    opcheck(module._seeded.operator, (inputs, is_locked, 0.4, -(1 << 63)))

@@ -21,17 +21,12 @@ def arguments(name, options, dtype, *, reverse=False, requires_grad=True, length
     cell = create(name, INPUTS, UNITS, options)
     cell.initialize(device.generator(3), 0.5, 0.5)
     weights = dict(cell.named_parameters())
-    state = [randn(ROWS, UNITS, seed=2 + i) for i in range(len(cell.state_names))]
-    tensors = [
-        randn(STEPS, ROWS, INPUTS).to(dtype),
-        *state,
-        weights["weight_input"].to(dtype),
-    ]
+    state = torch.stack([randn(ROWS, UNITS, seed=2 + i) for i in range(len(cell.state_names))])
+    tensors = [randn(STEPS, ROWS, INPUTS).to(dtype), state, weights["weight_input"].to(dtype)]
     tensors += [weights["bias"], weights["weight_recurrent"]]
     if "weight_peephole" in weights:
         tensors.append(weights["weight_peephole"])
-    tensors = [tensor.detach().requires_grad_(requires_grad) for tensor in tensors]
-    inputs, state, rest = tensors[0], tensors[1 : 1 + len(state)], tensors[1 + len(state) :]
+    inputs, state, *rest = [tensor.detach().requires_grad_(requires_grad) for tensor in tensors]
     peephole = rest[3] if len(rest) > 3 else None
     return (inputs, state, *rest[:3], peephole, lengths, index_of(cell), reverse)
 
@@ -43,7 +38,9 @@ def arguments(name, options, dtype, *, reverse=False, requires_grad=True, length
 def test_the_scan_passes_opcheck(name, options, dtype):
     is_bf16 = dtype == torch.bfloat16
     lengths = torch.tensor([3, 1, 4]) if is_bf16 else None
-    opcheck(operator._scan, arguments(name, options, dtype, reverse=is_bf16, lengths=lengths))
+    opcheck(
+        operator._scan.operator, arguments(name, options, dtype, reverse=is_bf16, lengths=lengths)
+    )
 
 
 @pytest.mark.slow
@@ -58,7 +55,7 @@ def test_the_backward_of_the_scan_passes_opcheck(name, options, needs_inputs, dt
     backward = (torch.ones_like(hidden), last, inputs, activations, history)
 
     opcheck(
-        operator._scan_backward,
+        operator._scan_backward.operator,
         (*backward, weight_input, recurrent, peephole, lengths, variant, reverse, needs_inputs),
     )
 
@@ -75,9 +72,9 @@ def test_the_loss_passes_opcheck(dtype, max_bytes, monkeypatch):
     targets = torch.randint(0, 11, (STEPS, ROWS), generator=device.generator(1))
     leaves = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
 
-    opcheck(cross_entropy._loss, (*leaves, targets, 0.5))
+    opcheck(cross_entropy._loss.operator, (*leaves, targets, 0.5))
     with torch.no_grad():
-        opcheck(cross_entropy._log_likelihood_operator, (*leaves, targets))
+        opcheck(cross_entropy._log_likelihood.operator, (*leaves, targets))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -89,7 +86,7 @@ def test_the_sampled_loss_passes_opcheck(dtype):
         for operand in operands
     ]
 
-    opcheck(cross_entropy._sampled_loss, (*leaves, torch.eye(7, 11) > 0, 0.5))
+    opcheck(cross_entropy._sampled_loss.operator, (*leaves, torch.eye(7, 11) > 0, 0.5))
 
 
 @each_cell
