@@ -1,7 +1,8 @@
 """Dropout: y = m ∘ x with a random mask m of 0 and 1 / (1 − p).
 
-On the CPU it is the PyTorch operator `lmtrain::dropout`: the mask is a function of a seed, which
-the backward computes again. On CUDA torch draws the mask and keeps it for the backward.
+On the CPU the mask is a function of a seed, which the backward computes again; in traced programs
+this is the PyTorch operator `lmtrain::dropout`. On CUDA torch draws the mask and keeps it for the
+backward.
 """
 
 import math

@@ -1,10 +1,11 @@
-"""The scan of cells with kernels, as the PyTorch operators `lmtrain::scan` and its backward.
+"""The scan of cells with kernels and its backward.
 
-Input products and weight gradients are single products over all time steps; the
-kernels (C++ on the CPU, Triton on CUDA) run the loop over time. Without kernels the operator runs
-the plain engine, so that compiled and exported models work everywhere. With bf16 inputs, the
-operands of all products and the stored activations are bf16; accumulation, states and weight
-gradients are fp32.
+In traced programs they are the PyTorch operators `lmtrain::scan` and `lmtrain::scan_backward`.
+
+Input products and weight gradients are single products over all time steps; the kernels (C++ on the
+CPU, Triton on CUDA) run the loop over time. Without kernels the plain engine runs it, so that
+compiled and exported models work everywhere. With bf16 inputs, the operands of all products and the
+stored activations are bf16; accumulation, states and weight gradients are fp32.
 
 Rows with lengths are packed for the CPU kernels (`layout`), in tensors of the padded size; the CUDA
 kernels take padded rows and skip the padding.
