@@ -19,6 +19,10 @@ from lmtrain.errors import ConfigError
 from lmtrain.schema import UNKNOWN, Config, default, settings, unknown_options
 
 FORMAT = 1
+
+DEFAULT_RECIPE = "python-docs"
+"""The recipe of a training without arguments."""
+
 _MAX_BYTES = 1_000_000
 
 

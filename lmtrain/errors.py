@@ -66,12 +66,12 @@ class RunBusyError(LmtrainError):
 
 
 class RunInterruptedError(LmtrainError):
-    """Training ended by a signal, after a checkpoint was saved.
+    """A command ended by a signal; training saves a checkpoint first.
 
     Args:
         signal_number: the signal received; the exit code is 128 plus this number.
-        problem: what was saved, and where.
-        details: how to resume.
+        problem: what was interrupted, and where a checkpoint was saved, if any.
+        details: how to resume, if that is possible.
     """
 
     def __init__(self, signal_number: int, problem: str, *details: str) -> None:

@@ -1,4 +1,4 @@
-"""Text for terminals: control characters are escaped, long names are shorten."""
+"""Text for terminals: control characters are escaped, long names are shortened."""
 
 import contextlib
 import sys

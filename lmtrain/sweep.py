@@ -99,7 +99,7 @@ class Trial:
     Args:
         name: name of its run folder.
         settings: the sampled settings, by path.
-        share: the divisor of its length: 1 for a full training, 3 for a third.
+        divisor: the divisor of its length: 1 for a full training, 3 for a third.
         metric: name of the headline metric.
         value: that metric at the best validation; None if it is not finite or training diverged.
         cost: ranks trials, lower is better; None if training diverged.
@@ -109,7 +109,7 @@ class Trial:
 
     name: str
     settings: dict[str, Any]
-    share: int
+    divisor: int
     metric: str
     value: float | None
     cost: float | None
@@ -123,7 +123,7 @@ class Trial:
         Longer trials come before shorter ones, then lower costs before higher ones.
         """
         cost = math.inf if self.cost is None else self.cost
-        return self.cost is None, self.is_cut, self.share, cost
+        return self.cost is None, self.is_cut, self.divisor, cost
 
     @property
     def result(self) -> str:
@@ -196,8 +196,8 @@ def run_sweep(
                         return _ranked(done)
                     # The limit of a resumed trial includes the time that it took before.
                     seconds = seconds_left + (done[name].seconds if name in done else 0)
-                    share = search.factor ** (rounds - 1 - number)
-                    done[name] = _train(space, out / name, settings[index], share, seconds)
+                    divisor = search.factor ** (rounds - 1 - number)
+                    done[name] = _train(space, out / name, settings[index], divisor, seconds)
                     files.append_line(out / _TRIALS, json.dumps(vars(done[name])))
                     report(describe(done[name]))
                     if done[name].is_cut:
@@ -250,7 +250,7 @@ def _read_trials(out: Path) -> list[Trial]:
 
 
 def _train(
-    space: Space, run: Path, overrides: Mapping[str, Any], share: int, seconds: float
+    space: Space, run: Path, overrides: Mapping[str, Any], divisor: int, seconds: float
 ) -> Trial:
     """Starts or resumes a trial.
 
@@ -258,14 +258,14 @@ def _train(
         space: the search space.
         run: the run folder of the trial.
         overrides: its settings, by path.
-        share: the divisor of its length.
+        divisor: the divisor of its length.
         seconds: seconds left in the search, plus those that the trial took before.
 
     Raises:
         ConfigError: there is no validation data.
     """
     full = configuration.load(space.config, overrides)
-    trial_seconds = (full.train.max_seconds or math.inf) / share
+    trial_seconds = (full.train.max_seconds or math.inf) / divisor
     limit = {"train.max_seconds": min(seconds, trial_seconds)}
     settings = {path: overrides[path] for path in space.space}
     start = time.monotonic()
@@ -275,18 +275,22 @@ def _train(
         else:
             if run.exists():
                 files.remove_folder(run)
-            steps = {"train.max_steps": max(1, _total_steps(full) // share)} if share > 1 else {}
+            steps = (
+                {"train.max_steps": max(1, _total_steps(full) // divisor)} if divisor > 1 else {}
+            )
             config = configuration.load(space.config, {**overrides, **limit, **steps})
             summary = run_training(config, run, is_quiet=True)
     except DivergedError:
         metric = task_of(full).metrics.headline
-        return Trial(run.name, settings, share, metric, None, None, time.monotonic() - start)
+        return Trial(run.name, settings, divisor, metric, None, None, time.monotonic() - start)
     if summary.best is None:
         raise ConfigError("a search needs validation data", "try: data.valid_fraction = 0.1")
     is_cut = summary.is_out_of_time and seconds < trial_seconds
     metrics, best = summary.task.metrics, summary.best
     value, cost = best[metrics.headline], metrics.cost(best)
-    return Trial(run.name, settings, share, metrics.headline, value, cost, summary.seconds, is_cut)
+    return Trial(
+        run.name, settings, divisor, metrics.headline, value, cost, summary.seconds, is_cut
+    )
 
 
 def _total_steps(config: Config) -> int:

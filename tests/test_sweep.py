@@ -156,8 +156,8 @@ def test_diverged_trials_rank_last(space, tmp_path, monkeypatch):
 
 
 def test_complete_trials_rank_before_cut_before_diverged():
-    def trial(share, cost, is_cut):
-        return sweep.Trial("a", {}, share, "perplexity", cost, cost, 1.0, is_cut)
+    def trial(divisor, cost, is_cut):
+        return sweep.Trial("a", {}, divisor, "perplexity", cost, cost, 1.0, is_cut)
 
     best_first = [
         trial(1, 2.0, False), trial(1, 3.0, False), trial(3, 1.0, False), trial(1, 1.5, True),

@@ -24,6 +24,8 @@ class GRU(DifferentiatedCell):
 
     torch.nn.GRU multiplies by Γr after the product W_cc c′ (arXiv 1406.1078v1): a different cell.
 
+    c′ is the state before the step.
+
     Shapes: x (B, I), c (B, H); parameters as in `Cell`, in the order c̃, Γu, Γr.
 
     Args:

@@ -22,6 +22,8 @@ class LSTM(DifferentiatedCell):
         cell_state  c = Γu ∘ c̃ + Γf ∘ c′
         hidden      a = Γo ∘ h(c)                         h = tanh, or the identity
 
+    a′ and c′ are the state before the step.
+
     Shapes: x (B, I), a and c (B, H); parameters as in `Cell`, in the order c̃, Γu, Γf, Γo.
 
     Args:

@@ -17,6 +17,8 @@ class RNN(DifferentiatedCell):
 
         hidden  a = g(W_aa a′ + W_ax x + b_a)
 
+    a′ is the state before the step.
+
     Shapes: x (B, I), a (B, H); parameters as in `Cell`.
 
     Args:

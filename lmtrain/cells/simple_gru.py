@@ -15,6 +15,8 @@ class SimpleGRU(DifferentiatedCell):
         update    Γu = σ(W_uc c′ + W_ux x + b_u)
         hidden     c = Γu ∘ c̃ + (1 − Γu) ∘ c′
 
+    c′ is the state before the step.
+
     Shapes: x (B, I), c (B, H); parameters as in `Cell`, in the order c̃, Γu.
 
     Args:

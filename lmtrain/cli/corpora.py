@@ -30,8 +30,8 @@ def _list(context: typer.Context, json: JsonOption = False) -> None:
         print_json("lmtrain.corpora/1", {"corpora": entries})
         return
     for entry in entries:
-        here = "here" if entry["is_here"] else f"{entry['bytes'] / 1e6:,.1f} MB to fetch"
-        print(f"{entry['name']} ({here})\n  {entry['about']}\n  licence: {entry['licence']}")
+        state = "downloaded" if entry["is_here"] else f"{entry['bytes'] / 1e6:,.1f} MB to download"
+        print(f"{entry['name']} ({state})\n  {entry['about']}\n  licence: {entry['licence']}")
         if entry["level"]:
             print(f"  train: lmtrain train {entry['name']} {_options(entry)}")
         for name in entry["prepare"]:
@@ -41,7 +41,7 @@ def _list(context: typer.Context, json: JsonOption = False) -> None:
 
 
 def _options(entry: Mapping[str, Any]) -> str:
-    """What the corpus wants beside its name: its tokens are not those of raw prose."""
+    """The options that the corpus needs: its tokens are not those of raw prose."""
     splitter = f" --set data.splitter={entry['splitter']}" if entry["splitter"] else ""
     return f"--level {entry['level']}{splitter}"
 

@@ -45,7 +45,8 @@ def command(
         str | None,
         typer.Option(
             metavar="RATE,DECAY,TOKENS",
-            help="Go on training on the text after each TOKENS tokens (dynamic evaluation).",
+            help="Continue training on the text, with an update every TOKENS tokens"
+            " (dynamic evaluation).",
             show_default=False,
         ),
     ] = None,

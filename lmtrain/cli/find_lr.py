@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from lmtrain import config as configuration
 from lmtrain import files
 from lmtrain.cli import pictures
-from lmtrain.cli.loading import load_user_cell
+from lmtrain.cli.loading import load_settings
 from lmtrain.cli.output import JsonOption, print_json, print_table
 from lmtrain.cli.settings import ConfigOption, SetOption, chosen_settings, setting
 from lmtrain.errors import ConfigError
@@ -37,7 +36,7 @@ def command(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Find a learning rate by a training in which it rises.
+    """Find a learning rate by training with a rising one.
 
     The loss falls fastest near a good one.
 
@@ -49,9 +48,7 @@ def command(
     if not 0 < first < last < float("inf"):
         raise ConfigError(f"--first {first:g} must be above 0 and below --last {last:g}")
     overrides = chosen_settings({"task": task}, set_ or [])
-    recipe = config or (None if corpus else "python-docs")
-    chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
-    load_user_cell(overrides)
+    chosen = load_settings(corpus, config, overrides)
     if plot:
         # A plot that cannot be drawn is reported before training, not after it.
         pictures.require_no_folder("--plot", plot)

@@ -175,7 +175,7 @@ def _measure_cells(
     cells: list[str], texts: list[str], assignments: list[str], lags: int, device: str
 ) -> list[Network]:
     overrides = chosen_settings({}, assignments) | ({"data.train": texts} if texts else {})
-    recipe = None if texts else "python-docs"
+    recipe = None if texts else configuration.DEFAULT_RECIPE
     loaded = [configuration.load(recipe, overrides | {"model.cell": cell}) for cell in cells]
     chosen = {config.model.cell: config for config in loaded}
     for cell, config in chosen.items():

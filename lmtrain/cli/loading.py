@@ -1,4 +1,4 @@
-"""Loads trained models and user-defined cells for the commands."""
+"""Loads settings, trained models and user-defined cells for the commands."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmtrain import config as configuration
 from lmtrain import screen
 from lmtrain.errors import ConfigError
+from lmtrain.schema import Config
 
 if TYPE_CHECKING:
     from lmtrain.tasks.base import Trained
@@ -51,6 +53,26 @@ def load_user_cell(overrides: Mapping[str, object]) -> None:
     path, colon, _ = str(overrides.get("model.cell", "")).rpartition(":")
     if colon:
         load_cells(Path(path))
+
+
+def load_settings(
+    corpus: list[str] | None, recipe: str | None, overrides: Mapping[str, object]
+) -> Config:
+    """The settings of a new training; executes the file of a user-defined cell.
+
+    Args:
+        corpus: the text; None for that of the recipe.
+        recipe: a recipe or a settings file; None for the default one, unless there is a corpus.
+        overrides: settings from the command line.
+
+    Raises:
+        ConfigError: invalid settings, or a file without the cell.
+    """
+    recipe = recipe or (None if corpus else configuration.DEFAULT_RECIPE)
+    texts = {"data.train": corpus} if corpus else {}
+    chosen = configuration.load(recipe, {**overrides, **texts})
+    load_user_cell(overrides)
+    return chosen
 
 
 def load(run: str, device: str) -> "Trained":

@@ -67,10 +67,9 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Write novel text, or music, with a trained model.
+    """Sample text or music from a trained model.
 
-    A word model ends a text at the end of its sentence; other texts end at --stop or after
-    --max-tokens.
+    A word model ends a text at the end of a line; other texts end at --stop or after --max-tokens.
 
     \b
     lmtrain sample runs/python-docs-lstm-1 --num 5
@@ -83,7 +82,8 @@ def command(
         texts_only = (prompt, prompt_file, label, top_k, top_p, stop)
         if num > 1 or json or any(each is not None for each in texts_only):
             raise ConfigError(
-                "--out writes one sample of music, by --max-tokens, --temperature and --seed alone"
+                "--out writes one sample of music: only --max-tokens, --temperature, --seed and"
+                " --device apply"
             )
         _write_music(run, out, device, max_tokens, temperature, seed)
         return

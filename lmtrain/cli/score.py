@@ -37,7 +37,7 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Print the natural log P of each line of a text.
+    """Print log P, the log probability, of each line of a text.
 
     The end of a line is included; higher is more likely.
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmtrain import config as configuration
 from lmtrain import screen, torchrun
-from lmtrain.cli.loading import load_user_cell
+from lmtrain.cli.loading import load_settings
 from lmtrain.cli.output import JsonOption, exit_quietly_on_broken_pipe, print_json
 from lmtrain.cli.settings import ConfigOption, SetOption, chosen_settings, setting
 from lmtrain.errors import ConfigError
@@ -79,22 +78,20 @@ def command(
     if resume:
         out = _run_to_resume(corpus or [], out, config)
     else:
-        recipe = config or (None if corpus else "python-docs")
-        chosen = configuration.load(recipe, overrides | ({"data.train": corpus} if corpus else {}))
-        load_user_cell(overrides)
+        chosen = load_settings(corpus, config, overrides)
     # torch is imported only here, so that wrong settings are reported at once.
     from lmtrain.training import launcher
     from lmtrain.training.run import new_run_path, run_training
 
     if devices > 1 and not torchrun.is_worker():
-        out_option = [] if out or resume else ["--out", str(new_run_path(chosen))]
+        out_option = ["--out", str(new_run_path(chosen))] if chosen and not out else []
         exit_quietly_on_broken_pipe()
         # First, since arguments after -- are not options.
         launcher.launch([*sys.argv[1:2], *out_option, *sys.argv[2:]], devices)
         return
     if devices > 1:
         launcher.require_size(devices)
-    summary = run_training(chosen, out, resume=resume, overrides=overrides)
+    summary = run_training(chosen, out, resume=resume, overrides=overrides if resume else None)
     exit_quietly_on_broken_pipe()
     if not torchrun.is_rank_zero():
         return

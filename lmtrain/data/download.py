@@ -26,7 +26,7 @@ class _Item(NamedTuple):
 
     Args:
         name: what a mirror calls it.
-        final: where it lies when it has arrived.
+        final: path of the complete file.
         url: where it is published.
         bytes: its size.
         sha256: its hash.
@@ -122,7 +122,8 @@ def _download(url: str, final: Path, digest: str) -> None:
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise MachineError(
-            f"could not fetch {url}: {reason}", "what has come is kept; the same command goes on"
+            f"could not fetch {url}: {reason}",
+            "the partial download is kept: run the same command again to resume it",
         ) from None
     found = files.sha256(files.file_chunks(partial))
     if found != digest:

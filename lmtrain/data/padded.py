@@ -58,7 +58,7 @@ class PaddedBatches:
         return [batches[index] for index in generator.permutation(len(batches))]
 
 
-def in_order(
+def by_length(
     lengths: NDArray[np.int64], batch_size: int, max_tokens: int | None = None
 ) -> Iterator[NDArray[np.int64]]:
     """Batches of all examples, by length, for evaluation and prediction.

@@ -64,9 +64,11 @@ def sampled_cross_entropy(
     is_target: Tensor,
     scale: float,
 ) -> Tensor:
-    """Scale · Σ L over all predictions, each of its target among K other words, a scalar.
+    """Scale · Σ L over all predictions, a scalar; each target competes with K sampled words.
 
         L = log(e^(z_y) + Σ_k e^(z_k)) − z_y,    z_y = w_y a + b_y,    z_k = w_k a + b_k
+
+    All logits, (N, K + 1), are in memory at once, in the dtype of `hidden`.
 
     Args:
         hidden: a, (N, H); if bf16, so are the other operands of products.
@@ -76,8 +78,6 @@ def sampled_cross_entropy(
         target_bias: b_y, (N).
         is_target: whether a word is the target and left out of the sum, (N, K).
         scale: factor of the sum and of all gradients.
-
-    All logits, (N, K + 1), are in memory at once, in the dtype of `hidden`.
     """
     operands = (hidden, weight, bias, target_weight, target_bias)
     loss: Tensor = _sampled_loss(*operands, is_target, scale)[0]
@@ -262,7 +262,10 @@ def _by_slices(
 def _losses(
     logits: Tensor, bias: Tensor, targets: Tensor, grad_bias: Tensor | None, scale: float
 ) -> Tensor:
-    """L of each row of logits (·, V), which become dz if `grad_bias` is given and added to."""
+    """L of each row of logits (·, V).
+
+    With `grad_bias`, adds the gradient of the bias to it and overwrites the logits with dz.
+    """
     targets = targets.contiguous()
     if (kernel := _kernel(logits, bias)) is not None:
         losses = bias.new_empty(len(logits))

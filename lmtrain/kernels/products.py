@@ -1,7 +1,8 @@
 """Matrix products: those of torch, or on AMD processors the native ones where they are faster.
 
 torch multiplies fp32 matrices by MKL. On AMD processors `native/product.h` was measured to be
-faster, except for the numbers of rows between the two constants below. Results differ by rounding.
+faster, except for the numbers of rows and columns that the constants below exclude. Results differ
+by rounding.
 """
 
 import torch

@@ -372,9 +372,9 @@ class Task(abc.ABC):
         """A mean training loss, in nats, in the units of the task, by name."""
         return {}
 
+    @abc.abstractmethod
     def described(self) -> str:
         """The sizes of the training data and of the vocabularies, for text output."""
-        return f"{self.steps_per_epoch:,} steps an epoch"
 
 
 def warn_of_unknown(characters: Mapping[str, int], name: str) -> None:

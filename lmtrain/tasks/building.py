@@ -35,11 +35,11 @@ class Builder:
         return Dropout(p, self.generator, is_locked=network.locked_dropout)
 
     def embedding(self, vocab_size: int, *, can_freeze: bool = True) -> Embedding:
-        """The vectors of so many tokens.
+        """An embedding of `vocab_size` tokens.
 
         Args:
             vocab_size: V, tokens.
-            can_freeze: whether they are those that model.freeze_embeddings speaks of.
+            can_freeze: whether model.freeze_embeddings applies to it.
         """
         config, network = self.config, self.config.model
         embedding = Embedding(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain import device, torchrun
-from lmtrain.data.padded import PADDING, PaddedBatches, in_order, pad
+from lmtrain.data.padded import PADDING, PaddedBatches, by_length, pad
 from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.schema import Config
 from lmtrain.tasks.base import Batch, Loss, Shard, Task, Trained, require_unchanged, warn_of_unknown
@@ -270,7 +270,7 @@ class ExampleTask(Task):
         was_training = model.training
         model.eval()
         found = []
-        for indices in in_order(examples.lengths, batch_size):
+        for indices in by_length(examples.lengths, batch_size):
             between_batches()
             rows = indices[(shard or Shard()).of(len(indices))]
             if len(rows):
@@ -372,7 +372,7 @@ def length_batches(
 ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
     """Batches of similar length: indices, padded inputs and lengths."""
     sizes = np.array([len(each) for each in inputs], np.int64)
-    for indices in in_order(sizes, at_once, _MAX_STEPS):
+    for indices in by_length(sizes, at_once, _MAX_STEPS):
         padded, lengths = pad([inputs[index] for index in indices])
         tensors = _to_device(model, (padded, lengths))
         yield indices, tensors[0], tensors[1]

@@ -49,7 +49,7 @@ def restored_labels(files: Files) -> list[str]:
         where = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "no labels"
         raise CheckpointError(f"{_FILE} is damaged: {where}") from None
     if len(set(labels)) < len(labels) or any(name.splitlines() != [name] for name in labels):
-        raise CheckpointError(f"{_FILE} is damaged: a label stands twice or is not one line")
+        raise CheckpointError(f"{_FILE} is damaged: a label occurs twice or is not one line")
     return labels
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain import device
-from lmtrain.data.padded import in_order
+from lmtrain.data.padded import by_length
 from lmtrain.data.streams import windows
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.tokens import Tokens
@@ -193,7 +193,7 @@ def sentence_log_probs(
         # Sentences of similar length are scored together, so that little of a batch is padding.
         lengths = np.array([len(sentence) for sentence in pool])
         scores: dict[int, list[float]] = {}
-        for indices in in_order(lengths, _SENTENCES_AT_ONCE, _MAX_TOKENS):
+        for indices in by_length(lengths, _SENTENCES_AT_ONCE, _MAX_TOKENS):
             batch = [pool[index] for index in indices]
             scores |= zip(indices.tolist(), _batch_log_probs(model, batch, start_id), strict=True)
         yield from (scores[index] for index in range(len(pool)))

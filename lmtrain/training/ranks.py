@@ -37,7 +37,7 @@ LossFunction = Callable[[Batch, State | None], Loss]
 
 # Collective operations fail if a process does not respond within this time.
 _TIMEOUT = datetime.timedelta(seconds=120)
-# Reading a large text can take far longer than any other operation.
+# Reading a text, and saving or checking a checkpoint, can take much longer.
 _SLOW_TIMEOUT = datetime.timedelta(days=7)
 # Words in the messages of gloo when the connection to another process is lost.
 _CONNECTION_WORDS = ("gloo", "Connection", "connection", "Socket")

@@ -82,7 +82,8 @@ def run_training(
         is_quiet: whether to hide progress.
 
     Raises:
-        ConfigError: invalid settings, or settings that a resumed run cannot change.
+        ConfigError: invalid settings, settings that a resumed run cannot change, `config` with
+            `resume`, or `overrides` without it.
         CheckpointError: with `resume`, there is no run, or none of its checkpoints is intact.
         RunBusyError: the run folder is not empty, or another process trains in it.
         LmtrainError: other errors of training, see `lmtrain.errors`.
@@ -90,20 +91,28 @@ def run_training(
     start_time = time.monotonic()
     if resume and out is None:
         raise ConfigError("resume needs a run folder", "try: lmtrain train --resume RUN")
-    config = None if resume else config or configuration.load("python-docs")
+    if resume and config is not None:
+        raise ConfigError("resume takes no config", "change settings by overrides")
+    if overrides and not resume:
+        raise ConfigError("overrides need resume", "give them to lmtrain.load_config instead")
+    if not resume:
+        config = config or configuration.load(configuration.DEFAULT_RECIPE)
     if out is not None:
         run_folder.require_unicode(Path(out))
+
+    def choose_path() -> str:
+        return str(out if config is None else out or new_run_path(config))
+
     with map_out_of_memory(_MEMORY_ADVICE), connect() as ranks:
-        run = Path(ranks.run_on_rank_zero(lambda: str(out or new_run_path(config))))
+        run = Path(ranks.run_on_rank_zero(choose_path))
         is_quiet = is_quiet or not ranks.is_rank_zero
         if config is None:
             return _resume(run, overrides or {}, ranks, start_time=start_time, is_quiet=is_quiet)
         return _start(run, config, ranks, start_time=start_time, is_quiet=is_quiet)
 
 
-def new_run_path(config: Config | None) -> Path:
+def new_run_path(config: Config) -> Path:
     """The path of a new run folder for these settings."""
-    config = config or configuration.load("python-docs")
     return run_folder.new_path(config.data.train[0], config.model.cell.rpartition(":")[2])
 
 
@@ -227,8 +236,8 @@ def _checkpoint_bytes(task: Task) -> int:
 def _resume(
     run: Path, overrides: Mapping[str, object], ranks: Ranks, *, start_time: float, is_quiet: bool
 ) -> Summary:
-    def lock_folder() -> int | None:
-        # Returns the step of the newest intact checkpoint; None if the run has no checkpoint.
+    def lock_and_find_step() -> int | None:
+        # None if the run has no checkpoint.
         if checkpoint.is_checkpoint(run):
             raise CheckpointError(
                 f"{run} is a checkpoint, not a run",
@@ -255,7 +264,7 @@ def _resume(
         return step
 
     with contextlib.ExitStack() as locks:
-        step = ranks.run_on_rank_zero(lock_folder, is_slow=True)
+        step = ranks.run_on_rank_zero(lock_and_find_step, is_slow=True)
         if step is None:
             task = _restart(run, overrides, ranks, is_quiet=is_quiet)
             return _train(run, task, None, ranks, start_time=start_time, is_quiet=is_quiet)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lmtrain.data.padded import PaddedBatches, in_order, pad
+from lmtrain.data.padded import PaddedBatches, by_length, pad
 
 
 def lengths(count: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_little_of_a_batch_is_padding():
 def test_evaluation_sees_every_example_once_by_length(most_tokens):
     each = lengths(50)
 
-    batches = list(in_order(each, 8, most_tokens))
+    batches = list(by_length(each, 8, most_tokens))
     drawn = np.concatenate(batches)
 
     assert sorted(drawn.tolist()) == list(range(50))

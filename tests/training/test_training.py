@@ -380,6 +380,22 @@ def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
     assert longer.steps == 34
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resume": True}, "resume needs a run folder"),
+        ({"resume": True, "out": "run", "config": config.load()}, "resume takes no config"),
+        ({"out": "run", "overrides": {"train.max_steps": 3}}, "overrides need resume"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        run_training(**arguments)
+
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_json_that_cannot_be_read_is_not_replaced(text, tmp_path, monkeypatch):
     run = tmp_path / "run"
     run_training(settings(text), run, is_quiet=True)
