@@ -267,12 +267,6 @@ class ModelConfig(Section, extra="allow"):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
-        is_fitting = self.num_layers > 1 or self.embedding_size in (None, self.hidden_size)
-        if self.tied_embeddings and not is_fitting:
-            raise ValueError(
-                f"model.tied_embeddings with one layer needs embedding_size {self.embedding_size} "
-                f"to equal hidden_size {self.hidden_size}"
-            )
         if self.tied_embeddings and self.softmax == "adaptive":
             raise ValueError("model.tied_embeddings: an adaptive softmax has weights of its own")
         if self.freeze_embeddings and self.embeddings is None:
@@ -387,6 +381,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         problems = list(self._meaningless())
+        network = self.model
+        is_fitting = network.num_layers > 1 or self.embedding_size == network.hidden_size
+        # A decoder with attention maps to the size of its embeddings.
+        if network.tied_embeddings and not is_fitting and self.data.task != "translate":
+            problems.append(
+                "model.tied_embeddings with one layer needs embedding_size "
+                f"{network.embedding_size} to equal hidden_size {network.hidden_size}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -59,7 +59,10 @@ class Range(Section):
             value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
         else:
             value = float(generator.uniform(self.low, self.high))
-        return round(value) if self.integer else float(f"{value:.3g}")
+        if self.integer:
+            return round(value)
+        # Rounding must not leave the interval: 0.9996 is not 1.
+        return min(max(float(f"{value:.3g}"), self.low), self.high)
 
 
 class Search(Section):

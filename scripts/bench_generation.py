@@ -121,7 +121,7 @@ def main() -> None:
     adds = NUM_LAYERS * 8 * HIDDEN_SIZE**2 + HIDDEN_SIZE * VOCAB_SIZE
     highest = peak()
     for name, action in (
-        ("score", lambda: list(perplexity.sentence_log_probs(ours, sentences, TOKENIZER.eos_id))),
+        ("score", lambda: perplexity.sentence_log_probs(ours, sentences, TOKENIZER.eos_id)),
         ("evaluate, 1 stream", lambda: perplexity.evaluate(ours, text, TOKENIZER)),
         ("evaluate, 20 streams", lambda: perplexity.evaluate(ours, text, TOKENIZER, batch_size=20)),
     ):

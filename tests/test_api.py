@@ -8,6 +8,7 @@ from corpora import SENTENCES
 from lmtrain.cells import Cell, base, register
 from lmtrain.data.tokenizer import build_tokenizer
 from lmtrain.errors import CheckpointError, ConfigError, TextError
+from lmtrain.tasks import language_model
 from lmtrain.tasks.language_model import LanguageModelling, TextData
 
 
@@ -75,6 +76,21 @@ def test_the_score_of_a_line_matches_the_evaluation_of_a_text_with_that_line(mod
     assert result.total_nats == pytest.approx(-scored.log_prob, rel=1e-5)
     assert result.count == len(scored.tokens)
     assert result.oov == scored.oov == 1
+
+
+def test_scores_do_not_depend_on_how_many_sentences_are_in_memory(model, monkeypatch):
+    sentences = ["The apple salad.", "", "A pear", "The apple and pear salad."]
+    together = list(model.score(sentences))
+    monkeypatch.setattr(language_model, "_SCORED_TOGETHER", 2)
+    remaining = iter(sentences)
+    scores = model.score(remaining)
+    first = next(scores)
+
+    assert [next(remaining), *remaining] == sentences[2:]
+    assert first.text == together[0].text
+    for each, expected in zip(model.score(sentences), together, strict=True):
+        assert each.tokens == expected.tokens
+        assert each.log_probs == pytest.approx(expected.log_probs, rel=1e-5)
 
 
 def test_an_empty_sentence_consists_of_its_end_token(model):

@@ -333,10 +333,11 @@ def test_tied_embeddings_of_a_single_layer_need_its_size():
     text = message(sizes.format(417) + "num_layers = 1\n")
     equal = parse(sizes.format(418) + "num_layers = 1\n", "")
     deep = parse(sizes.format(417) + "num_layers = 2\n", "")
+    translator = parse("[data]\ntask = 'translate'\n" + sizes.format(417) + "num_layers = 1\n", "")
 
     assert "needs embedding_size 417 to equal hidden_size 418" in text
     assert equal.embedding_size == 418
-    assert deep.embedding_size == 417
+    assert deep.embedding_size == translator.embedding_size == 417
 
 
 def test_the_embedding_size_defaults_to_the_hidden_size():

@@ -224,6 +224,13 @@ def test_sampled_values_are_between_their_bounds():
     assert {integers.sample(generator) for _ in range(300)} == set(range(1, 10))
 
 
+def test_rounding_does_not_leave_the_bounds():
+    generator = np.random.default_rng(1)
+    fractions = sweep.Range(low=0.99951, high=0.9999)
+
+    assert {fractions.sample(generator) for _ in range(300)} == {0.9999}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

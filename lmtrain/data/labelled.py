@@ -87,7 +87,8 @@ def _read_folder(folder: Path) -> Iterator[Example]:
         raise TextError(f"cannot read {folder}: {error.strerror}") from None
     for path in paths:
         _require_unicode(path.name, f"{folder}: the file name {path.name!a}")
-        label = cleaned(path.name.removesuffix(".gz").rpartition(".")[0] or path.name)
+        name = path.name.removesuffix(".gz")
+        label = cleaned(name.rpartition(".")[0] or name)
         if not label:
             raise TextError(f"{folder}: the file name {path.name!a} has no label")
         # str(path) of a file named - would mean standard input.

@@ -31,7 +31,7 @@ MOST_NUMBERS = 10**6
 """The most numbers that a vector may have, F."""
 # Exceptions of zipfile and NumPy for damaged, encrypted or malicious files.
 _DAMAGE = (
-    ValueError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError, KeyError,
+    ValueError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError, LookupError,
     OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 

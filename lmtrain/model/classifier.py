@@ -40,8 +40,9 @@ class Classifier(Network):
             lengths: steps of each row, (B,), 1 to T.
         """
         hidden, _ = self.encoder(inputs, None, lengths)
-        pooled: Tensor = self.dropout(self._pool(hidden, lengths))
-        return pooled.unsqueeze(0)
+        # As a single time step: a mask that all steps share is still one for each row.
+        dropped: Tensor = self.dropout(self._pool(hidden, lengths).unsqueeze(0))
+        return dropped
 
     def _pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         if self.pooling == "mean":

@@ -27,6 +27,10 @@ EVAL_BATCH_SIZE = 64
 # Number of examples that are sorted by length together.
 _GROUP_SIZE = 512
 _MAX_STEPS = 1 << 16
+_ADVICE = {
+    "valid": "give validation data of its own: --valid FILE",
+    "test": "give test data of its own: --set data.test=FILE",
+}
 SPLITS = ("train", "valid", "test")
 Item = TypeVar("Item")
 
@@ -317,7 +321,7 @@ class ExampleTask(Task):
                     raise TextError(
                         f"{data_names(config, 'train')} has too few examples to be split: "
                         f"{len(train):,}",
-                        "give validation data of its own: --valid FILE",
+                        _ADVICE[split],
                     )
                 splits[split] = [train[index] for index in sorted(drawn)]
         return {"train": [train[index] for index in sorted([*kept, *free])], **splits}

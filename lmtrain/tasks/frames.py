@@ -139,14 +139,16 @@ class TrainedFrames(TrainedExamples):
             num_steps: number of frames, 1 or more.
             temperature: 0 or more; the logits are divided by it, and 0 is greedy: an output is on
                 where its probability is above one half.
-            seed: the same seed gives the same frames.
+            seed: 0 or more; the same seed gives the same frames.
 
         Raises:
             ConfigError: an argument out of its range.
             DivergedError: the model's probabilities are not finite.
         """
-        if num_steps < 1 or not 0 <= temperature < float("inf"):
-            raise ConfigError("compose: num_steps must be 1 or more, temperature 0 or more")
+        if num_steps < 1 or not 0 <= temperature < float("inf") or seed < 0:
+            raise ConfigError(
+                "compose: num_steps must be 1 or more, temperature and seed 0 or more"
+            )
         return _composed(self.model, self.data.outputs, num_steps, temperature, seed)
 
 

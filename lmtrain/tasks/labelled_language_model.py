@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,17 @@ from lmtrain.tasks.sampling import Ends, Sampling
 
 _PREVIEW_TOKENS = 60
 _PREVIEWED = 4
+
+
+@dataclass(frozen=True)
+class TextExamples(Examples):
+    """Encoded texts.
+
+    Args:
+        characters: number of characters of each text, with one for its end, (N,).
+    """
+
+    characters: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class LabelledTextData(ExampleData):
         """A hash of labels and texts."""
         return labelled.fingerprint(examples)
 
-    def encode_examples(self, examples: Sequence[Example], name: str) -> Examples:
+    def encode_examples(self, examples: Sequence[Example], name: str) -> TextExamples:
         """Encodes examples.
 
         Raises:
@@ -94,8 +105,13 @@ class LabelledTextData(ExampleData):
         inputs = [np.append(label, ids) for label, ids in zip(first, texts, strict=True)]
         targets = [np.append(ids, [self.end_id]) for ids in texts]
         unknown = self.tokenizer.unknown_characters(each.text for each in examples)
-        return Examples(
-            inputs, targets, self.fingerprint(examples), name, unknown_characters=unknown
+        # At character level, a character that is normalized to several counts as these.
+        is_char = self.tokenizer.level == "char"
+        sizes = map(len, texts if is_char else (each.text for each in examples))
+        return TextExamples(
+            *(inputs, targets, self.fingerprint(examples), name),
+            np.fromiter((size + 1 for size in sizes), np.int64, len(examples)),
+            unknown_characters=unknown,
         )
 
 
@@ -217,7 +233,7 @@ class LabelledLanguageModelling(ExampleTask):
         model: LanguageModel,
         data: LabelledTextData,
         tensors: tuple[Tensor, ...],
-        examples: Examples,
+        examples: TextExamples,
         indices: NDArray[np.int64],
     ) -> Perplexity:
         """Perplexity of a batch; the end of a text counts as a character."""
@@ -226,11 +242,10 @@ class LabelledLanguageModelling(ExampleTask):
         log_probs = model.head.log_probs(hidden, targets.clamp(min=0)).double()
         is_counted = targets != PADDING
         is_unknown = targets == (-2 if data.tokenizer.unk_id is None else data.tokenizer.unk_id)
-        texts = (data.tokenizer.decode(examples.targets[index]) for index in indices)
         return Perplexity(
             -float(log_probs[is_counted].sum()),
             int(is_counted.sum()),
-            sum(map(len, texts)),
+            int(examples.characters[indices].sum()),
             int(is_unknown.sum()),
             -float(log_probs[is_unknown].sum()),
         )
@@ -256,7 +271,7 @@ class LabelledLanguageModelling(ExampleTask):
         targets = np.concatenate(self.data.splits[split].targets)
         nats = -np.log(counts / counts.sum())[targets]
         is_unknown = targets == self.data.tokenizer.unk_id
-        characters = len(self.data.tokenizer.decode(targets))
+        characters = int(cast(TextExamples, self.data.splits[split]).characters.sum())
         return Perplexity(
             float(nats.sum()), len(targets), characters, int(is_unknown.sum()),
             float(nats[is_unknown].sum()),

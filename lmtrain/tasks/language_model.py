@@ -6,7 +6,9 @@ carried from one batch to the next.
 
 import contextlib
 import functools
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -48,6 +50,8 @@ from lmtrain.tasks.tuning import TuningResult
 
 _PREVIEW_TOKENS = {"word": 40, "char": 160, "byte": 160}
 _TOKENIZER = "tokenizer.json"
+# Sentences that are sorted by length together, and in memory at the same time.
+_SCORED_TOGETHER = 4096
 _SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 # Lags and number of positions of the gradient norms that are logged in training.
 _LOGGED_LAGS, _LOGGED_POSITIONS = (1, 10, 50), 32
@@ -135,16 +139,19 @@ class TrainedLanguageModel(Trained):
 
     def score(self, sentences: Iterable[str]) -> Iterator[SentenceScore]:
         """Log P of each sentence including its end; each starts with a zero state."""
-        tokenizer = self.tokenizer
-        texts = [sentence.rstrip("\r\n") for sentence in sentences]
-        warn_of_unknown(tokenizer.unknown_characters(texts), "the text")
+        tokenizer, source = self.tokenizer, iter(sentences)
         ends = [] if tokenizer.line_end_id is None else [tokenizer.line_end_id]
-        ids = [tokenizer.encode(text).tolist() + ends for text in texts]
-        scores = perplexity.sentence_log_probs(self.model, ids, tokenizer.start_id)
-        for text, each, log_probs in zip(texts, ids, scores, strict=True):
-            tokens = [tokenizer.vocabulary[index] for index in each]
-            unknown = sum(index == tokenizer.unk_id for index in each)
-            yield SentenceScore(text, tokens, log_probs, unknown)
+        unknown_characters = Counter[str]()
+        while group := list(itertools.islice(source, _SCORED_TOGETHER)):
+            texts = [sentence.rstrip("\r\n") for sentence in group]
+            unknown_characters.update(tokenizer.unknown_characters(texts))
+            ids = [tokenizer.encode(text).tolist() + ends for text in texts]
+            scores = perplexity.sentence_log_probs(self.model, ids, tokenizer.start_id)
+            for text, each, log_probs in zip(texts, ids, scores, strict=True):
+                tokens = [tokenizer.vocabulary[index] for index in each]
+                unknown = sum(index == tokenizer.unk_id for index in each)
+                yield SentenceScore(text, tokens, log_probs, unknown)
+        warn_of_unknown(unknown_characters, "the text")
 
     def read(self, paths: Sequence[str]) -> Tokens:
         """Reads and tokenizes text.

@@ -1,7 +1,7 @@
 """Perplexity of texts and log-probabilities of sentences under a language model."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,6 @@ _SEQ_LEN = 256
 _SENTENCES_AT_ONCE = 64
 # Most tokens of a padded batch of sentences.
 _MAX_TOKENS = 1 << 16
-# Number of sentences that are sorted by length together.
-_SORTED_SENTENCES = 4096
 _WHOLE = Shard()
 
 
@@ -176,7 +174,7 @@ def evaluate(
 
 def sentence_log_probs(
     model: LanguageModel, sentences: Sequence[Sequence[int]], start_id: int | None
-) -> Iterator[list[float]]:
+) -> list[list[float]]:
     """Log P of each token of each sentence given the tokens before it, in nats.
 
     P(y1, y2, y3) = P(y1) P(y2|y1) P(y3|y1, y2); each sentence starts with a zero state.
@@ -188,16 +186,14 @@ def sentence_log_probs(
     """
     was_training = model.training
     model.eval()
-    for first in range(0, len(sentences), _SORTED_SENTENCES):
-        pool = sentences[first : first + _SORTED_SENTENCES]
-        # Sentences of similar length are scored together, so that little of a batch is padding.
-        lengths = np.array([len(sentence) for sentence in pool])
-        scores: dict[int, list[float]] = {}
-        for indices in by_length(lengths, _SENTENCES_AT_ONCE, _MAX_TOKENS):
-            batch = [pool[index] for index in indices]
-            scores |= zip(indices.tolist(), _batch_log_probs(model, batch, start_id), strict=True)
-        yield from (scores[index] for index in range(len(pool)))
+    # Sentences of similar length are scored together, so that little of a batch is padding.
+    lengths = np.array([len(sentence) for sentence in sentences])
+    scores: dict[int, list[float]] = {}
+    for indices in by_length(lengths, _SENTENCES_AT_ONCE, _MAX_TOKENS):
+        batch = [sentences[index] for index in indices]
+        scores |= zip(indices.tolist(), _batch_log_probs(model, batch, start_id), strict=True)
     model.train(was_training)
+    return [scores[index] for index in range(len(sentences))]
 
 
 def _batch_log_probs(

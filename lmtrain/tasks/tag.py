@@ -88,7 +88,7 @@ class TaggedData(ExampleData):
         words = self.tokenizer.word_ids([each[0] if each else "" for each in parts])
         if self.characters is None:
             return words
-        spellings = [self.characters.encode(token[:_MAX_CHARACTERS]) for token in tokens]
+        spellings = [self.characters.encode(token)[:_MAX_CHARACTERS] for token in tokens]
         ids = np.full((len(tokens), 1 + _MAX_CHARACTERS), PADDING)
         ids[:, 0] = words
         for row, each in zip(ids, spellings, strict=True):

@@ -22,6 +22,8 @@ _SIZES = (100, 500, 2000)
 _SHARPNESSES = (0.03, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2)
 _WEIGHTS = tuple(round(0.02 * i, 2) for i in range(1, 26))
 _WINDOW = 256
+# Most bytes of hidden states, which are computed once for all caches.
+_MAX_BYTES = 1 << 30
 # Rates grow by this factor from the first one until the loss gets worse.
 _FIRST_RATE, _RATE_FACTOR = 1e-6, math.sqrt(10)
 _DECAYS = (1e-4, 1e-3, 1e-2)
@@ -43,10 +45,11 @@ def tune_cache(
 
     Args:
         model: the model.
-        ids: the validation text, (N,).
+        ids: the validation text, (N,); of a long one, the start.
         start_id: the token before the first one; None for none.
     """
     model.eval()
+    ids = ids[: _MAX_BYTES // (4 * model.encoder.recurrent.output_size)]
     hidden, targets, log_probs, state = [], [], [], None
     for window in windows(ids, start_id, 1, _WINDOW):
         x, y = (torch.from_numpy(part).to(device.of(model)) for part in window)

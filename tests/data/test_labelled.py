@@ -49,6 +49,13 @@ def test_a_folder_has_a_file_of_lines_for_each_label(tmp_path):
     assert sorted(read([str(tmp_path)]), key=EXAMPLES.index) == EXAMPLES
 
 
+@pytest.mark.parametrize("suffix", ["", ".txt"])
+def test_the_labels_of_compressed_files_are_those_of_the_files(tmp_path, suffix):
+    (tmp_path / f"good{suffix}.gz").write_bytes(gzip.compress(b"I liked it\n"))
+
+    assert list(read([str(tmp_path)])) == [Example("good", "I liked it")]
+
+
 def test_several_places_follow_each_other(tmp_path):
     places = [written(tmp_path / name, f"{name}\ttext\n") for name in ("a", "b")]
 

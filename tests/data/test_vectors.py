@@ -144,6 +144,10 @@ WRONG = {
     "raw members": (zipped(inputs=b"1", lengths=b"2", labels=b"3"), "is not a .npz file of NumPy"),
     "half a header": (zipped(inputs=headed(b"{'descr': ")), "is not a .npz file of NumPy"),
     "an open bracket": (zipped(inputs=headed(b"(" * 90)), "is not a .npz file of NumPy"),
+    "a header with half a type": (
+        zipped(inputs=headed(b"{'descr': ('<f8',), 'fortran_order': False, 'shape': (2,)}")),
+        "is not a .npz file of NumPy",
+    ),
     "a deep header": (zipped(inputs=headed(b"-" * 9000 + b"1")), "is not a .npz file of NumPy"),
     "a long header": (zipped(inputs=headed(b" " * 20_000)), "is not a .npz file of NumPy"),
     "too large": (

@@ -9,6 +9,7 @@ from numerics import assert_same
 
 from lmtrain.errors import ConfigError
 from lmtrain.model.language_model import LanguageModel
+from lmtrain.tasks import tuning
 from lmtrain.tasks.adaptation import Adaptation, Cache, Dynamic, gradient_scales
 from lmtrain.tasks.perplexity import evaluate
 from lmtrain.tasks.tuning import tune_cache, tune_dynamic
@@ -187,6 +188,15 @@ def test_gradient_scales_are_roots_of_mean_squares(model, monkeypatch):
         scales, torch.autograd.grad(loss, list(model.parameters())), strict=True
     ):
         assert_same(scale, gradient.abs())
+
+
+def test_of_a_long_text_caches_are_tuned_on_the_start(model, monkeypatch):
+    ids = random_ids(60)
+    expected = next(tune_cache(model, ids[:20], 1))
+    monkeypatch.setattr(tuning, "_MAX_BYTES", 4 * 20 * model.encoder.recurrent.output_size)
+
+    assert next(tune_cache(model, ids, 1)) == expected
+    assert next(tune_cache(model, ids[:30], 1)) == expected
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numerics import assert_same
 from run_folders import load_settings
 
@@ -77,11 +78,11 @@ def test_labels_are_learned_stored_and_predicted(places, tmp_path):
     assert json.loads((tmp_path / "run" / "labels.json").read_text())["labels"] == sorted(LABELS)
 
 
-def task(pooling="last", *, bidirectional=False) -> Classification:
+def task(pooling="last", *, bidirectional=False, **network) -> Classification:
     chosen = config.load(
         overrides={
             **SMALL, "model.pooling": pooling, "model.bidirectional": bidirectional,
-            "train.precision": "fp32",
+            "train.precision": "fp32", **{f"model.{key}": value for key, value in network.items()},
         }
     )  # fmt: skip
     generator = np.random.default_rng(2)
@@ -104,6 +105,17 @@ def test_pooling_does_not_see_the_padding(pooling, bidirectional):
     for row, length in enumerate(lengths.tolist()):
         alone = model(tokens[:length, row : row + 1], lengths[row : row + 1])
         assert_same(together[row], alone[0])
+
+
+def test_locked_dropout_has_a_mask_for_each_example():
+    classification = task(dropout=0.5, locked_dropout=True, hidden_size=64)
+    model = classification.model.train()
+
+    pooled = model.pooled(torch.ones(3, 5, dtype=torch.long), torch.full((5,), 3))[0]
+
+    dropped = pooled == 0
+    assert 0.3 < dropped.float().mean() < 0.7
+    assert len({tuple(row) for row in dropped.tolist()}) == 5
 
 
 def trained() -> TrainedClassifier:
@@ -171,8 +183,13 @@ def test_the_only_example_of_a_label_is_never_drawn(tmp_path, count):
 def test_examples_with_a_label_each_are_too_few_to_be_split(tmp_path):
     (tmp_path / "train.tsv").write_text("a\tone\nb\ttwo\nc\tthree\n")
 
+    text = str(tmp_path / "train.tsv")
     with pytest.raises(TextError, match=r"too few examples to be split: 3\n.*--valid FILE"):
-        Classification.read(settings({"data.train": [str(tmp_path / "train.tsv")]}))
+        Classification.read(settings({"data.train": [text]}))
+    with pytest.raises(TextError, match=r"too few examples to be split: 3\n.*data\.test=FILE"):
+        Classification.read(
+            settings({"data.train": [text], "data.valid": [text]}, data__test_fraction=0.5)
+        )
 
 
 @pytest.mark.parametrize(("label", "shown"), [("plänt", "plänt"), ("x" * 5000, "x" * 39 + "…")])

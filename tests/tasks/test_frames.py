@@ -69,7 +69,13 @@ def test_each_frame_is_drawn_from_the_probabilities_after_those_before_it(model)
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"num_steps": 0}, {"temperature": -1.0}, {"temperature": math.inf}, {"temperature": math.nan}],
+    [
+        {"num_steps": 0},
+        {"temperature": -1.0},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"seed": -1},
+    ],
 )
 def test_what_cannot_be_composed_is_refused(model, arguments):
     with pytest.raises(ConfigError, match="compose: num_steps must be 1 or more, temperature"):

@@ -68,6 +68,19 @@ def test_characters_of_other_texts_are_unknown_and_named(tmp_path, capsys):
     assert measured.characters == measured.count == len("žluť\nž\n")
 
 
+def test_unknown_words_have_the_characters_of_the_text(tmp_path):
+    (tmp_path / "train.tsv").write_text("a\tone two\nb\ttwo\n" * 5)
+    (tmp_path / "valid.tsv").write_text("a\tone  unheard\nb\ttwo\n")
+    places = {f"data.{name}": [str(tmp_path / f"{name}.tsv")] for name in ("train", "valid")}
+    config, task = settings("labelled", places), LabelledLanguageModelling
+
+    data = task.read(config)
+    measured = task.evaluate_examples(task.build(config, data), data, data.splits["valid"], 8)
+
+    assert measured.oov == 1
+    assert measured.characters == len("one  unheard\ntwo\n")
+
+
 def test_measuring_gradients_means_nothing_for_texts_with_labels():
     with pytest.raises(ConfigError, match=r"log_gradients = 5 means nothing with data\.labelled"):
         settings("labelled", {}, train__log_gradients=5)

@@ -117,7 +117,7 @@ def test_a_model_in_training_stays_in_training(model):
 def test_sentences_are_scored_by_the_chain_rule_each_alone(model):
     sentences = [[3, 4, 1], [], [5, 1], [2] * 9 + [1]]
 
-    scores = list(sentence_log_probs(model, sentences, 1))
+    scores = sentence_log_probs(model, sentences, 1)
 
     for sentence, log_probs in zip(sentences, scores, strict=True):
         expected = [-nats for nats in naive_nats(model, sentence, 1)]
@@ -126,11 +126,10 @@ def test_sentences_are_scored_by_the_chain_rule_each_alone(model):
 
 def test_sentences_that_are_sorted_by_length_keep_their_order(model, monkeypatch):
     monkeypatch.setattr(perplexity, "_SENTENCES_AT_ONCE", 7)
-    monkeypatch.setattr(perplexity, "_SORTED_SENTENCES", 40)
     monkeypatch.setattr(perplexity, "_MAX_TOKENS", 12)
     sentences = [[index % 9] * (index % 5) + [1] for index in range(100)]
 
-    scores = list(sentence_log_probs(model, sentences, 1))
+    scores = sentence_log_probs(model, sentences, 1)
 
     assert len(scores) == 100
     for sentence, log_probs in zip(sentences, scores, strict=True):

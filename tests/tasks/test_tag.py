@@ -44,6 +44,15 @@ def test_every_training_token_is_known(tokens, lowercase):
     assert restored.tags == data.tags == ["B", "O"]
 
 
+def test_characters_that_grow_in_normalization_are_cut_after_it():
+    chosen = settings("tag", {}, model__characters=True, data__nfc=True)
+    sentence = Sentence(("\u095c" * 11, "a"), ("O", "B"))
+
+    data = Tagging.build_vocabularies([sentence], chosen)
+
+    assert data.ids(sentence.tokens).shape == (2, 21)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tagger that has learned which word has which tag."""
