@@ -234,12 +234,13 @@ def _trial_settings(space: Space, index: int) -> dict[str, Any]:
 
 
 def _save_space(space: Space, out: Path) -> None:
-    path, text = out / "space.json", space.model_dump_json(exclude={"search": {"max_seconds"}})
+    path = out / "space.json"
+    content = space.model_dump_json(exclude={"search": {"max_seconds"}}).encode()
     # A search that failed before its first trial may be corrected.
     is_begun = path.exists() and any(out.glob("trial*"))
-    if is_begun and path.read_text() != text:
+    if is_begun and path.read_bytes() != content:
         raise ConfigError(f"{out} contains another search", "choose another folder: --out DIR")
-    files.write(path, text.encode())
+    files.write(path, content)
 
 
 def _read_trials(out: Path) -> list[Trial]:

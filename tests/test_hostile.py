@@ -4,6 +4,7 @@ The manifests of checkpoints match their files, as those of an attacker would.
 """
 
 import json
+import math
 import os
 import random
 import resource
@@ -284,6 +285,45 @@ def test_a_state_of_another_shape_is_not_resumed(valid, tmp_path):
 
         with pytest.raises(CheckpointError, match=r"not (fit|match)"):
             run_training(out=run, resume=True, overrides={"train.max_steps": 5}, is_quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "value"),
+    [
+        ("progress", "train_seconds", math.inf),
+        ("progress", "skipped", -1),
+        ("limits", "seconds", math.nan),
+        ("limits", "seconds", -1.0),
+        ("optimizer", "step", -1),
+    ],
+)
+def test_impossible_training_states_are_not_resumed(valid, hostile, tmp_path, part, entry, value):
+    tree = json.loads((valid / "state.json").read_text())
+    assert entry in tree["parts"][part]
+    tree["parts"][part][entry] = value
+    hostile(state__json=json.dumps(tree).encode())
+    run = tmp_path / "run"
+    shutil.copyfile(valid.parent.parent / "config.toml", run / "config.toml")
+
+    with pytest.raises(CheckpointError, match=r"not match|damaged"):
+        run_training(out=run, resume=True, overrides={"train.max_steps": 5}, is_quiet=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'"step": {-(10**20)}, "time": 1.0, "loss": 1.0',
+        f'"step": 4, "time": 1.0, "loss": {10**400}',
+    ],
+)
+def test_logged_numbers_that_events_cannot_hold_are_ignored(valid, tmp_path, line):
+    run = shutil.copytree(valid.parent.parent, tmp_path / "run")
+    (run / "metrics.jsonl").write_text(f'{{"kind": "train", {line}}}\n')
+
+    summary = run_training(out=run, resume=True, overrides={"train.max_steps": 5}, is_quiet=True)
+
+    assert summary.steps == 5
+    assert line not in (run / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("changes", [{"step": "4"}, {"step": -1}, {"metric": "\x1b]0;evil\x07"}])

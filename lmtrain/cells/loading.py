@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lmtrain.cells.base import cell_class, cell_names
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, RunInterruptedError
 
 
 def load_file(path: Path) -> list[str]:
@@ -19,6 +19,7 @@ def load_file(path: Path) -> list[str]:
 
     Raises:
         ConfigError: the file is missing, raises, or registers no cell.
+        RunInterruptedError: a signal ended the command.
     """
     # os.path.isfile is False for a name that is too long; Path.is_file raises an error.
     if not os.path.isfile(path):  # noqa: PTH113
@@ -28,6 +29,8 @@ def load_file(path: Path) -> list[str]:
     name = f"lmtrain_cells_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     try:
         contents = runpy.run_path(str(path), run_name=name)
+    except RunInterruptedError:
+        raise
     except (Exception, SystemExit) as error:
         raise ConfigError(_message(error, path)) from error
     module = ModuleType(name)

@@ -86,8 +86,7 @@ def command(
     if devices > 1 and not torchrun.is_worker():
         out_option = ["--out", str(new_run_path(chosen))] if chosen and not out else []
         exit_quietly_on_broken_pipe()
-        # First, since arguments after -- are not options.
-        launcher.launch([*sys.argv[1:2], *out_option, *sys.argv[2:]], devices)
+        launcher.launch(_with_option(sys.argv[1:], out_option), devices)
         return
     if devices > 1:
         launcher.require_size(devices)
@@ -99,6 +98,16 @@ def command(
         _print_json(summary)
     else:
         _print_text(summary)
+
+
+def _with_option(arguments: list[str], option: list[str]) -> list[str]:
+    """The arguments of lmtrain with an option of its command."""
+    # Directly after the command, since arguments after -- are not options. The options before the
+    # command have one value each.
+    command = 0
+    while arguments[command].startswith("-"):
+        command += 1 if "=" in arguments[command] else 2
+    return [*arguments[: command + 1], *option, *arguments[command + 1 :]]
 
 
 def _run_to_resume(runs: list[str], out: Path | None, config: str | None) -> Path:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from lmtrain.data import corpus
 from lmtrain.data.characters import SPACE, in_class
 from lmtrain.data.corpus import Text, open_text
-from lmtrain.errors import TextError
+from lmtrain.errors import ConfigError, TextError
 
 VALID_FRACTION = 0.1
 _SPACE = re.compile(f"[{in_class(SPACE)}]")
@@ -115,6 +115,20 @@ class _Cut:
         return self.word_end or total
 
 
+def require_training_part(fractions: Iterable[float]) -> None:
+    """Checks that the fractions of the other parts leave a training part.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    total = float(sum(Fraction(str(fraction)) for fraction in fractions))
+    if total >= 1:
+        raise ConfigError(
+            f"validation and test parts, {total:g} of the training data, leave none to train on",
+            "choose smaller data.valid_fraction and data.test_fraction",
+        )
+
+
 def open_parts(
     train: Sequence[str],
     valid: Sequence[str],
@@ -138,6 +152,7 @@ def open_parts(
         at_line_ends: whether cuts are moved to line ends.
 
     Raises:
+        ConfigError: the fractions leave no training text.
         TextError: text is missing, unreadable or empty.
     """
     text = open_text(train)
@@ -153,6 +168,7 @@ def open_parts(
         if fraction is not None:
             fractions[part] = fraction
     cut = [part for part in places if not places[part] and fractions[part] > 0]
+    require_training_part(fractions[part] for part in cut)
     return [
         Division(text, ("train", *cut), tuple(fractions[part] for part in cut), at_line_ends),
         *(Division(open_text(given, (part,)), (part,)) for part, given in places.items() if given),

@@ -107,6 +107,8 @@ class Tokenizer:
         self._ids = {token: index for index, token in enumerate(self.vocabulary)}
         if len(self._ids) != len(self.vocabulary):
             raise CheckpointError("tokenizer: the vocabulary has a token twice")
+        if "" in self._ids:
+            raise CheckpointError("tokenizer: the vocabulary has an empty token")
         if missing := _SPECIALS[level] - self._ids.keys():
             raise CheckpointError(
                 f"tokenizer: the vocabulary lacks {' and '.join(sorted(missing))}"
@@ -360,8 +362,17 @@ class Numbering:
         np.add.at(self._counts, numbers, 1)
 
     def tokenizer(self, vocab_size: int, min_count: int) -> Tokenizer:
-        """The tokenizer of the counted text, see `build_tokenizer`."""
+        """The tokenizer of the counted text, see `build_tokenizer`.
+
+        Raises:
+            TextError: no character is frequent enough.
+        """
         frequent = np.flatnonzero(self._counts >= min_count)
+        if self._level == "char" and self._counts.any() and not len(frequent):
+            raise TextError(
+                f"no character occurs data.min_count = {min_count:,} times in the training data",
+                "try: a smaller data.min_count",
+            )
         if self._level == "char":
             known = [chr(code) for code in frequent]
             return Tokenizer([UNK, *known], "char", nfc=self._nfc)
@@ -411,7 +422,8 @@ class Pieces:
         elif self._nfc:
             while cut and _may_compose(text[cut - 1]):
                 cut -= 1
-            cut = max(0, cut - 1)
+            # The last character may compose with what follows, but not a newline.
+            cut -= cut > 0 and text[cut - 1] != "\n"
             cut -= text.endswith("\r", 0, cut)
         self._rest = text[cut:]
         return text[:cut]

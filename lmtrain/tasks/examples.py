@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain import device, torchrun
+from lmtrain.data.division import require_training_part
 from lmtrain.data.padded import PADDING, PaddedBatches, by_length, pad
 from lmtrain.errors import ConfigError, DivergedError, TextError
 from lmtrain.schema import Config
@@ -306,6 +307,7 @@ class ExampleTask(Task):
             "valid": _VALID_FRACTION if data.valid_fraction is None else data.valid_fraction,
             "test": data.test_fraction or 0.0,
         }
+        require_training_part(fractions[split] for split in fractions if not paths[split])
         # Drawn at random: files are often sorted by label.
         order = np.random.default_rng(len(train)).permutation(len(train)).tolist()
         kept = set(

@@ -1,5 +1,6 @@
 """The limits of a training: steps and time, whichever is reached first."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -90,5 +91,12 @@ class Limits:
         return {"seconds": self.elapsed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the result of `state_dict`."""
-        self._earlier_seconds = float(state["seconds"])
+        """Restores the result of `state_dict`.
+
+        Raises:
+            ValueError: the seconds are negative or not finite.
+        """
+        seconds = float(state["seconds"])
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"a training of {seconds:g} seconds")
+        self._earlier_seconds = seconds

@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from lmtrain import files, screen, untrusted
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _METRICS = "metrics.jsonl"
+# After a failure to write the events, they are not written for so long.
+_REBUILD_SECONDS = 60
 # Entries of a line that are not metrics of the model.
 _NOT_METRICS = {"step", "epoch", "time", "skipped", "save_seconds"}
 _Metrics = Mapping[str, float | None]
@@ -47,10 +49,10 @@ class _Line(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
     """A line of metrics.jsonl; the extra entries are numbers."""
 
     kind: Literal["train", "valid", "gradients"]
-    step: int
+    step: Annotated[int, Field(ge=0, lt=1 << 63)]
     time: float
     preview: str = ""
-    __pydantic_extra__: dict[str, int | float | None]
+    __pydantic_extra__: dict[str, Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)] | float | None]
 
     @property
     def metrics(self) -> _Metrics:
@@ -165,6 +167,7 @@ class Logger(NullLogger):
         self._warned: set[str] = set()
         self._events_folder = run / "events"
         self._writers: dict[str, SummaryWriter] = {}
+        self._next_rebuild = 0.0
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -295,6 +298,9 @@ class Logger(NullLogger):
         self._bar.close()
         with self._warn_once("metrics"):
             self._flush_metrics()
+        with self._warn_once("events"):
+            if not self._writers:
+                self._rebuild_events()
         self._close_events()
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -307,10 +313,10 @@ class Logger(NullLogger):
         with self._warn_once("metrics"):
             self._flush_metrics()
         with self._warn_once("events"):
-            if not self._writers:
-                self._rebuild_events()
-            else:
+            if self._writers:
                 self._write_events(finite)
+            elif time.monotonic() >= self._next_rebuild:
+                self._rebuild_events()
 
     def _flush_metrics(self) -> None:
         while self._unwritten:
@@ -325,6 +331,8 @@ class Logger(NullLogger):
         except (OSError, MachineError) as error:
             if output == "events":
                 self._close_events()
+                # All lines are written again, which would cost more and more on a full disk.
+                self._next_rebuild = time.monotonic() + _REBUILD_SECONDS
             if output not in self._warned:
                 self._warned.add(output)
                 reason = str(error).splitlines()[0]

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, NonNegativeInt, TypeAdapter
 
 
 @dataclass
@@ -21,13 +21,13 @@ class Progress:
         skipped_in_a_row: updates skipped since the last one that was applied.
     """
 
-    train_seconds: float = 0.0
-    count: int = 0
+    train_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    count: NonNegativeInt = 0
     best: dict[str, float | None] | None = None
-    best_step: int | None = None
-    validations_since_best: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+    best_step: NonNegativeInt | None = None
+    validations_since_best: NonNegativeInt = 0
+    skipped: NonNegativeInt = 0
+    skipped_in_a_row: NonNegativeInt = 0
 
     def state_dict(self) -> dict[str, Any]:
         """All fields by name."""
@@ -37,6 +37,6 @@ class Progress:
         """Restores the result of `state_dict`.
 
         Raises:
-            ValueError: a field is missing or has another type.
+            ValueError: a field is missing, has another type or is negative.
         """
         vars(self).update(vars(TypeAdapter(Progress).validate_python(state)))

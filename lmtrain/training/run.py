@@ -284,10 +284,13 @@ def _restart(run: Path, overrides: Mapping[str, object], ranks: Ranks, *, is_qui
 
     Raises:
         CheckpointError: the data has changed.
+        ConfigError: settings that it cannot change.
     """
     path = run / run_folder.CONFIG
-    config = configuration.parse(untrusted.text(path), str(path), overrides)
+    text = untrusted.text(path)
+    config = _changed(configuration.parse(text, str(path)), text, str(path), overrides)
     data = _read(config, ranks)
+    task = _new_task(config, data, ranks.shard, is_quiet=is_quiet)
 
     def compare() -> None:
         for name, text in data.files().items():
@@ -295,9 +298,11 @@ def _restart(run: Path, overrides: Mapping[str, object], ranks: Ranks, *, is_qui
                 files.write(run / name, text.encode())
             if text != untrusted.text(run / name):
                 raise CheckpointError(f"the data of {run} has changed since it started")
+        # The run begins now, with these settings.
+        files.write(path, configuration.to_toml(task.config).encode())
 
     ranks.run_on_rank_zero(compare)
-    return _new_task(config, data, ranks.shard, is_quiet=is_quiet)
+    return task
 
 
 def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object]) -> Config:
@@ -306,6 +311,15 @@ def _resumed_config(saved: checkpoint.Checkpoint, overrides: Mapping[str, object
         stored = configuration.parse(text, origin)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+    return _changed(stored, text, origin, overrides)
+
+
+def _changed(stored: Config, text: str, origin: str, overrides: Mapping[str, object]) -> Config:
+    """The stored settings, parsed from a text, with those that a resumed run changes.
+
+    Raises:
+        ConfigError: it cannot change one of them.
+    """
     # With another task, other settings of the run could be reported as invalid instead.
     task = stored.data.task
     is_same_task = canonical(overrides.get("data.task", task), (task,)) == task

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from lmtrain import checkpoint, device, torchrun
-from lmtrain.errors import DivergedError, RunInterruptedError
+from lmtrain.errors import CheckpointError, DivergedError, RunInterruptedError
 from lmtrain.schema import TrainConfig
 from lmtrain.tasks.base import Metrics, Task
 from lmtrain.training.average import WeightAverage
@@ -316,5 +316,10 @@ class Trainer:
             CheckpointError: the checkpoint does not match this training.
         """
         self.checkpoints.restore(saved, self.task, self.parts)
+        if self.optimizer.step != saved.state["step"]:
+            raise CheckpointError(
+                f"{saved.path} does not match this training: its optimizer made "
+                f"{self.optimizer.step} updates"
+            )
         # best.json may be lost, or name a checkpoint after this one that was deleted.
         self._write_best()

@@ -8,7 +8,7 @@ import torch
 
 from lmtrain import cells, device
 from lmtrain.cells import base
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, RunInterruptedError
 from lmtrain.kernels.scan import engine
 
 LEAKY = '''
@@ -147,6 +147,15 @@ def test_a_name_with_a_file_finds_the_registered_cell(write):
     cells.load_file(path)
 
     assert cells.cell_class(f"{path}:leaky") is cells.cell_class("leaky")
+
+
+def test_a_signal_is_no_fault_of_the_file(write):
+    path = write(
+        "from lmtrain.errors import RunInterruptedError\nraise RunInterruptedError(2, 'stopped')\n"
+    )
+
+    with pytest.raises(RunInterruptedError):
+        cells.load_file(path)
 
 
 def test_a_name_that_is_too_long_is_no_file():

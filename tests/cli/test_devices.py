@@ -224,6 +224,20 @@ def test_a_thread_that_still_holds_a_tensor_ends_no_process():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("option", [["--cells", "my.py"], ["--cells=my.py"]])
+def test_cells_named_before_the_command_are_loaded_by_every_process(text, tmp_path, option):
+    (tmp_path / "my.py").write_text(
+        "from lmtrain.cells import register\nfrom lmtrain.cells.lstm import LSTM\n"
+        "@register('mine')\nclass Mine(LSTM):\n    pass\n"
+    )
+    few = arguments(SETTINGS | {"train.max_steps": 2, "model.cell": "mine"})
+
+    outcome = run("lmtrain", *option, "train", text, "--devices", "2", *few, cwd=tmp_path)
+
+    assert outcome.returncode == 0, outcome.stderr
+    assert len([*(tmp_path / "runs").iterdir()]) == 1
+
+
 def test_texts_after_two_dashes_are_texts_in_every_process(text, tmp_path):
     (tmp_path / "-novel").write_bytes(text.read_bytes())
     few = arguments(SETTINGS | {"train.max_steps": 2})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lmtrain.data import corpus
 from lmtrain.data.corpus import open_text
 from lmtrain.data.division import Cuts, Division, open_parts
-from lmtrain.errors import LmtrainError, TextError
+from lmtrain.errors import ConfigError, LmtrainError, TextError
 
 NAMES = ("train", "valid", "test")
 
@@ -158,6 +158,16 @@ def test_a_fetched_corpus_may_have_customary_fractions(fetched):
         "valid": whole[36:72],
         "test": whole[72:],
     }
+
+
+@pytest.mark.parametrize("valid", [(), ("valid",)])
+def test_fractions_that_leave_no_training_text_are_refused(write, valid):
+    places = [write("0123456789\n" * 9, "train.txt")], [write(each) for each in valid]
+    if valid:
+        assert len(parts_of(*places, valid_fraction=None, test_fraction=0.9)["train"]) == 9
+        return
+    with pytest.raises(ConfigError, match="1 of the training data, leave none to train on"):
+        parts_of(*places, valid_fraction=None, test_fraction=0.9)
 
 
 def test_a_given_part_goes_before_the_customary_one(fetched, write):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from corpora import SENTENCES, TINY, UNICODE
 from lmtrain.data.characters import HAN, MARK, PUNCTUATION, SPACE
 from lmtrain.data.tokenizer import EOS, UNK, Pieces, Tokenizer, build_tokenizer, split_words
-from lmtrain.errors import CheckpointError
+from lmtrain.errors import CheckpointError, TextError
 
 UNHURRIED = settings(deadline=None)
 KINDS = {
@@ -609,6 +609,25 @@ def test_invalid_bytes_are_replaced_as_python_replaces_them(content):
 @given(st.lists(st.binary(max_size=3) | st.text(max_size=2).map(str.encode)).map(b"".join))
 def test_any_bytes_are_joined_as_python_decodes_them(content):
     assert build_tokenizer([], "byte").decode(content) == content.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("level", ["char", "byte"])
+def test_a_piece_that_ends_with_a_newline_is_complete(level):
+    pieces = Pieces(level, nfc=True)
+
+    assert [pieces.add(chunk) for chunk in ("a\n", "e", "\u0301\r", "\n")] == [
+        "a\n", "", "", "e\u0301\r\n"
+    ]  # fmt: skip
+
+
+def test_a_count_that_no_character_reaches_is_refused():
+    with pytest.raises(TextError, match=r"no character occurs data\.min_count = 3 times"):
+        build_tokenizer(["aabb"], "char", min_count=3)
+
+
+def test_an_empty_token_is_refused():
+    with pytest.raises(CheckpointError, match="has an empty token"):
+        Tokenizer([UNK, EOS, ""])
 
 
 @pytest.mark.parametrize("nfc", [False, True])

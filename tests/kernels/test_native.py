@@ -375,6 +375,14 @@ def test_a_library_without_a_function_is_not_used(monkeypatch, reloaded):
     assert "reinstall" in library.unavailable_reason()
 
 
+def test_a_library_that_cannot_be_loaded_is_not_used(monkeypatch, reloaded, tmp_path):
+    (tmp_path / "compiled.other-machine.so").write_bytes(b"\x7fELF")
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+
+    assert library.unavailable_reason().startswith("the compiled library cannot be loaded (")
+    assert engine(LSTM(3, 7)) == "plain"
+
+
 @pytest.mark.parametrize("change", [{"num_gates": 5}, {"name": "unknown"}], ids=str)
 def test_a_cell_that_was_not_compiled_is_refused(change):
     class Other(Variant):

@@ -13,9 +13,10 @@ from run_folders import load_settings, untimed_metrics, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils import tensorboard
 
+import lmtrain
 from corpora import TINY
 from lmtrain import checkpoint, device, disk, files
-from lmtrain.errors import DivergedError, MachineError, RunInterruptedError
+from lmtrain.errors import ConfigError, DivergedError, MachineError, RunInterruptedError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks.language_model import LanguageModelling
 from lmtrain.tasks.perplexity import Perplexity
@@ -373,6 +374,26 @@ def test_the_best_checkpoint_is_kept_if_best_json_is_lost_or_wrong(
 
     assert (tmp_path / "run" / "best.json").read_bytes() == best
     assert checkpoint.steps(tmp_path / "run") == [8, 24]
+
+
+def test_a_run_without_a_checkpoint_resumes_with_its_settings(text, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    def save(self, *arguments):
+        raise MachineError("could not save")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.Checkpoints, "save", save)
+        with pytest.raises(MachineError):
+            run_training(settings(text), run, is_quiet=True)
+    assert not checkpoint.steps(run)
+
+    with pytest.raises(ConfigError, match="cannot change its task, data, model"):
+        run_training(out=run, resume=True, overrides={"model.hidden_size": 13}, is_quiet=True)
+    run_training(out=run, resume=True, overrides={"train.max_steps": 12}, is_quiet=True)
+
+    assert lmtrain.load_config(run / "config.toml").train.max_steps == 12
+    assert checkpoint.steps(run)[-1] == 12
 
 
 def test_a_signal_during_the_last_validation_is_not_forgotten(text, tmp_path, monkeypatch):

@@ -340,7 +340,11 @@ def _library() -> ctypes.CDLL | str:
     path = next(Path(__file__).parent.glob("compiled*.so"), None)
     if path is None:
         return "they were not compiled: there was no C++ compiler, or it failed"
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        # It was compiled for another machine, or is damaged.
+        return f"the compiled library cannot be loaded ({error}); reinstall: pip install -e ."
     layout = {name: number for name, number in _numbers(library).items() if "/" not in name}
     if layout != _expected_layout() or not all(hasattr(library, each) for each in _FUNCTIONS):
         return OTHER_VERSION
