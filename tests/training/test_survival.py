@@ -242,11 +242,15 @@ def test_training_continues_if_metrics_cannot_be_written(
     )
 
 
-def test_events_that_could_not_be_written_are_written_later(text, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("seconds", "failures"), [(0, 3), (60, 1)])
+def test_events_that_could_not_be_written_are_written_later(
+    text, tmp_path, monkeypatch, capsys, seconds, failures
+):
     real, count = tensorboard.SummaryWriter.flush, iter(range(10**6))
+    monkeypatch.setattr(logger, "_REBUILD_SECONDS", seconds)
 
     def flush(self):
-        if 2 <= next(count) < 5:
+        if 2 <= next(count) < 2 + failures:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self)
 
