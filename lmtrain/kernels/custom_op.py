@@ -11,7 +11,7 @@ class CustomOp:
     """A function that is a single PyTorch operator in compiled and exported programs.
 
     Elsewhere a call is an `autograd.Function`, or the function itself where no gradient is needed:
-    the call of an operator takes twice as long, and the first one takes a second.
+    the call of an operator takes longer, and the first one takes a second.
 
     Args:
         name: the operator is `lmtrain::NAME`.
