@@ -187,10 +187,10 @@ def test_a_broken_download_goes_on_where_it_broke_off(server, folder, manner):
 
 
 @pytest.mark.parametrize("manner", ["breaks off", "hangs up"])
-def test_a_broken_download_says_that_the_command_goes_on(server, manner):
+def test_a_broken_download_says_how_to_resume_it(server, manner):
     server.manner = manner
 
-    with pytest.raises(MachineError, match="the same command goes on") as caught:
+    with pytest.raises(MachineError, match="run the same command again to resume it") as caught:
         download.fetch("plain")
 
     assert caught.value.exit_code == 5
