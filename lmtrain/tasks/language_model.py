@@ -480,7 +480,7 @@ class LanguageModelling(Task):
 
 def _mean_square(values: Tensor) -> Tensor:
     """The mean of the squares, summed in fp32; ()."""
-    # Forward and backward of the dot product take half the time of those of square and mean.
+    # The dot product takes less time than square and mean, forward and backward.
     vector = values.float().flatten()
     return vector.dot(vector) / len(vector)
 

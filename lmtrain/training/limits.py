@@ -98,5 +98,5 @@ class Limits:
         """
         seconds = float(state["seconds"])
         if not 0 <= seconds < math.inf:
-            raise ValueError(f"a training of {seconds:g} seconds")
+            raise ValueError(f"its time is {seconds:g} seconds")
         self._earlier_seconds = seconds

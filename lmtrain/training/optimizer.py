@@ -130,7 +130,7 @@ class Optimizer:
         self._learning_rate = torch.zeros((), dtype=dtype, device=model_device)
         self._weight_decay = weight_decay
         self._optimizer = _OPTIMIZERS[name](
-            self._parameters.values(), lr=self._schedule(0), weight_decay=weight_decay, fused=True
+            self._parameters.values(), lr=self._schedule(0), fused=True
         )
 
     def set_total_steps(self, total_steps: int) -> None:

@@ -290,7 +290,6 @@ def _restart(run: Path, overrides: Mapping[str, object], ranks: Ranks, *, is_qui
     text = untrusted.text(path)
     config = _changed(configuration.parse(text, str(path)), text, str(path), overrides)
     data = _read(config, ranks)
-    task = _new_task(config, data, ranks.shard, is_quiet=is_quiet)
 
     def compare() -> None:
         for name, text in data.files().items():
@@ -298,10 +297,12 @@ def _restart(run: Path, overrides: Mapping[str, object], ranks: Ranks, *, is_qui
                 files.write(run / name, text.encode())
             if text != untrusted.text(run / name):
                 raise CheckpointError(f"the data of {run} has changed since it started")
-        # The run begins now, with these settings.
-        files.write(path, configuration.to_toml(task.config).encode())
 
     ranks.run_on_rank_zero(compare)
+    task = _new_task(config, data, ranks.shard, is_quiet=is_quiet)
+    # The run begins now, with these settings.
+    content = configuration.to_toml(task.config).encode()
+    ranks.run_on_rank_zero(lambda: files.write(path, content))
     return task
 
 
