@@ -54,7 +54,8 @@ from lmtrain.training.step import Stepper
 MAX_GRAD_NORM = 5.0
 # Seconds after which the idle OpenMP threads of a process stop spinning.
 PAUSE_SECONDS = 0.02
-STEPS_PER_TURN = 20
+# Time of a turn, in which steps follow each other as in a training.
+TURN_SECONDS = 0.15
 # Small enough that the weights hardly change, since one batch is used for all steps.
 LEARNING_RATE = 1e-5
 
@@ -309,12 +310,12 @@ def compete(
         device.keep_memory()
     before = peak_mb()
     step = STEPS[type(shape), library_name == "torch"](shape, cell, is_bf16=precision == "bf16")
-    # A single step of milliseconds would start with the CPU caches of another process.
-    count = STEPS_PER_TURN if isinstance(shape, PaddedShape) else 1
     while turns.recv():
-        begin = time.perf_counter()
-        for _ in range(count):
+        step()  # Not timed: it starts with the CPU caches of another process.
+        begin, count = time.perf_counter(), 0
+        while time.perf_counter() < begin + TURN_SECONDS:
             step()
+            count += 1
         turns.send((time.perf_counter() - begin) / count)
     turns.send(peak_mb() - before)
 
@@ -352,7 +353,7 @@ class Competitor:
 
 def medians(competitors: dict[str, Competitor], seconds: float) -> dict[str, float]:
     """Median seconds of a step of each competitor, timed in alternation for `seconds`."""
-    for _ in range(3):
+    for _ in range(2):
         for competitor in competitors.values():
             competitor.step()
             competitor.times.clear()

@@ -13,6 +13,7 @@ static inline vec load(const float* p) { return *(const unaligned*)p; }
 // Loads n floats; the other lanes are 0.
 static inline vec load(const float* p, int n) {
 #if VL == 16
+  if (n == VL) return load(p);
   return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #else
   if (n == VL) return load(p);
@@ -36,7 +37,8 @@ static inline void store(float* p, vec v, int n) {
 
 #ifdef BF16
 static inline vec load(const bf16* p, int n) {
-  __m256i half = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+  __m256i half = n == VL ? _mm256_loadu_si256((const __m256i_u*)p)
+                         : _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
   return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
 }
 
