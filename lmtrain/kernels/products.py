@@ -14,7 +14,7 @@ from lmtrain.kernels.native import library
 # From this number of rows on, native products pack both matrices and are faster.
 _MIN_PACKED_ROWS = 48
 # Up to this number of rows, native products are inner products and are faster, if both matrices
-# are contiguous in K.
+# are contiguous in K; with AVX512, for any number of rows, since MKL uses AVX2 on AMD processors.
 _MAX_UNPACKED_ROWS = 16
 # With fewer columns, products of torch are faster.
 _MIN_COLUMNS = 48
@@ -49,9 +49,11 @@ def _native_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> T
     if torch.compiler.is_compiling() or not all(map(_is_plain, (left, right))):
         return None
     rows, columns = left.shape[:-1].numel(), right.shape[1]
+    if columns < _MIN_COLUMNS or not are_native():
+        return None
     is_contiguous = left.stride(-1) == right.stride(0) == 1
-    is_faster = rows >= _MIN_PACKED_ROWS or (rows <= _MAX_UNPACKED_ROWS and is_contiguous)
-    if not is_faster or columns < _MIN_COLUMNS or not are_native():
+    is_unpacked = rows <= _MAX_UNPACKED_ROWS or library.has_wide_products()
+    if rows < _MIN_PACKED_ROWS and not (is_unpacked and is_contiguous):
         return None
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
         return None
