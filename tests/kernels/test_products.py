@@ -128,11 +128,12 @@ def test_models_on_native_products_train_as_on_torch(monkeypatch, request):
 
 @pytest.fixture
 def native_calls(monkeypatch) -> list[tuple[Tensor, Tensor]]:
-    """The operands of native products, which are used as on AMD."""
+    """The operands of native products, which are used as on AMD processors without AVX512."""
     calls: list[tuple[Tensor, Tensor]] = []
     run = library.product
     monkeypatch.setattr(library, "product", lambda *each: calls.append(each) or run(*each))
     monkeypatch.setattr(products, "are_native", lambda: True)
+    monkeypatch.setattr(library, "has_wide_products", lambda: False)
     return calls
 
 
@@ -158,6 +159,15 @@ def test_products_are_native_where_these_are_faster(size, transposed, is_native,
     assert products.add_product_(sums, left, right) is sums
     torch.testing.assert_close(sums, expected + 1)
     assert bool(native_calls) == is_native
+
+
+@pytest.mark.parametrize("size", [(17, 20, 48), (47, 20, 300)], ids=str)
+def test_with_avx512_any_number_of_rows_is_native(size, native_calls, monkeypatch):
+    monkeypatch.setattr(library, "has_wide_products", lambda: True)
+    for is_contiguous in (True, False):
+        left, right = operands(size, (False, is_contiguous))
+        torch.testing.assert_close(products.matmul(left, right), left @ right)
+    assert len(native_calls) == 1
 
 
 @pytest.mark.parametrize("rows", [1, 30, 60])
