@@ -32,6 +32,8 @@ from lmtrain.schema import DataConfig
 
 FORMAT = 2
 _DAY = 86_400
+# Ids that are checked at a time.
+_BLOCK_IDS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,22 @@ def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
             return None
         ids = np.load(array, mmap_mode="r", allow_pickle=False)
         is_fitting = ids.ndim == 1 and ids.dtype == _dtype(vocab_size)
-        if is_fitting and ids.max(initial=0) < vocab_size:
+        if is_fitting and _largest(array, ids) < vocab_size:
             return Tokens(ids, known["characters"], key, name, known["unknown_characters"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return None
+
+
+def _largest(array: Path, ids: "np.memmap[Any, np.dtype[Any]]") -> int:
+    """The largest of the mapped ids, or 0; read from the file, since mapped pages take memory."""
+    largest = 0
+    with array.open("rb") as stream:
+        stream.seek(ids.offset)
+        for start in range(0, len(ids), _BLOCK_IDS):
+            block = np.fromfile(stream, ids.dtype, min(_BLOCK_IDS, len(ids) - start))
+            largest = max(largest, int(block.max()))
+    return largest
 
 
 @dataclass(frozen=True)
