@@ -51,10 +51,10 @@ def _native_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> T
     rows, columns = left.shape[:-1].numel(), right.shape[1]
     if columns < _MIN_COLUMNS or not are_native():
         return None
-    is_contiguous = left.stride(-1) == right.stride(0) == 1
-    is_unpacked = rows <= _MAX_UNPACKED_ROWS or library.has_wide_products()
-    if rows < _MIN_PACKED_ROWS and not (is_unpacked and is_contiguous):
-        return None
+    if rows < _MIN_PACKED_ROWS:
+        is_contiguous = left.stride(-1) == right.stride(0) == 1
+        if not is_contiguous or (rows > _MAX_UNPACKED_ROWS and not library.has_wide_products()):
+            return None
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
         return None
     return library.product(left.flatten(0, -2), right, out).view(*left.shape[:-1], columns)

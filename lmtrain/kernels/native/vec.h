@@ -10,13 +10,13 @@ static inline vec splat(float x) { return x - vec{}; }
 typedef float unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 static inline vec load(const float* p) { return *(const unaligned*)p; }
 
-// Loads n floats; the other lanes are 0.
+// Loads n floats; the other lanes are 0. Whole vectors are loaded without a mask: on AMD processors
+// a masked load waits until earlier stores to its address have left the store queue.
 static inline vec load(const float* p, int n) {
-#if VL == 16
   if (n == VL) return load(p);
+#if VL == 16
   return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #else
-  if (n == VL) return load(p);
   vec v{};
   for (int i = 0; i < n; ++i) v[i] = p[i];
   return v;
