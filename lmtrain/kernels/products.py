@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 from lmtrain.kernels.native import library
 
-# From this number of rows on, native products pack both matrices and are faster.
-_MIN_PACKED_ROWS = 48
-# Up to this number of rows, native products are inner products and are faster, if both matrices
-# are contiguous in K; with AVX512, for any number of rows, since MKL uses AVX2 on AMD processors.
-_MAX_UNPACKED_ROWS = 16
+# With fewer rows, products of torch are faster unless both matrices are contiguous in K.
+_MIN_ROWS = 48
 # With fewer columns, products of torch are faster.
 _MIN_COLUMNS = 48
 
@@ -51,10 +48,8 @@ def _native_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> T
     rows, columns = left.shape[:-1].numel(), right.shape[1]
     if columns < _MIN_COLUMNS or not are_native():
         return None
-    if rows < _MIN_PACKED_ROWS:
-        is_contiguous = left.stride(-1) == right.stride(0) == 1
-        if not is_contiguous or (rows > _MAX_UNPACKED_ROWS and not library.has_wide_products()):
-            return None
+    if rows < _MIN_ROWS and not left.stride(-1) == right.stride(0) == 1:
+        return None
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
         return None
     return library.product(left.flatten(0, -2), right, out).view(*left.shape[:-1], columns)

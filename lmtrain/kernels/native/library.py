@@ -165,11 +165,6 @@ def _fastest_for_products() -> int:
     return int(loaded().lmtrain_product_instruction_set())
 
 
-def has_wide_products() -> bool:
-    """Whether native products use AVX512."""
-    return _product_instruction_set() >= INSTRUCTION_SETS.index("AVX512")
-
-
 def has_bf16() -> bool:
     """Whether this CPU multiplies bf16 natively and the kernels are available."""
     if unavailable_reason() is not None:

@@ -15,8 +15,8 @@ constexpr int MR = 6, NR_VECTORS = 2;
 constexpr int MR = 4, NR_VECTORS = 2;
 #endif
 constexpr int NR = NR_VECTORS * VL;
-// Up to this number of rows, inner products are faster than packing.
-constexpr int64_t MAX_UNPACKED_ROWS = 32;
+// Up to this number of rows, inner products are faster than packing. Chosen by measurement.
+constexpr int64_t MAX_UNPACKED_ROWS = VL == 16 ? 32 : 11;
 // Panels of `right` of DEPTH * NR floats fit into the first-level cache, blocks of `left` into the
 // second-level one. Chosen by measurement.
 constexpr int64_t DEPTH = VL == 16 ? 256 : 384, ROWS = 16 * MR, COLUMNS = 64 * NR;
@@ -126,22 +126,28 @@ static void multiply_part(const ProductArguments& a, int64_t first_row, int64_t 
                           int64_t first_column, int64_t last_column, float* workspace) {
   float *lefts = workspace, *rights = workspace + ROWS * DEPTH;
   const int64_t pieces = std::max<int64_t>(1, (a.depth + DEPTH - 1) / DEPTH);
+  const bool has_one_block = last_row - first_row <= ROWS;  // which uses a panel once
   for (int64_t column = first_column; column < last_column; column += COLUMNS) {
     const int64_t columns = std::min(COLUMNS, last_column - column);
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t k = a.depth * piece / pieces, depth = a.depth * (piece + 1) / pieces - k;
-      pack<NR>(rights, a.right + k * a.right_strides[0] + column * a.right_strides[1],
-               a.right_strides[1], a.right_strides[0], columns, depth);
+      const float* right = a.right + k * a.right_strides[0] + column * a.right_strides[1];
       for (int64_t row = first_row; row < last_row; row += ROWS) {
         const int64_t rows = std::min(ROWS, last_row - row);
         pack<MR>(lefts, a.left + row * a.left_strides[0] + k * a.left_strides[1],
                  a.left_strides[0], a.left_strides[1], rows, depth);
-        for (int64_t j = 0; j < columns; j += NR)
+        for (int64_t j = 0; j < columns; j += NR) {
+          // Packed right before its first use, so that it is in the first-level cache.
+          float* panel = rights + (has_one_block ? 0 : j * depth);
+          if (row == first_row)
+            pack<NR>(panel, right + j * a.right_strides[1], a.right_strides[1],
+                     a.right_strides[0], std::min<int64_t>(NR, columns - j), depth);
           for (int64_t i = 0; i < rows; i += MR)
             multiply_panel_tile(a.out + (row + i) * a.columns + column + j, a.columns,
                                 (int)std::min<int64_t>(MR, rows - i),
                                 (int)std::min<int64_t>(NR, columns - j), piece == 0,
-                                lefts + i * depth, rights + j * depth, depth);
+                                lefts + i * depth, panel, depth);
+        }
       }
     }
   }
