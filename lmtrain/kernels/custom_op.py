@@ -1,5 +1,6 @@
 """Functions of tensors that torch can trace, with gradients of their own."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,8 @@ class CustomOp:
     ) -> None:
         """Adds the gradient: `setup_context` and `backward` of `autograd.Function`."""
         self.operator.register_autograd(backward, setup_context=setup_context)
+        # Every call of `apply` asks for the signature, which would be derived again each time.
+        vars(self._function)["__signature__"] = inspect.signature(self._function)
         function: Any = type(
             self._function.__name__,
             (torch.autograd.Function,),
