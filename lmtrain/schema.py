@@ -258,9 +258,9 @@ class ModelConfig(Section, extra="allow"):
     usually trains better."""
     activation: Annotated[Literal["tanh", "relu"], _with_cell("rnn")] = "tanh"
     """Activation of the rnn cell: tanh or relu."""
-    init_scale: PositiveFloat | None = None
-    """Initial weights are uniform in ± this value, above 0; none means orthogonal recurrent weights
-    and scaled others."""
+    init_scale: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Initial weights are uniform in ± this value, above 0 up to 1,000; none means orthogonal
+    recurrent weights and scaled others."""
     forget_bias: Annotated[float, _with_cell("lstm", "peephole-lstm")] = 1.0
     """Initial bias of the forget gate; 1 keeps most of the cell state at the start of training, 0
     half of it per step."""
@@ -326,8 +326,11 @@ class TrainConfig(Section):
     """Vary the window length around train.seq_len, so that windows do not start at the same places
     in each epoch."""
     state_reset: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.01
-    """Probability, 0 to 1, that a stream starts a window with a zero state, which teaches the model
-    to start texts, as sampling does."""
+    """Fraction, 0 to 1, of windows that start with a zero state, after the end of a line, which
+    teaches the model to start texts, as sampling does."""
+    noise: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.0
+    """Rate, 0 to 1, of noising: input tokens are replaced at random, those most often that many
+    tokens can follow; try 0.1 against overfitting on small texts."""
     max_epochs: PositiveInt = 10
     """Number of passes over the training data, 1 or more."""
     max_steps: PositiveInt | None = None
@@ -346,9 +349,9 @@ class TrainConfig(Section):
     evaluation is always fp32."""
     deterministic: bool = False
     """Use only deterministic operations on CUDA; some are slower."""
-    threads: PositiveInt | None = None
-    """Number of CPU threads; none means all available cores, divided among the processes of
-    --devices."""
+    threads: Few | None = None
+    """Number of CPU threads, 1 to 1,000; none means all available cores, divided among the
+    processes of --devices."""
     eval_every: PositiveInt | None = None
     """Number of updates between validations; none means once per epoch."""
     save_every: PositiveInt | None = None

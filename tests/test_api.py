@@ -93,6 +93,18 @@ def test_scores_do_not_depend_on_how_many_sentences_are_in_memory(model, monkeyp
         assert each.log_probs == pytest.approx(expected.log_probs, rel=1e-5)
 
 
+def test_a_text_instead_of_a_list_of_texts_is_refused(model):
+    with pytest.raises(ConfigError, match="score takes a list of texts, not one text"):
+        list(model.score("The apple salad."))
+
+
+def test_one_file_is_evaluated_like_a_list_of_it(model, tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("The apple salad.\n")
+
+    assert model.evaluate(str(path)).loss == model.evaluate([str(path)]).loss
+
+
 def test_an_empty_sentence_consists_of_its_end_token(model):
     (scored,) = model.score([""])
 

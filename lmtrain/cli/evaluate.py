@@ -60,7 +60,7 @@ def command(
     \b
     lmtrain evaluate runs/python-docs-lstm-1
     lmtrain evaluate runs/ptb test.txt --json
-    lmtrain evaluate runs/ptb --cache 2000,0.3,0.2             numbers from lmtrain tune
+    lmtrain evaluate runs/ptb --cache 2000,0.3,0.2
     """
     cache_values = _numbers("--cache", cache, (int, float, float)) if cache else None
     dynamic_values = _numbers("--dynamic", dynamic, (float, float, int)) if dynamic else None

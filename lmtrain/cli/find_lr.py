@@ -38,7 +38,7 @@ def command(
 ) -> None:
     """Find a learning rate by training with a rising one.
 
-    The loss falls fastest near a good one.
+    Start below the one where the loss falls fastest.
 
     \b
     lmtrain find-lr novel.txt --set model.hidden_size=512

@@ -283,7 +283,7 @@ def _steps(when: str, count: int) -> str:
     return f"{when} {count} step{'' if count == 1 else 's'}"
 
 
-_HEAD = ["", "lowest", "quartile", "median", "quartile", "highest", "limit", "clipped", "lines"]
+_HEAD = ["", "lowest", "quartile", "median", "quartile", "highest", "limit", "clipped", "updates"]
 
 
 def _row(name: str, training: Training) -> list[str]:
@@ -297,5 +297,5 @@ def _row(name: str, training: Training) -> list[str]:
         *(f"{each:.3g}" for each in quartiles),
         limit,
         f"{100 * clipped:.1f} %",
-        f"{len(training.steps):,} of {training.log_every} updates",
+        f"{len(training.steps) * training.log_every:,}",
     ]

@@ -1,5 +1,6 @@
 """`lmtrain tune`: hyperparameters of the neural cache and of dynamic evaluation."""
 
+import itertools
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,7 +32,7 @@ def command(
 ) -> None:
     """Find the best values of evaluate --cache and --dynamic.
 
-    They have the lowest validation perplexity.
+    The best values are those with the lowest perplexity on the validation text.
 
     \b
     lmtrain tune runs/ptb
@@ -68,6 +69,8 @@ def command(
             for name, result in best.items()
         ]
     )
+    options = " ".join(itertools.chain.from_iterable(chosen.items()))
+    print(f"next  lmtrain evaluate {run} {options}")
 
 
 def _numbers(hyperparameters: "Cache | Dynamic") -> str:

@@ -159,7 +159,7 @@ def load_tokens(key: str, vocab_size: int, name: str) -> Tokens | None:
     """
     array, note = _paths(key)
     try:
-        known = json.loads(note.read_bytes())
+        known = dict(json.loads(note.read_bytes()))
         digest = known.pop("sha256")
         if _digest(array, known) != digest:
             return None

@@ -239,9 +239,9 @@ class Trained(abc.ABC):
     def measure(self, data: Any, *, batch_size: int = 1) -> Metrics:
         """The metrics of data from `read` or `own_data`."""
 
-    def evaluate(self, paths: Sequence[str], **options: Any) -> Metrics:
-        """The metrics of files: `read`, then `measure` with the options."""
-        return self.measure(self.read(paths), **options)
+    def evaluate(self, paths: str | Sequence[str], **options: Any) -> Metrics:
+        """The metrics of one or more files: `read`, then `measure` with the options."""
+        return self.measure(self.read([paths] if isinstance(paths, str) else paths), **options)
 
 
 class Task(abc.ABC):

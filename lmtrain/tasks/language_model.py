@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain import device
 from lmtrain.data import corpus
 from lmtrain.data.division import Division, open_parts
+from lmtrain.data.noise import Noise
 from lmtrain.data.streams import Streams, fitting
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.data.tokens import Tokens, load_tokens, read_tokens, token_keys, tokenize
@@ -52,6 +54,8 @@ _PREVIEW_TOKENS = {"word": 40, "char": 160, "byte": 160}
 _TOKENIZER = "tokenizer.json"
 # Sentences that are sorted by length together, and in memory at the same time.
 _SCORED_TOGETHER = 4096
+# Tokens of the training text that are counted to find how many start a line.
+_COUNTED = 1 << 20
 _SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 # Lags and number of positions of the gradient norms that are logged in training.
 _LOGGED_LAGS, _LOGGED_POSITIONS = (1, 10, 50), 32
@@ -138,7 +142,13 @@ class TrainedLanguageModel(Trained):
         return sampling.stream(self.model, self.tokenizer, prompt, Sampling(**settings))
 
     def score(self, sentences: Iterable[str]) -> Iterator[SentenceScore]:
-        """Log P of each sentence including its end; each starts with a zero state."""
+        """Log P of each sentence including its end; each starts with a zero state.
+
+        Raises:
+            ConfigError: a single text instead of a list.
+        """
+        if isinstance(sentences, str):
+            raise ConfigError("score takes a list of texts, not one text", "try: score([text])")
         tokenizer, source = self.tokenizer, iter(sentences)
         ends = [] if tokenizer.line_end_id is None else [tokenizer.line_end_id]
         unknown_characters = Counter[str]()
@@ -290,6 +300,10 @@ class LanguageModelling(Task):
         seed = train.seed if train.random_seq_len else None
         self.streams = Streams(data.texts["train"].ids, train.batch_size, train.seq_len, seed)
         self._rows = shard.of(train.batch_size)
+        self._starts = _TextStarts(data, train.state_reset)
+        self._noise = None
+        if train.noise:
+            self._noise = Noise(data.texts["train"].ids, data.tokenizer.vocab_size, train.noise)
 
     @classmethod
     def read(cls, config: Config) -> TextData:
@@ -366,14 +380,14 @@ class LanguageModelling(Task):
     def batch(self, step: int) -> Batch:
         """A window of each stream."""
         train, model_device = self.config.train, device.of(self.model)
-        windows = [
-            device.from_numpy(ids[:, self._rows], model_device) for ids in self.streams[step]
-        ]
+        inputs, targets = self.streams[step]
+        # Seeded by the step: the same after resuming and for any number of processes.
+        generator = np.random.default_rng([train.seed, step, 1])
+        noised = self._noise(inputs, generator) if self._noise else inputs
+        arrays: list[NDArray[Any]] = [noised, targets]
         if train.state_reset:
-            # Seeded by the step: the same after resuming and for any number of processes.
-            generator = np.random.default_rng([train.seed, step, 1])
-            is_kept = generator.random((1, train.batch_size)) >= train.state_reset
-            windows.append(device.from_numpy(is_kept[:, self._rows], model_device))
+            arrays.append(generator.random((1, train.batch_size)) >= self._starts.rates(inputs[:1]))
+        windows = [device.from_numpy(array[:, self._rows], model_device) for array in arrays]
         return Batch(
             tuple(windows),
             rows=train.batch_size / self.shard.size,
@@ -476,6 +490,27 @@ class LanguageModelling(Task):
         """The number of tokens and the size of the vocabulary."""
         tokens, vocabulary = len(self.data.texts["train"]), self.data.tokenizer.vocab_size
         return f"{tokens:,} tokens, vocabulary {vocabulary:,}"
+
+
+class _TextStarts:
+    """Selects the windows that start with a zero state, as texts do.
+
+    Args:
+        data: the training text and its tokenizer.
+        fraction: of all windows. Only those after the end of a line are selected, if there are any.
+    """
+
+    def __init__(self, data: TextData, fraction: float) -> None:
+        beginning = data.texts["train"].ids[:_COUNTED]
+        start_id = data.tokenizer.start_id
+        num_starts = 0 if start_id is None else int((beginning == start_id).sum())
+        self._start_id = start_id if num_starts else None
+        self._rate = fraction * len(beginning) / num_starts if num_starts else fraction
+
+    def rates(self, first: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The probability of a zero state, by the first inputs of windows."""
+        is_start = np.full(first.shape, True) if self._start_id is None else first == self._start_id
+        return np.where(is_start, self._rate, 0.0)
 
 
 def _mean_square(values: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ class Sampling:
         """
         weights: NDArray[np.float64] = logits - logits.max()
         if self.temperature not in (0, 1):
-            weights /= self.temperature
+            with np.errstate(over="ignore"):  # a tiny temperature gives -inf, and e^-inf = 0
+                weights /= self.temperature
         np.exp(weights, out=weights)
         if self.num_kept is not None and self.num_kept < len(weights):
             _keep(weights, _largest(weights, self.num_kept))

@@ -183,25 +183,26 @@ class Optimizer:
             self._run_optimizer(float(self._learning_rate), self._weight_decay)
         elif is_valid:
             # Saves a pass over the gradients: p − r · (g / d + λp) = p − (r / d) · (g + dλp).
-            self._update_sparse(float(self._learning_rate), float(divisor))
+            self._update_sparse(float(divisor))
             self._run_optimizer(
                 float(self._learning_rate / divisor), float(divisor * self._weight_decay)
             )
         return UpdateResult(grad_norm, was_clipped, is_valid)
 
     @torch.no_grad()
-    def _update_sparse(self, learning_rate: float, divisor: float) -> None:
+    def _update_sparse(self, divisor: float) -> None:
         """Updates by SGD the weights with a sparse gradient, which the fused step does not support.
 
         An update decays only one of P parts of the rows, P times as strongly, so that it does not
         have to pass over all rows.
         """
-        decay = (1 - learning_rate * self._weight_decay) ** _DECAY_PARTS
+        # A tensor becomes infinite where a float would raise an error.
+        decay = float((1 - self._learning_rate * self._weight_decay) ** _DECAY_PARTS)
         for weight in self._parameters.values():
             if weight.grad is not None and weight.grad.is_sparse:
                 if decay != 1:
                     weight.tensor_split(_DECAY_PARTS)[self.step % _DECAY_PARTS].mul_(decay)
-                weight.add_(weight.grad, alpha=-learning_rate / divisor)
+                weight.add_(weight.grad, alpha=-float(self._learning_rate) / divisor)
                 weight.grad = None
 
     def _run_optimizer(self, learning_rate: float | Tensor, weight_decay: float) -> None:

@@ -325,19 +325,22 @@ def _changed(stored: Config, text: str, origin: str, overrides: Mapping[str, obj
     task = stored.data.task
     is_same_task = canonical(overrides.get("data.task", task), (task,)) == task
     config = configuration.parse(text, origin, overrides) if is_same_task else stored
-    if not is_same_task or _fixed_settings(config) != _fixed_settings(stored):
+    before, after = _fixed_settings(stored), _fixed_settings(config)
+    changed = [path for path, value in after.items() if before.get(path) != value]
+    if not is_same_task or changed:
         raise ConfigError(
-            "a resumed run cannot change its task, data, model, batch_size, seq_len or seed",
+            f"a resumed run cannot change {', '.join(changed) or 'data.task'}",
             "it can change: epochs, steps, seconds, learning rate and others",
         )
     return config
 
 
-def _fixed_settings(config: Config) -> tuple[object, ...]:
-    """The settings that determine the model and the batch of each step, which must not change."""
-    train = config.train
-    batches = (train.batch_size, train.seq_len, train.random_seq_len)
-    return config.data, config.model, batches, train.seed
+def _fixed_settings(config: Config) -> dict[str, object]:
+    """The settings by path that determine the model and the batch of each step."""
+    sections = config.model_dump()
+    batches = {"batch_size", "seq_len", "random_seq_len", "seed"}
+    fixed = {"data": sections["data"].keys(), "model": sections["model"].keys(), "train": batches}
+    return {f"{name}.{key}": sections[name][key] for name, keys in fixed.items() for key in keys}
 
 
 def _train(
@@ -394,16 +397,19 @@ def _train(
                 f"{config.train.max_seconds:g} are used\n"
                 "  try: --max-seconds N for more in total, or --set train.max_seconds=none"
             )
+        elif trainer.optimizer.step == first_step:
+            log.info(f"nothing left to train: the run has made its {first_step:,} steps")
     return _summary(run, trainer)
 
 
 def _log_start(run: Path, task: Task, environment: Mapping[str, Any], log: NullLogger) -> None:
     size = environment["processes"]
     processes = f"{size} processes, " if size > 1 else ""
+    threads = "1 thread" if environment["threads"] == 1 else f"{environment['threads']} threads"
     log.info(
         f"{task.described()}; {task.config.model.cell}, "
         f"{task.model.num_parameters:,} parameters, {environment['device']}, {processes}"
-        f"{environment['threads']} threads, {environment['precision']}; run {run}"
+        f"{threads}, {environment['precision']}; run {run}"
     )
     if task.notice:
         log.info(task.notice)

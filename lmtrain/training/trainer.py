@@ -88,7 +88,7 @@ class Trainer:
             raise DivergedError(
                 f"training diverged at {str(error).splitlines()[0]}",
                 "the last checkpoint is intact" if saved else "no checkpoint was saved",
-                f"try: a smaller --lr than {self.optimizer.learning_rate:g}",
+                f"try: a smaller --lr than {self.task.config.optimizer.learning_rate:g}",
             ) from error
 
     def _loop(self) -> None:

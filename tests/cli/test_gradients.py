@@ -31,9 +31,9 @@ def test_a_run_is_measured_on_its_validation_text_beside_its_training(word_model
     assert cell_state.startswith(f"{word_model.run}, layer 1, cell state  ")
     assert hidden.endswith((" steps", " step"))
     assert other == "Gradient norm in training, before clipping, from metrics.jsonl:"
-    assert columns.split()[-3:] == ["limit", "clipped", "lines"]
+    assert columns.split()[-3:] == ["limit", "clipped", "updates"]
     assert training.startswith(f"{word_model.run}  ")
-    assert training.endswith("8 of 5 updates")
+    assert training.endswith("  40")
 
 
 def test_json_holds_quartiles_of_every_lag_and_the_lines_of_the_metrics(

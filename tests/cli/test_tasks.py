@@ -175,8 +175,9 @@ def test_info_names_the_task_and_its_sizes(runs, here):
         ("labelled", ("gradients", "{file}", "--cell", "gru", "--set", "data.labelled=true"),
             "gradients does not work with data.labelled = true"),
         ("tag", ("evaluate", "{run}", "--cache", "9,1,1"), "task = tag: --cache does not work"),
-        ("tag", ("train", "--resume", "{run}", "--task", "classify"), "cannot change its task"),
-        ("translate-dot", ("train", "--resume", "{run}", "--target", "x"), "cannot change its "),
+        ("tag", ("train", "--resume", "{run}", "--task", "classify"), "cannot change data.task"),
+        ("translate-dot", ("train", "--resume", "{run}", "--target", "x"),
+            "cannot change data.target"),
     ],
 )  # fmt: skip
 def test_what_a_task_has_no_use_for_is_refused(runs, here, tmp_path, name, words, told):

@@ -26,5 +26,6 @@ def test_one_of_both_is_tuned_alone(word_model, fresh_lmtrain):
     outcome = fresh_lmtrain("tune", word_model.run, "--no-dynamic")
 
     assert outcome.returncode == 0
-    (line,) = outcome.stdout.splitlines()
-    assert line.startswith("--cache  ")
+    best, after = outcome.stdout.splitlines()
+    assert best.startswith("--cache  ")
+    assert after == f"next  lmtrain evaluate {word_model.run} --cache {best.split()[1]}"

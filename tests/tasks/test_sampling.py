@@ -129,8 +129,12 @@ def test_the_distribution_is_cut_as_asked(temperature, top_k, top_p, expected):
     np.testing.assert_allclose(sampling.distribution(LOGITS), expected)
 
 
-def test_a_tiny_temperature_takes_the_likeliest():
-    np.testing.assert_allclose(Sampling(temperature=1e-300).distribution(LOGITS), [1, 0, 0, 0])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-320])
+def test_a_tiny_temperature_takes_the_likeliest(temperature, recwarn):
+    chosen = Sampling(temperature=temperature)
+
+    np.testing.assert_allclose(chosen.distribution(LOGITS), [1, 0, 0, 0])
+    assert not recwarn.list
 
 
 def test_greedy_takes_the_first_of_equally_likely_tokens():

@@ -237,6 +237,14 @@ def test_weight_decay_of_rows_with_a_sparse_gradient_adds_up_to_that_of_dense_on
     assert dense.weight[0, 0].item() == pytest.approx(0.99**32)
 
 
+def test_too_much_weight_decay_of_sparse_gradients_diverges_without_an_error():
+    model = Vectors(50, is_sparse=True)
+
+    update(build_optimizer(model, weight_decay=1e30), model.loss([1, 3, 1]))
+
+    assert not model.weight.isfinite().all()
+
+
 def test_weight_decay_of_sparse_gradients_continues_exactly_from_its_state():
     uninterrupted, resumed = (Vectors(50, is_sparse=True) for _ in range(2))
     optimizer = build_optimizer(uninterrupted, weight_decay=0.02)

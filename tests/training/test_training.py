@@ -15,7 +15,6 @@ import lmtrain
 from lmtrain import checkpoint, config
 from lmtrain.errors import ConfigError, DivergedError, RunBusyError, UnreadableError
 from lmtrain.kernels.native import library
-from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks.base import Shard
 from lmtrain.tasks.gradient_norms import gradient_norms
 from lmtrain.tasks.language_model import LanguageModelling
@@ -115,7 +114,7 @@ EVERYTHING = {
     "model__weight_dropout": 0.3, "model__activation_regularization": 2.0,
     "model__temporal_regularization": 1.0, "model__softmax": "sampled", "model__samples": 5,
     "train__random_seq_len": True, "optimizer__warmup_steps": 4, "train__state_reset": 0.3,
-    "train__log_gradients": 7,
+    "train__noise": 0.4, "train__log_gradients": 7,
 }  # fmt: skip
 
 
@@ -374,7 +373,7 @@ def test_a_resumed_run_may_train_longer_but_keeps_its_model(text, tmp_path):
         {"model.hidden_size": 13}, {"train.seq_len": 16}, {"train.random_seq_len": True},
         {"data.task": "classify"},
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match="cannot change its task, data, model"):
+        with pytest.raises(ConfigError, match=f"cannot change {re.escape(next(iter(changes)))}\n"):
             run_training(out=run, resume=True, overrides=changes, is_quiet=True)
 
     assert longer.steps == 34
@@ -510,24 +509,3 @@ def test_averaged_weights_are_validated_and_saved(text, tmp_path):
     assert metrics.loss == pytest.approx(summary.best["loss"])
     name = "encoder.embedding.weight"
     assert not torch.equal(last[f"average/last/{name}"], model.model.get_parameter(name))
-
-
-@pytest.mark.parametrize(("state_reset", "is_zero"), [(0.0, False), (0.999999, True)])
-def test_streams_that_are_reset_start_with_a_zero_state(
-    text, tmp_path, monkeypatch, state_reset, is_zero
-):
-    states = []
-    real = LanguageModel.hidden
-
-    def hidden(self, inputs, state=None):
-        if self.training:
-            states.append(state)
-        return real(self, inputs, state)
-
-    monkeypatch.setattr(LanguageModel, "hidden", hidden)
-    run_training(
-        settings(text, train__state_reset=state_reset, train__max_steps=3), tmp_path / "run"
-    )
-
-    assert len(states) == 3
-    assert is_zero == all(not part.any() for state in states for parts in state for part in parts)
