@@ -325,7 +325,7 @@ class TrainConfig(Section):
     random_seq_len: Annotated[bool, _TEXT_TASK, _STREAMS] = False
     """Vary the window length around train.seq_len, so that windows do not start at the same places
     in each epoch."""
-    state_reset: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.01
+    state_reset: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.1
     """Fraction, 0 to 1, of windows that start with a zero state, after the end of a line, which
     teaches the model to start texts, as sampling does."""
     noise: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.0
