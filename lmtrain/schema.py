@@ -326,11 +326,11 @@ class TrainConfig(Section):
     """Vary the window length around train.seq_len, so that windows do not start at the same places
     in each epoch."""
     state_reset: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.1
-    """Fraction, 0 to 1, of windows that start with a zero state, after the end of a line, which
-    teaches the model to start texts, as sampling does."""
+    """Fraction, 0 to 1, of windows that start with a zero state, chosen among those after the end
+    of a line; teaches the model to start texts, as sampling does."""
     noise: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.0
-    """Rate, 0 to 1, of noising: input tokens are replaced at random, those most often that many
-    tokens can follow; try 0.1 against overfitting on small texts."""
+    """Rate, 0 to 1, at which input tokens are replaced at random, most often those that many
+    different tokens follow; try 0.1 against overfitting on small texts."""
     max_epochs: PositiveInt = 10
     """Number of passes over the training data, 1 or more."""
     max_steps: PositiveInt | None = None

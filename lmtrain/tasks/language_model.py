@@ -300,7 +300,7 @@ class LanguageModelling(Task):
         seed = train.seed if train.random_seq_len else None
         self.streams = Streams(data.texts["train"].ids, train.batch_size, train.seq_len, seed)
         self._rows = shard.of(train.batch_size)
-        self._starts = _TextStarts(data, train.state_reset)
+        self._starts = _TextStarts(data, train.state_reset) if train.state_reset else None
         self._noise = None
         if train.noise:
             self._noise = Noise(data.texts["train"].ids, data.tokenizer.vocab_size, train.noise)
@@ -385,7 +385,7 @@ class LanguageModelling(Task):
         generator = np.random.default_rng([train.seed, step, 1])
         noised = self._noise(inputs, generator) if self._noise else inputs
         arrays: list[NDArray[Any]] = [noised, targets]
-        if train.state_reset:
+        if self._starts:
             arrays.append(generator.random((1, train.batch_size)) >= self._starts.rates(inputs[:1]))
         windows = [device.from_numpy(array[:, self._rows], model_device) for array in arrays]
         return Batch(

@@ -137,7 +137,7 @@ static void multiply_part(const ProductArguments& a, int64_t first_row, int64_t 
         pack<MR>(lefts, a.left + row * a.left_strides[0] + k * a.left_strides[1],
                  a.left_strides[0], a.left_strides[1], rows, depth);
         for (int64_t j = 0; j < columns; j += NR) {
-          // Packed right before its first use, so that it is in the first-level cache.
+          // Packed just before its first use, so that it is in the first-level cache.
           float* panel = rights + (has_one_block ? 0 : j * depth);
           if (row == first_row)
             pack<NR>(panel, right + j * a.right_strides[1], a.right_strides[1],
