@@ -2,7 +2,7 @@
 
 The text is split into `batch_size` streams of equal length. Step k of an epoch is the k-th window
 of every stream, so that the final state of a step is the initial state of the next. Windows have
-`seq_len` tokens, or random lengths around it that change with the epoch.
+`seq_len` tokens, or random lengths around it; then streams also start at random positions.
 """
 
 from collections.abc import Iterator
@@ -52,11 +52,14 @@ class Streams:
         batch_size: number of streams, B.
         seq_len: steps of truncated backpropagation, T.
         seed: seed of random window lengths, around T or, one in twenty, around T/2, scaled so that
-            an epoch has as many windows as with length T; None for windows of length T.
+            an epoch has as many windows as with length T, and of the position at which each stream
+            starts in an epoch, to continue from its beginning after its end; None for windows of
+            length T from the beginning.
 
     The text has at least one window for every stream (see `fitting`).
 
-    Source: random lengths: Merity, Keskar & Socher 2018.
+    Source: random lengths: Merity, Keskar & Socher 2018; random positions: Press 2019
+    (arXiv 1903.04167).
 
     Example:
         >>> inputs, targets = Streams(np.arange(9), batch_size=2, seq_len=3)[0]
@@ -79,6 +82,7 @@ class Streams:
         self._seed = seed
         self._epoch = -1
         self._starts = np.arange(self.steps_per_epoch + 1) * seq_len
+        self._positions = np.zeros(batch_size, np.int64)
 
     def starts_epoch(self, step: int) -> bool:
         """Whether an epoch starts at `step`, so that no state is carried over."""
@@ -88,14 +92,18 @@ class Streams:
         """Inputs (T, B) of a step, counted over all epochs, and targets (T, B) one token ahead."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._seed is not None and epoch != self._epoch:
-            self._starts, self._epoch = self._random_starts(self._seed, epoch), epoch
+            generator = np.random.default_rng([self._seed, epoch])
+            self._starts, self._epoch = self._random_starts(generator), epoch
+            batch_size, length = self._streams.shape
+            self._positions = generator.integers(length, size=batch_size)
         start, stop = self._starts[index : index + 2]
-        window = self._streams[:, start : stop + 1].T.astype(np.int64, order="C")
+        columns = self._positions + np.arange(start, stop + 1)[:, np.newaxis]  # (T + 1, B)
+        columns %= self._streams.shape[1]
+        window = self._streams[np.arange(self.batch_size), columns].astype(np.int64)
         return window[:-1], window[1:]
 
-    def _random_starts(self, seed: int, epoch: int) -> NDArray[np.int64]:
+    def _random_starts(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """The start of each window of an epoch, and the end of the last one."""
-        generator = np.random.default_rng([seed, epoch])
         spread = self.seq_len / 14
         around = np.where(generator.random(self.steps_per_epoch) < 0.95, 1.0, 0.5) * self.seq_len
         lengths = np.maximum(spread, generator.normal(around, spread))

@@ -127,17 +127,26 @@ def test_a_text_without_a_prediction_for_each_process_is_refused(num_tokens, pro
 def test_random_windows_are_contiguous_and_cover_each_epoch(batch_size, seq_len, extra, seed):
     ids = np.arange(batch_size * (seq_len + 1) + extra)
     batches = Streams(ids, batch_size, seq_len, seed)
-    steps = batches.steps_per_epoch
+    steps, length = batches.steps_per_epoch, len(ids) // batch_size
+    first = np.arange(batch_size) * length
 
     assert steps == Streams(ids, batch_size, seq_len).steps_per_epoch
     for epoch in range(2):
         windows = [batches[epoch * steps + step] for step in range(steps)]
         assert min(len(inputs) for inputs, _ in windows) >= 1
         streams = np.concatenate([inputs for inputs, _ in windows])
-        assert (np.diff(streams, axis=0) == 1).all()
-        assert len(streams) == len(ids) // batch_size - 1
-        assert streams[0].tolist() == [row * (len(ids) // batch_size) for row in range(batch_size)]
-        assert (np.concatenate([targets for _, targets in windows]) == streams + 1).all()
+        position = streams[0] - first
+        assert ((position >= 0) & (position < length)).all()
+        expected = first + (position + np.arange(length)[:, np.newaxis]) % length
+        assert (streams == expected[:-1]).all()
+        assert (np.concatenate([targets for _, targets in windows]) == expected[1:]).all()
+
+
+def test_streams_start_at_another_random_position_in_each_epoch():
+    batches = Streams(np.arange(3_000), 3, 70, seed=1)
+    starts = [batches[epoch * batches.steps_per_epoch][0][0].tolist() for epoch in range(4)]
+    assert len({position % 1_000 for start in starts for position in start}) == 12
+    assert [start[0] // 1_000 for start in starts] == [0] * 4
 
 
 def test_random_windows_are_a_function_of_seed_epoch_and_index():
@@ -146,6 +155,8 @@ def test_random_windows_are_a_function_of_seed_epoch_and_index():
     lengths = [len(batches[step][0]) for step in steps]
 
     assert [len(same[step][0]) for step in reversed(steps)] == lengths[::-1]
+    for step in (5, steps.stop - 1):
+        assert (batches[step][0] == same[step][0]).all()
     assert [len(other[step][0]) for step in steps] != lengths
     epochs = np.array(lengths).reshape(3, -1)
     assert (epochs[0] != epochs[1]).any()
