@@ -303,6 +303,9 @@ class OptimizerConfig(Section):
     """Norm used for gradient clipping, over all gradients together: l2 or l1."""
     max_grad_norm: PositiveFloat | None = 5.0
     """Gradient clipping threshold, above 0; none turns clipping off."""
+    max_embedding_grad_norm: Annotated[PositiveFloat | None, _TOKENS] = None
+    """Gradient clipping threshold of embeddings alone, above 0; none clips them together with the
+    other weights."""
     average: Literal["ema", "nt-asgd"] | None = None
     """Average of the weights that is validated and saved: ema (exponential), nt-asgd (mean since
     validation stopped improving), or none."""
@@ -323,8 +326,8 @@ class TrainConfig(Section):
     """Time steps of truncated backpropagation through time, 1 or more; longer learns longer
     dependencies, costs memory."""
     random_seq_len: Annotated[bool, _TEXT_TASK, _STREAMS] = False
-    """Vary the window length around train.seq_len, so that windows do not start at the same places
-    in each epoch."""
+    """Vary the windows from epoch to epoch: their length, around train.seq_len, and the position at
+    which each stream starts."""
     state_reset: Annotated[Fraction, _TEXT_TASK, _STREAMS] = 0.1
     """Fraction, 0 to 1, of windows that start with a zero state, chosen among those after the end
     of a line; teaches the model to start texts, as sampling does."""

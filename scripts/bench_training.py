@@ -211,6 +211,7 @@ def lmtrain_step(
         weight_decay=0.0,
         clip="l2",
         max_grad_norm=MAX_GRAD_NORM,
+        max_embedding_grad_norm=None,
         schedule=lambda steps: lambda step: LEARNING_RATE,
         total_steps=1,
     )

@@ -68,6 +68,7 @@ VALUES = {
     "optimizer.weight_decay": st.floats(0, allow_infinity=False),
     "optimizer.clip": st.sampled_from(["l2", "l1"]),
     "optimizer.max_grad_norm": st.none() | RATE,
+    "optimizer.max_embedding_grad_norm": st.none() | RATE,
     "optimizer.average": st.sampled_from([None, "ema", "nt-asgd"]),
     "optimizer.average_decay": FRACTION,
     "optimizer.average_patience": POSITIVE,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lmtrain import device
 from lmtrain.errors import CheckpointError
+from lmtrain.model.embedding import Embedding
 
 Schedule = Callable[[int], float]
 
@@ -71,13 +72,20 @@ def _norm(gradients: list[Tensor], clip: str) -> Tensor:
     return torch.stack([vector.dot(vector) for vector in flat]).sum().sqrt()
 
 
+def _divisor(norm: Tensor, limit: float | None) -> Tensor:
+    """By what to divide a gradient of this norm to clip it, 1 or more; ()."""
+    if limit is None:
+        return torch.ones_like(norm, dtype=torch.float64)
+    return (norm.double() / limit).clamp(min=1)
+
+
 @dataclass(frozen=True)
 class UpdateResult:
     """The result of an update; every tensor is () on the device of the model.
 
     Args:
-        grad_norm: gradient norm before clipping.
-        was_clipped: whether the gradient was clipped.
+        grad_norm: gradient norm before clipping, without embeddings that are clipped apart.
+        was_clipped: whether this gradient was clipped.
         was_applied: whether the weights were updated, since loss and gradient were valid.
     """
 
@@ -96,6 +104,8 @@ class Optimizer:
             a weight with a sparse gradient, sixteen times as strongly.
         clip: l2 or l1, the norm for gradient clipping.
         max_grad_norm: the maximum norm; None for no clipping.
+        max_embedding_grad_norm: the maximum norm for the gradients of embeddings, which are clipped
+            apart; None to clip all gradients together.
         schedule: the learning-rate schedule as a function of the total number of steps.
         total_steps: updates of the whole training.
 
@@ -111,6 +121,7 @@ class Optimizer:
         weight_decay: float,
         clip: str,
         max_grad_norm: float | None,
+        max_embedding_grad_norm: float | None,
         schedule: Callable[[int], Schedule],
         total_steps: int,
     ) -> None:
@@ -121,6 +132,12 @@ class Optimizer:
         self.set_total_steps(total_steps)
         self._clip = clip
         self._max_grad_norm = max_grad_norm
+        self._max_embedding_grad_norm = max_embedding_grad_norm
+        modules = [] if max_embedding_grad_norm is None else model.modules()
+        embeddings = {id(module.weight) for module in modules if isinstance(module, Embedding)}
+        self._clipped_apart = {
+            name for name, weight in self._parameters.items() if id(weight) in embeddings
+        }
         self.step = 0
         self._is_adaptive = name != "sgd"
         model_device = device.of(model)
@@ -161,25 +178,33 @@ class Optimizer:
     def apply(self, is_loss_valid: Tensor) -> UpdateResult:
         """Clips the gradient and updates the weights if the loss is valid and the gradient finite.
 
-        g ← g · θ/‖g‖ if ‖g‖ > θ, where ‖g‖ is the L2 or L1 norm over all parameters together. Does
-        not wait for an asynchronous device.
+        g ← g · θ/‖g‖ if ‖g‖ > θ, where ‖g‖ is the L2 or L1 norm over all parameters together;
+        embeddings with a limit of their own are clipped in the same way, apart from the others.
+        Does not wait for an asynchronous device.
 
         Args:
             is_loss_valid: whether the loss allows an update, ().
 
         Source: Pascanu, Mikolov & Bengio 2013.
         """
-        gradients = self._gradients()
+        gradients, of_embeddings = self._gradients()
         grad_norm = _norm(gradients, self._clip)
         is_valid = is_loss_valid & grad_norm.isfinite()
-        was_clipped, divisor = self._clip_divisor(grad_norm)
+        divisor = _divisor(grad_norm, self._max_grad_norm)
+        was_clipped = divisor > 1
+        if of_embeddings:
+            norm = _norm(of_embeddings, self._clip)
+            is_valid = is_valid & norm.isfinite()
+            # The update divides all gradients by `divisor`.
+            factor = divisor / _divisor(norm, self._max_embedding_grad_norm)
+            torch._foreach_mul_(of_embeddings, factor)
         if self._is_asynchronous:
             # The fused step divides the gradients, or skips the update, on the device.
             vars(self._optimizer).update(grad_scale=divisor.float(), found_inf=(~is_valid).float())
             self._run_optimizer(self._learning_rate, self._weight_decay)
         elif is_valid and self._is_adaptive:
             if divisor > 1:
-                torch._foreach_mul_(gradients, 1 / float(divisor))
+                torch._foreach_mul_([*gradients, *of_embeddings], 1 / float(divisor))
             self._run_optimizer(float(self._learning_rate), self._weight_decay)
         elif is_valid:
             # Saves a pass over the gradients: p − r · (g / d + λp) = p − (r / d) · (g + dλp).
@@ -212,25 +237,21 @@ class Optimizer:
             group.update(lr=learning_rate, weight_decay=weight_decay, capturable=is_capturing)
         self._optimizer.step()
 
-    def _gradients(self) -> list[Tensor]:
-        """All gradients; for a sparse one, its values."""
-        gradients = []
-        for parameter in self._parameters.values():
+    def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients that are clipped together, and those of embeddings clipped apart.
+
+        For a sparse gradient, its values.
+        """
+        gradients: list[Tensor] = []
+        of_embeddings: list[Tensor] = []
+        for name, parameter in self._parameters.items():
             gradient = parameter.grad
             if gradient is not None and gradient.is_sparse:
                 parameter.grad = gradient = gradient.coalesce()
                 gradient = gradient.values()
             if gradient is not None:
-                gradients.append(gradient)
-        return gradients
-
-    def _clip_divisor(self, grad_norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the gradient exceeds the maximum norm, and by what to divide it; () each."""
-        one = torch.ones_like(grad_norm, dtype=torch.float64)
-        limit = self._max_grad_norm
-        if limit is None:
-            return one > 1, one
-        return grad_norm > limit, (grad_norm.double() / limit).clamp(min=1)
+                (of_embeddings if name in self._clipped_apart else gradients).append(gradient)
+        return gradients, of_embeddings
 
     def state_dict(self) -> dict[str, Any]:
         """The updates done, and the state of the torch optimizer as `PARAMETER/KEY`."""

@@ -441,6 +441,7 @@ def _optimizer(
         weight_decay=optimizer.weight_decay,
         clip=optimizer.clip,
         max_grad_norm=optimizer.max_grad_norm,
+        max_embedding_grad_norm=optimizer.max_embedding_grad_norm,
         schedule=schedule_factory,
         total_steps=total_steps,
     )

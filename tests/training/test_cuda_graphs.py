@@ -103,7 +103,7 @@ def assert_same_tensors(actual, expected):
         {"train__random_seq_len": True, "model__locked_dropout": True},
         {"model__word_dropout": 0.2, "model__weight_dropout": 0.2},
         {"model__softmax": "sampled", "model__samples": 5, "optimizer__max_grad_norm": 0.5},
-        {"model__activation_regularization": 1.0},
+        {"model__activation_regularization": 1.0, "optimizer__max_embedding_grad_norm": 0.1},
         {"model__cell": "gru", "model__tied_embeddings": True, "optimizer__clip": "l1"},
     ],
 )

@@ -7,6 +7,8 @@ from networks import language_modelling, loss
 
 from lmtrain import device
 from lmtrain.errors import CheckpointError
+from lmtrain.model.embedding import Embedding
+from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.lookup import allow_sparse_gradients
 from lmtrain.training.optimizer import Optimizer, UpdateResult, schedule
 
@@ -59,7 +61,8 @@ class Linear(torch.nn.Module):
 def build_optimizer(model, **changes) -> Optimizer:
     arguments = {
         "name": "sgd", "weight_decay": 0.0, "clip": "l2", "max_grad_norm": None,
-        "schedule": lambda steps: lambda step: 1.0, "total_steps": 100, **changes,
+        "max_embedding_grad_norm": None, "schedule": lambda steps: lambda step: 1.0,
+        "total_steps": 100, **changes,
     }  # fmt: skip
     return Optimizer(model, **arguments)
 
@@ -205,6 +208,80 @@ def test_sparse_gradients_learn_the_same_weights_as_dense_ones(clip, is_sparse, 
 
     assert norms[3:] == pytest.approx(norms[:3], rel=1e-5)
     assert torch.allclose(*weights, rtol=1e-5, atol=1e-7)
+
+
+class Embedded(torch.nn.Module):
+    """loss = a · the vector of one token + b·y, whose gradient is (a, b)."""
+
+    def __init__(self, *, is_sparse: bool = False):
+        super().__init__()
+        self.embedding = Embedding(3, 1, ModelGenerator(1))
+        self.embedding.is_sparse = is_sparse
+        self.y = torch.nn.Parameter(torch.zeros(1))
+        torch.nn.init.zeros_(self.embedding.weight)
+
+    def loss(self, a: float, b: float):
+        return (self.embedding(torch.tensor([[2]])) * a).sum() + (self.y * b).sum()
+
+    @property
+    def weights(self) -> list[float]:
+        return [*self.embedding.weight.flatten().tolist(), self.y.item()]
+
+
+@pytest.fixture(params=["dense", "sparse", "asynchronous"])
+def embedded(request, monkeypatch):
+    if request.param == "asynchronous":
+        monkeypatch.setattr(device, "is_asynchronous", lambda device: True)
+    return Embedded(is_sparse=request.param == "sparse")
+
+
+@pytest.mark.parametrize("clip", ["l2", "l1"])
+@pytest.mark.parametrize(
+    ("limit", "own_limit", "expected", "was_clipped"),
+    [
+        (None, None, [-3, -4], False),
+        (2.0, None, None, True),
+        (2.0, 5.0, [-3, -2], True),
+        (None, 1.0, [-1, -4], False),
+        (8.0, 0.5, [-0.5, -4], False),
+        (1.0, 1.0, [-1, -1], True),
+    ],
+)
+def test_embeddings_with_a_limit_of_their_own_are_clipped_apart(
+    embedded, limit, own_limit, expected, was_clipped, clip
+):
+    optimizer = build_optimizer(
+        embedded, clip=clip, max_grad_norm=limit, max_embedding_grad_norm=own_limit
+    )
+
+    result = update(optimizer, embedded.loss(3.0, 4.0))
+
+    together = 5.0 if clip == "l2" else 7.0
+    assert result.grad_norm.item() == pytest.approx(4.0 if own_limit else together)
+    assert result.was_clipped.item() is was_clipped
+    first, second = expected or (-6 / together, -8 / together)
+    assert embedded.weights == pytest.approx([0, 0, first, second])
+
+
+@pytest.mark.usefixtures("device_kind")
+def test_adam_clips_embeddings_apart_too():
+    model, scaled = Embedded(), Embedded()
+    optimizer = build_optimizer(model, name="adam", max_grad_norm=2.0, max_embedding_grad_norm=0.5)
+    plain = build_optimizer(scaled, name="adam")
+    for factor in (1.0, 3.0):
+        update(optimizer, model.loss(factor, 4.0 * factor))
+        update(plain, scaled.loss(0.5, 2.0))
+
+    assert model.weights == pytest.approx(scaled.weights)
+
+
+def test_an_infinite_gradient_of_an_embedding_that_is_clipped_apart_is_not_applied(embedded):
+    optimizer = build_optimizer(embedded, max_grad_norm=1.0, max_embedding_grad_norm=1.0)
+    optimizer.start_step()
+    optimizer.backward(embedded.loss(math.inf, 1.0))
+
+    assert not optimizer.apply(torch.tensor(data=True)).was_applied
+    assert embedded.weights == [0, 0, 0, 0]
 
 
 class Vectors(torch.nn.Module):
