@@ -300,12 +300,13 @@ class OptimizerConfig(Section):
     """Weight decay, 0 or more: decoupled with adamw, an L2 penalty with sgd and adam; raise it
     against overfitting."""
     clip: Literal["l2", "l1"] = "l2"
-    """Norm used for gradient clipping, over all gradients together: l2 or l1."""
+    """Norm used for gradient clipping, over all gradients together unless embeddings have a
+    threshold of their own: l2 or l1."""
     max_grad_norm: PositiveFloat | None = 5.0
     """Gradient clipping threshold, above 0; none turns clipping off."""
     max_embedding_grad_norm: Annotated[PositiveFloat | None, _TOKENS] = None
-    """Gradient clipping threshold of embeddings alone, above 0; none clips them together with the
-    other weights."""
+    """Gradient clipping threshold of embeddings, which are then clipped apart from other weights,
+    above 0; none clips all together."""
     average: Literal["ema", "nt-asgd"] | None = None
     """Average of the weights that is validated and saved: ema (exponential), nt-asgd (mean since
     validation stopped improving), or none."""
