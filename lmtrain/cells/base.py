@@ -211,8 +211,8 @@ class DifferentiatedCell(Cell):
 
 
 def product_over_time(dz: Tensor, recurrent: Tensor) -> Tensor:
-    """Σ_t dz⟨t⟩ᵀ a⟨t−1⟩, (R, H), in the dtype of `dz`, from (T, B, R) and (T, B, H)."""
-    return matmul(dz.flatten(0, 1).T, recurrent.flatten(0, 1).to(dz.dtype))
+    """Σ_t dz⟨t⟩ᵀ a⟨t−1⟩, (R, H), in the dtype of `recurrent`, from (T, B, R) and (T, B, H)."""
+    return matmul(dz.flatten(0, 1).T, recurrent.flatten(0, 1), dtype=recurrent.dtype)
 
 
 def check_argument(name: str, value: Any, annotation: Any) -> None:

@@ -19,7 +19,7 @@ def command(
     model = load(path, "cpu")
     from lmtrain import checkpoint
     from lmtrain.cells import Cell
-    from lmtrain.kernels.products import are_native
+    from lmtrain.kernels.products import native_dtypes
     from lmtrain.kernels.scan import engine
     from lmtrain.tasks.registry import task_of
 
@@ -38,7 +38,7 @@ def command(
         "parameters": model.model.num_parameters,
         **model.data.sizes(),
         "engines": [engine(layer) for layer in layers],
-        "products": "native" if are_native() else "torch",
+        "native_products": native_dtypes(),
     }
     if json:
         print_json("lmtrain.info/1", {**facts, "settings": settings})

@@ -24,7 +24,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.kernels.custom_op import CustomOp
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
-from lmtrain.kernels.products import matmul
+from lmtrain.kernels.products import matmul, operand
 from lmtrain.kernels.triton import engine as triton
 
 # Most bytes of logits in a chunk of rows.
@@ -102,7 +102,7 @@ def log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
 
 
 def _row_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-    weight = weight.to(hidden.dtype)
+    weight = operand(weight, hidden.dtype)
     losses = [
         _losses(matmul(rows, weight.T), bias, row_targets, None, 1.0)
         for rows, row_targets in _chunks(hidden, weight, targets)
@@ -159,7 +159,7 @@ def _sampled_loss_and_gradients(
     total = _losses(logits, extended, targets, grad_bias, scale).sum()
     grad_words, grad_score = logits[:, :num_words], logits[:, num_words:]
     grad_hidden = torch.addcmul(matmul(grad_words, weight), grad_score, target_weight)
-    grad_weight = matmul(library.transposed(logits)[:num_words], hidden)
+    grad_weight = matmul(grad_words.T, hidden)
     return (
         *(total * scale, grad_hidden, grad_weight, grad_bias[:num_words]),
         *(grad_score * hidden, grad_score[:, 0].to(bias.dtype, copy=True)),
@@ -216,15 +216,15 @@ def _by_rows(
     chunks: list[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
     """Σ L, and the scaled gradients with respect to a, W_y and b_y."""
-    operand = weight.to(chunks[0][0].dtype)
+    words = operand(weight, chunks[0][0].dtype)
     total, grad_bias = bias.new_zeros(()), torch.zeros_like(bias)
     grad_weight = torch.empty(0)
     grad_hidden = []
     for rows, targets in chunks:
-        logits = matmul(rows, operand.T)  # (·, V)
+        logits = matmul(rows, words.T)  # (·, V)
         total += _losses(logits, bias, targets, grad_bias, scale).sum()
-        grad_hidden.append(matmul(logits, operand))
-        product = matmul(library.transposed(logits), rows).to(weight.dtype)
+        grad_hidden.append(matmul(logits, words))
+        product = matmul(logits.T, rows, dtype=weight.dtype)
         grad_weight = grad_weight.add_(product) if len(grad_hidden) > 1 else product
     return total, torch.cat(grad_hidden), grad_weight, grad_bias
 
@@ -238,7 +238,7 @@ def _by_slices(
     score = bias.new_zeros(len(rows))
     for first in range(0, len(weight), width):
         part = slice(first, first + width)
-        logits = matmul(rows, weight[part].to(rows.dtype).T)  # (N, width)
+        logits = matmul(rows, weight[part].T)  # (N, width)
         index = (targets - first).clamp(0, logits.shape[1] - 1)
         is_inside = index == targets - first
         z = logits.gather(1, index.unsqueeze(1)).squeeze(1).to(bias.dtype) + bias[part][index]
@@ -251,11 +251,11 @@ def _by_slices(
     grad_weight, grad_bias = torch.empty_like(weight), torch.zeros_like(bias)
     for first in range(0, len(weight), width):
         part = slice(first, first + width)
-        operand = weight[part].to(rows.dtype)
-        logits = matmul(rows, operand.T)
+        words = operand(weight[part], rows.dtype)
+        logits = matmul(rows, words.T)
         _slice_gradient(logits, bias[part], targets - first, log_sums, grad_bias[part], scale)
-        grad_weight[part] = matmul(library.transposed(logits), rows)
-        grad_hidden += matmul(logits, operand)
+        grad_weight[part] = matmul(logits.T, rows)
+        grad_hidden += matmul(logits, words)
     return total, grad_hidden.to(rows.dtype), grad_weight, grad_bias
 
 

@@ -32,9 +32,8 @@ from lmtrain.kernels import plain
 from lmtrain.kernels.custom_op import CustomOp
 from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.layout import Layout, Packed, Padded
-from lmtrain.kernels.native import library
 from lmtrain.kernels.native import scan as native_scan
-from lmtrain.kernels.products import matmul
+from lmtrain.kernels.products import matmul, operand
 from lmtrain.kernels.triton import scan as triton_scan
 from lmtrain.kernels.variant import VARIANTS, index_of
 
@@ -66,7 +65,7 @@ def scan(
     hidden, last, _, _ = _scan(
         inputs.contiguous(),
         torch.stack(state),
-        weights["weight_input"].to(inputs.dtype),
+        operand(weights["weight_input"], inputs.dtype),
         weights["bias"],
         weights["weight_recurrent"],
         weights.get("weight_peephole"),
@@ -213,15 +212,14 @@ def _gradients(
         )
         grad_state = torch.stack([layout.unsort(part) for part in initial])
     grad_inputs = [layout.pad(matmul(dz, weight_input))] if needs_inputs else []
-    # The products below take the transpose of dz, which is cheaper to write out once.
-    transposed = library.transposed(dz.flatten(0, -2))
+    dz, activations = dz.flatten(0, -2), activations.flatten(0, -2)
     previous = tuple(layout.previous(part).flatten(0, -2).unsqueeze(0) for part in states)
-    activations = activations.flatten(0, -2).unsqueeze(0)
     gradients = VARIANTS[variant].cell.recurrent_gradients(
-        transposed.T.unsqueeze(0), activations, previous, weights
+        dz.unsqueeze(0), activations.unsqueeze(0), previous, weights
     )
-    grad_recurrent = [gradients[name].to(weight.dtype) for name, weight in weights.items()]
-    grad_weight = matmul(transposed, layout.pack(inputs).flatten(0, -2))
+    grad_recurrent = [gradients[name] for name in weights]
+    flat = layout.pack(inputs).flatten(0, -2)
+    grad_weight = matmul(dz.T, flat, dtype=weight_input.dtype)
     return grad_state, [grad_weight, grad_bias, *grad_recurrent], grad_inputs
 
 

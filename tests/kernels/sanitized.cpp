@@ -86,11 +86,11 @@ static void cross_entropy(int64_t rows, int64_t vocab_size, int instruction_set,
 }
 
 static void product(int64_t rows, int64_t depth, int64_t columns, bool is_left_transposed,
-                    bool is_right_transposed, int instruction_set, int threads) {
-  auto left = random_buffer(rows * depth, false), right = random_buffer(depth * columns, false);
-  auto out = random_buffer(rows * columns, false);
-  ProductArguments arguments{rows, columns, depth, (float*)left.data(), (float*)right.data(),
-                             {depth, 1}, {columns, 1}, (float*)out.data()};
+                    bool is_right_transposed, int instruction_set, bool is_bf16, int threads) {
+  auto left = random_buffer(rows * depth, is_bf16), right = random_buffer(depth * columns, is_bf16);
+  auto out = random_buffer(rows * columns, is_bf16);
+  ProductArguments arguments{rows, columns, depth, is_bf16, is_bf16, is_bf16, left.data(),
+                             right.data(), {depth, 1}, {columns, 1}, out.data()};
   if (is_left_transposed) {
     arguments.left_strides[0] = 1;
     arguments.left_strides[1] = rows;
@@ -128,13 +128,15 @@ int main() {
             cross_entropy(rows, vocab_size, instruction_set, is_bf16, threads);
         for (int64_t mask_size : {1, 15, 33, 20000})
           dropout(mask_size, instruction_set, is_bf16, threads);
+        // bf16 matrices are multiplied with AMX only.
+        if (is_bf16 && instruction_set < AMX_BF16) continue;
         for (int64_t rows : {1, 13, 35})
           for (int64_t depth : {0, 1, 385})
             for (int64_t columns : {1, 33})
               for (bool is_left_transposed : {false, true})
                 for (bool is_right_transposed : {false, true})
                   product(rows, depth, columns, is_left_transposed, is_right_transposed,
-                          instruction_set, threads);
+                          instruction_set, is_bf16, threads);
       }
     }
   std::printf("%d calls\n", calls);

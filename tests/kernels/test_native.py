@@ -338,15 +338,6 @@ def test_a_subclass_with_another_step_uses_the_reference_engine():
     assert torch.equal(scan(cell, inputs, state)[0][0], 2 * RNN.step(cell, inputs[0], state)[0])
 
 
-@pytest.mark.skipif(not library.has_bf16(), reason="no bf16 products on this processor")
-@pytest.mark.parametrize("shape", [(1, 1), (33, 7), (64, 32), (5, 100)], ids=str)
-def test_a_transpose_is_that_of_torch(shape, monkeypatch):
-    matrix = randn(*shape, seed=1).bfloat16()
-    for has_amx in (False, True):
-        monkeypatch.setattr(library, "_has_amx", lambda has_amx=has_amx: has_amx)
-        assert torch.equal(library.transposed(matrix), matrix.T)
-
-
 class ShorterArguments(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.c_int64), ("source", ctypes.c_void_p), ("destination", ctypes.c_void_p)

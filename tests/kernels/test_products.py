@@ -17,6 +17,7 @@ if library.unavailable_reason():
     reason = f"no native kernels: {library.unavailable_reason()}"
     pytest.skip(reason, allow_module_level=True)
 
+needs_amx = pytest.mark.skipif(not library.multiplies_bf16(), reason="a processor without AMX")
 INSTRUCTION_SETS = library.INSTRUCTION_SETS[: library.instruction_set() + 1]
 # M, K, N: below, at and above the sizes of tiles and panels, which differ by instruction set.
 SIZES = [
@@ -99,20 +100,97 @@ def test_other_operands_are_refused(right):
         library.product(torch.zeros(2, 3), right)
 
 
+# Below, at and above the sizes of tiles, of pieces of the depth, and of blocks of rows or columns.
+BF16_SIZES = [
+    *((1, 1, 1), (5, 3, 7), (33, 40, 65), (32, 64, 32), (17, 1500, 100), (4, 0, 3)),
+    *((100, 705, 31), (513, 1100, 40), (50, 513, 800), (600, 35, 1600)),
+]
+
+
+@needs_amx
+@pytest.mark.parametrize("is_out_bf16", [False, True])
+@pytest.mark.parametrize("is_right_bf16", [False, True])
+@pytest.mark.parametrize("transposed", [*itertools.product((False, True), repeat=2)])
+@pytest.mark.parametrize("size", BF16_SIZES, ids=str)
+def test_bf16_products_are_those_of_float64(size, transposed, is_right_bf16, is_out_bf16):
+    left, right = operands(size, transposed)
+    left, rounded = left.bfloat16(), right.bfloat16()
+    expected = left.double() @ rounded.double()
+    dtype = torch.bfloat16 if is_out_bf16 else torch.float32
+    # Elements that are not written remain NaN.
+    out = torch.full((size[0], size[2]), torch.nan, dtype=dtype)
+    result = library.product(left, rounded if is_right_bf16 else right, out)
+    bound = 6e-8 * size[1] * max(1.0, float(expected.abs().max()))
+    if is_out_bf16:
+        bound += 2**-8 * float(expected.abs().max())
+    assert float((result - expected).abs().max()) <= bound
+
+
+@needs_amx
+@pytest.mark.parametrize("size", [(100, 705, 70), (600, 1100, 40)], ids=str)
+def test_the_number_of_threads_changes_no_bit_in_bf16(size):
+    left, right = (each.bfloat16() for each in operands(size, (True, False)))
+    found = []
+    for threads in (1, 2, 3, 4):
+        device.set_threads(threads)
+        found.append(library.product(left, right))
+    device.set_threads(2)
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+@needs_amx
+def test_bf16_products_do_not_read_beyond_their_operands():
+    # In the buffers, NaN follows each line of the left operand and each column of the right one.
+    left = torch.full((40, 50), torch.nan, dtype=torch.bfloat16)[:, :33].fill_(1)
+    right = torch.full((40, 50), torch.nan, dtype=torch.bfloat16)[:, :33].fill_(1).T
+    assert torch.equal(library.product(left, right), torch.full((40, 40), 33.0).bfloat16())
+
+
+@needs_amx
+def test_bf16_operands_without_contiguous_lines_are_left_to_torch():
+    left, right = torch.randn(80, 80).bfloat16(), torch.randn(80, 80).bfloat16()[::2, ::2]
+    left = left[:, ::2]
+    with pytest.raises(ConfigError, match="contiguous lines"):
+        library.product(left, right)
+    assert torch.equal(products.matmul(left, right), left @ right)
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+def test_the_dtype_of_a_product_of_bf16(rows):
+    left, right = operands((rows, 50, 60), (False, True))
+    left = left.bfloat16()
+    expected = left.double() @ right.bfloat16().double()
+    for dtype in (torch.bfloat16, torch.float32):
+        result = products.matmul(left, right, dtype=dtype)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), expected, rtol=1e-2, atol=0.1)
+    assert products.matmul(left, right).dtype == torch.bfloat16
+
+
+@needs_amx
+def test_models_in_bf16_train_as_on_products_of_torch(monkeypatch):
+    found = [each.detach() for each in gradients(51, torch.bfloat16)]
+    monkeypatch.setattr(products, "are_native", lambda dtype: False)
+    expected = [each.detach() for each in gradients(51, torch.bfloat16)]
+    for each, other in zip(found, expected, strict=True):
+        assert each.dtype == other.dtype
+        assert float((each - other).norm()) <= 0.02 * float(other.norm())
+
+
 @pytest.mark.usefixtures("instruction_set")
 def test_the_rate_of_multiply_adds_is_that_of_a_processor():
     # From a tenth of a scalar unit to more than any socket has.
     assert 1e8 < library.multiply_add_rate() < 1e14
 
 
-def gradients(hidden_size: int) -> list[Tensor]:
-    """A loss and the gradients of an LSTM and a softmax."""
+def gradients(hidden_size: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """A loss and the gradients of an LSTM and a softmax, from inputs in a dtype."""
     generator = device.generator(1)
     cell = cells.create("lstm", 50, hidden_size, options={})
     cell.initialize(generator, None, 1.0)
     weight = (torch.randn(300, hidden_size, generator=generator) / 8).requires_grad_()
     bias = torch.zeros(300, requires_grad=True)
-    inputs = torch.randn(9, 6, 50, generator=generator).requires_grad_()
+    inputs = torch.randn(9, 6, 50, generator=generator).to(dtype).requires_grad_()
     hidden, _ = scan(cell, inputs)
     loss = cross_entropy(hidden, weight, bias, torch.arange(54).view(9, 6), 1.0)
     parameters = [inputs, weight, bias, *cell.parameters()]
@@ -120,7 +198,7 @@ def gradients(hidden_size: int) -> list[Tensor]:
 
 
 def test_models_on_native_products_train_as_on_torch(monkeypatch, request):
-    monkeypatch.setattr(products, "are_native", lambda: False)
+    monkeypatch.setattr(products, "are_native", lambda dtype: False)
     expected = gradients(51)
     calls = request.getfixturevalue("native_calls")
     torch.testing.assert_close(gradients(51), expected, rtol=1e-4, atol=1e-5)
@@ -134,7 +212,7 @@ def native_calls(monkeypatch) -> list[tuple[Tensor, Tensor]]:
     calls: list[tuple[Tensor, Tensor]] = []
     run = library.product
     monkeypatch.setattr(library, "product", lambda *each: calls.append(each) or run(*each))
-    monkeypatch.setattr(products, "are_native", lambda: True)
+    monkeypatch.setattr(products, "are_native", lambda dtype: dtype == torch.float32)
     return calls
 
 

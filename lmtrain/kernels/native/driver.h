@@ -194,23 +194,20 @@ template <class Cell, class Num> struct Worker {
   // Packs W[(row_gate + n)·H + unit][k] to (k, n, lane) for each block, as a transpose of 32-bit
   // words: a float or a pair of bf16.
   void pack_forward(int i) {
-    typedef uint32_t word __attribute__((may_alias));
     const Product& p = Cell::products[i];
-    constexpr int K = Pairs<Num>::K, WORDS = 16;
+    constexpr int K = Pairs<Num>::K;
     for (int64_t block = pack_begin(group()); block < pack_begin(group() + 1); ++block)
       for (int n = 0; n < p.count; ++n) {
         Num* out = packed[i].block(block);
         const float* in = matrix(p.matrix) + ((p.row_gate + n) * H() + block * VL) * H();
         for (int64_t k = 0; k < packed[i].depth; k += WORDS * K) {
-          alignas(64) word words[VL][WORDS] = {};
+          Words words = {};
           for (int lane = 0; lane < lanes(block); ++lane)
             convert((Num*)words[lane], in + lane * H() + k, std::min<int64_t>(WORDS * K, H() - k));
-          int64_t count = std::min<int64_t>(WORDS, (packed[i].depth - k) / K);
-          for (int64_t w = 0; w < count; ++w) {
-            word* column =
-                (word*)(out + packed_offset<Num>(k + w * K, n, p.count, packed[i].depth));
-            for (int lane = 0; lane < VL; ++lane) column[lane] = words[lane][w];
-          }
+          const int64_t count = std::min<int64_t>(WORDS, (packed[i].depth - k) / K);
+          store_columns(words, count, [&](int64_t w) {
+            return (Word*)(out + packed_offset<Num>(k + w * K, n, p.count, packed[i].depth));
+          });
         }
       }
   }

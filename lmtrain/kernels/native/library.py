@@ -52,7 +52,10 @@ class _CrossEntropyArguments(ctypes.Structure):
 
 class _ProductArguments(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "depth")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("rows", "columns", "depth", "is_left_bf16", "is_right_bf16", "is_out_bf16")
+        ),
         *((name, ctypes.c_void_p) for name in ("left", "right")),
         *((name, ctypes.c_int64 * 2) for name in ("left_strides", "right_strides")),
         ("out", ctypes.c_void_p),
@@ -64,13 +67,6 @@ class _DropoutArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("size", "mask_size", "seed", "dropped")),
         *((name, ctypes.c_void_p) for name in ("inputs", "outputs")),
         ("factor", ctypes.c_float),
-    )
-
-
-class _TransposeArguments(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "columns")),
-        *((name, ctypes.c_void_p) for name in ("source", "destination")),
     )
 
 
@@ -88,14 +84,13 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "CrossEntropyArguments": _CrossEntropyArguments,
     "ProductArguments": _ProductArguments,
     "DropoutArguments": _DropoutArguments,
-    "TransposeArguments": _TransposeArguments,
     "ThreadPool": _ThreadPool,
 }
 
 # A library without one of these is of another version.
 _FUNCTIONS = (
     *("lmtrain_instruction_set", "lmtrain_product_instruction_set", "lmtrain_is_amd"),
-    *("lmtrain_scan", "lmtrain_cross_entropy", "lmtrain_product", "lmtrain_transpose"),
+    *("lmtrain_scan", "lmtrain_cross_entropy", "lmtrain_product"),
     *("lmtrain_dropout", "lmtrain_multiply_adds"),
 )
 
@@ -217,7 +212,8 @@ def cross_entropy(
         raise MachineError("out of memory for the softmax")
 
 
-def _has_amx() -> bool:
+def multiplies_bf16() -> bool:
+    """Whether there are native products of bf16 matrices: with AMX."""
     return has_bf16() and INSTRUCTION_SETS[instruction_set()] == "AMX-BF16"
 
 
@@ -249,14 +245,15 @@ def dropout(inputs: Tensor, mask_size: int, p: float, seed: int) -> Tensor:
 
 
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """The product (M, N) of fp32 matrices (M, K) and (K, N) on the CPU, with any strides.
+    """The product (M, N) of matrices (M, K) and (K, N) on the CPU, summed in fp32.
 
     Denormals count as 0.
 
     Args:
-        left: (M, K).
-        right: (K, N).
-        out: the result, contiguous; None for a new tensor.
+        left: (M, K), fp32, or with AMX bf16 and contiguous in one direction.
+        right: (K, N), fp32; with a bf16 `left` bf16 or rounded to it, contiguous in one direction.
+        out: the result, contiguous, fp32 or of the dtype of `left`; None for a new tensor of that
+            dtype.
 
     Raises:
         ConfigError: a tensor that is not as described; nothing was run.
@@ -264,12 +261,19 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """
     (rows, depth), columns = left.shape, right.shape[1]
     result = left.new_empty(rows, columns) if out is None else out
+    is_bf16, *others = (each.dtype == torch.bfloat16 for each in (left, right, result))
+    if (is_bf16 and not multiplies_bf16()) or (any(others) and not is_bf16):
+        dtypes = f"{left.dtype}, {right.dtype} and {result.dtype}"
+        raise ConfigError(f"native products do not support {dtypes} on this processor")
     arguments = _ProductArguments(
-        *(rows, columns, depth),
+        *(rows, columns, depth, is_bf16, *others),
         *(_matrix_pointer(left, (rows, depth)), _matrix_pointer(right, (depth, columns))),
         *((ctypes.c_int64 * 2)(*matrix.stride()) for matrix in (left, right)),
-        pointer(result, (rows, columns)),
+        pointer(result, (rows, columns), torch.bfloat16 if others[1] else torch.float32),
     )
+    if is_bf16 and not all(1 in matrix.stride() for matrix in (left, right)):
+        strides = f"{left.stride()} and {right.stride()}"
+        raise ConfigError(f"a native bf16 product needs contiguous lines, not strides {strides}")
     if loaded().lmtrain_product(ctypes.byref(arguments), _product_instruction_set(), thread_pool()):
         raise MachineError("out of memory for a product")
     return result
@@ -290,21 +294,6 @@ def multiply_add_rate() -> float:
     return max(rates)
 
 
-def transposed(matrix: Tensor) -> Tensor:
-    """The transpose (M, N) of a matrix (N, M); contiguous if bf16 and on a CPU with AMX.
-
-    There torch's bf16 products take twice as long if an operand is transposed by its strides only.
-    On other CPUs with bf16 the copy costs more than it saves.
-    """
-    if matrix.dtype != torch.bfloat16 or matrix.device.type != "cpu" or not _has_amx():
-        return matrix.T
-    matrix = matrix.contiguous()
-    result = matrix.new_empty(matrix.shape[1], matrix.shape[0])
-    arguments = _TransposeArguments(*matrix.shape, matrix.data_ptr(), result.data_ptr())
-    loaded().lmtrain_transpose(ctypes.byref(arguments), thread_pool())
-    return result
-
-
 def pointer(
     tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> int | None:
@@ -323,14 +312,15 @@ def pointer(
 
 
 def _matrix_pointer(tensor: Tensor, shape: tuple[int, ...]) -> int:
-    """The data pointer of an fp32 matrix with any strides.
+    """The data pointer of a bf16 or fp32 matrix with any strides.
 
     Raises:
         ConfigError: another shape, dtype or device.
     """
-    if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_cpu:
+    has_dtype = tensor.dtype in (torch.bfloat16, torch.float32)
+    if tensor.shape != shape or not has_dtype or not tensor.is_cpu:
         actual = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        raise ConfigError(f"a native product needs {shape} torch.float32 on the CPU, not {actual}")
+        raise ConfigError(f"a native product needs {shape}, bf16 or fp32, on the CPU, not {actual}")
     return tensor.data_ptr()
 
 
@@ -349,7 +339,6 @@ def _library() -> ctypes.CDLL | str:
     if layout != _expected_layout() or not all(hasattr(library, each) for each in _FUNCTIONS):
         return OTHER_VERSION
     library.lmtrain_scan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, _ThreadPool]
-    library.lmtrain_transpose.argtypes = [ctypes.c_void_p, _ThreadPool]
     library.lmtrain_dropout.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 2, _ThreadPool]
     library.lmtrain_product.argtypes = [ctypes.c_void_p, ctypes.c_int, _ThreadPool]
     library.lmtrain_multiply_adds.argtypes = [ctypes.c_int64, ctypes.c_int, _ThreadPool]

@@ -64,12 +64,41 @@ extern "C" struct CrossEntropyArguments {
   float scale;             // factor of the gradients
 };
 
-// out = left · right in fp32: (rows, depth) · (depth, columns), out contiguous.
+// out = left · right: (rows, depth) · (depth, columns), out contiguous. Each is bf16 or float. If
+// `left` is bf16 (AMX only), `right` is rounded to bf16, and both are contiguous in one direction;
+// else all are float.
 extern "C" struct ProductArguments {
-  int64_t rows, columns, depth;
-  const float *left, *right;
+  int64_t rows, columns, depth, is_left_bf16, is_right_bf16, is_out_bf16;
+  const void *left, *right;
   int64_t left_strides[2], right_strides[2];
-  float* out;
+  void* out;
+};
+
+static inline int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+// The part of a product that thread `id` computes. The threads form a grid over rows and columns:
+// the one with which they pack the fewest elements.
+struct ProductPart {
+  int64_t first_row, last_row, first_column, last_column;
+  ProductPart(const ProductArguments& a, int64_t row_multiple, int64_t column_multiple, int id,
+              int threads) {
+    int64_t row_parts = 1;
+    for (int64_t each = 2; each <= threads; ++each)
+      if (threads % each == 0 && each * a.columns + threads / each * a.rows <
+                                     row_parts * a.columns + threads / row_parts * a.rows)
+        row_parts = each;
+    const int64_t column_parts = threads / row_parts;
+    const int64_t row = id % row_parts, column = id / row_parts;
+    auto bound = [](int64_t size, int64_t multiple, int64_t part, int64_t parts) {
+      return std::min(size, round_up(size * part / parts, multiple));
+    };
+    first_row = bound(a.rows, row_multiple, row, row_parts);
+    last_row = bound(a.rows, row_multiple, row + 1, row_parts);
+    first_column = bound(a.columns, column_multiple, column, column_parts);
+    last_column = bound(a.columns, column_multiple, column + 1, column_parts);
+  }
 };
 
 // outputs = factor · inputs, or 0 where the hash of the seed and the index in the mask is below
@@ -79,13 +108,6 @@ extern "C" struct DropoutArguments {
   const void* inputs;  // (size) Num
   void* outputs;       // (size) Num
   float factor;
-};
-
-// The transpose of a bf16 matrix.
-extern "C" struct TransposeArguments {
-  int64_t rows, columns;
-  const void* source;
-  void* destination;
 };
 
 // A barrier for the threads of one call. A thread that waits spins for a fraction of a millisecond,
@@ -135,11 +157,9 @@ struct Kernels {
   RunCrossEntropy cross_entropy;
   RunDropout dropout;
 };
-// Of fp32 only.
 struct ProductKernels {
-  void (*product)(const ProductArguments&, int id, int threads, float* workspace);
-  int64_t (*workspace)();
-  int64_t (*multiply_adds)(int64_t rounds, float* result);
+  void (*product)(const ProductArguments&, int id, int threads, char* workspace);
+  int64_t (*workspace)();  // bytes for each thread
 };
 
 #ifdef IS_X86
@@ -156,6 +176,7 @@ namespace avx512_bf16 {
 #define AMX
 namespace amx {
 #include "table.h"
+#include "amx_product.h"
 }
 #undef AMX
 #undef BF16
@@ -215,15 +236,13 @@ Kernels select_kernels(int cell, bool is_bf16, int instruction_set) {
   return portable::kernels<float>(cell);
 }
 
-ProductKernels select_product(int instruction_set) {
-#define PRODUCT(NAMESPACE) \
-  {NAMESPACE::product, NAMESPACE::product_workspace, NAMESPACE::multiply_adds}
+ProductKernels select_product(bool is_bf16, int instruction_set) {
 #ifdef IS_X86
-  if (instruction_set >= AVX512) return PRODUCT(avx512);
-  if (instruction_set == AVX2) return PRODUCT(avx2);
+  if (is_bf16) return {amx::bf16_product, amx::bf16_product_workspace};
+  if (instruction_set >= AVX512) return {avx512::product, avx512::product_workspace};
+  if (instruction_set == AVX2) return {avx2::product, avx2::product_workspace};
 #endif
-  return PRODUCT(portable);
-#undef PRODUCT
+  return {portable::product, portable::product_workspace};
 }
 
 // Flushes denormals to zero in its scope: each would cost a hundred cycles.
@@ -369,6 +388,9 @@ extern "C" const char* lmtrain_abi() {
     OFFSET(ProductArguments, rows);
     OFFSET(ProductArguments, columns);
     OFFSET(ProductArguments, depth);
+    OFFSET(ProductArguments, is_left_bf16);
+    OFFSET(ProductArguments, is_right_bf16);
+    OFFSET(ProductArguments, is_out_bf16);
     OFFSET(ProductArguments, left);
     OFFSET(ProductArguments, right);
     OFFSET(ProductArguments, left_strides);
@@ -382,11 +404,6 @@ extern "C" const char* lmtrain_abi() {
     OFFSET(DropoutArguments, inputs);
     OFFSET(DropoutArguments, outputs);
     OFFSET(DropoutArguments, factor);
-    SIZE(TransposeArguments);
-    OFFSET(TransposeArguments, rows);
-    OFFSET(TransposeArguments, columns);
-    OFFSET(TransposeArguments, source);
-    OFFSET(TransposeArguments, destination);
     SIZE(ThreadPool);
     OFFSET(ThreadPool, count);
     OFFSET(ThreadPool, parallel);
@@ -435,14 +452,13 @@ extern "C" void lmtrain_dropout(const DropoutArguments* arguments, int is_bf16, 
   run_parallel(pool, [&](int id, int threads) { kernels.dropout(*arguments, id, threads); });
 }
 
-// Multiplies fp32 matrices. Returns 0, or 1 if there is no memory.
+// Multiplies matrices. Returns 0, or 1 if there is no memory.
 extern "C" int lmtrain_product(const ProductArguments* arguments, int instruction_set,
                                ThreadPool pool) {
-  ProductKernels kernels = select_product(instruction_set);
+  ProductKernels kernels = select_product(arguments->is_left_bf16, instruction_set);
   if (arguments->rows * arguments->columns * arguments->depth < MIN_PARALLEL_PRODUCT)
     pool.count = 1;
-  float* memory =
-      (float*)workspace.reserve(pool.count * kernels.workspace() * (int64_t)sizeof(float));
+  char* memory = (char*)workspace.reserve(pool.count * kernels.workspace());
   if (!memory) return 1;
   run_parallel(pool, [&](int id, int threads) {
     kernels.product(*arguments, id, threads, memory);
@@ -453,21 +469,17 @@ extern "C" int lmtrain_product(const ProductArguments* arguments, int instructio
 // Runs rounds of independent multiply-adds on all threads, for the highest rate of this CPU.
 // Returns the number of FLOP.
 extern "C" int64_t lmtrain_multiply_adds(int64_t rounds, int instruction_set, ThreadPool pool) {
+  auto multiply_adds = portable::multiply_adds;
+#ifdef IS_X86
+  if (instruction_set == AVX2) multiply_adds = avx2::multiply_adds;
+  if (instruction_set >= AVX512) multiply_adds = avx512::multiply_adds;
+#endif
   std::atomic<int64_t> count{0};
   run_parallel(pool, [&](int, int) {
     float result = 0.5f;
-    count += select_product(instruction_set).multiply_adds(rounds, &result);
+    count += multiply_adds(rounds, &result);
     // Never true, but the compiler does not know.
     if (result < 0) count = 0;
   });
   return count;
-}
-
-// Transposes a bf16 matrix; the CPU must have AVX512-BF16.
-extern "C" void lmtrain_transpose(const TransposeArguments* arguments, ThreadPool pool) {
-#ifdef IS_X86
-  run_parallel(pool, [&](int id, int threads) {
-    avx512_bf16::transpose(*arguments, id, threads);
-  });
-#endif
 }

@@ -14,7 +14,7 @@ template <> struct Pairs<bf16> { static constexpr int K = 2; };
 // MAX_TILE_VECTORS vectors of weights are interleaved.
 #ifdef AMX
 constexpr int64_t DEPTH_MULTIPLE = 32;
-constexpr int MAX_TILE_VECTORS = 2;
+constexpr int MAX_TILE_VECTORS = 1;
 #else
 constexpr int64_t DEPTH_MULTIPLE = 2;
 constexpr int MAX_TILE_VECTORS = 4;
@@ -44,6 +44,54 @@ template <class Num> static inline void convert(Num* to, const float* from, int6
     int count = (int)std::min<int64_t>(VL, n);
     store(to, load(from, count), count);
   }
+}
+
+#if VL == 16
+// Transposes 16 rows of 16 words of 32 bits.
+static inline void transpose_words(__m512i (&rows)[16]) {
+  __m512i pairs[16], fours[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  // 128-bit lane L of fours[i + j]: column 4·L + j of rows i to i + 3.
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      fours[i + 2 * j] = _mm512_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
+      fours[i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
+    }
+  constexpr int EVEN = 0x88, ODD = 0xdd;  // lanes 0 and 2, or 1 and 3, of each operand
+  for (int j = 0; j < 4; ++j) {
+    const __m512i even[2] = {_mm512_shuffle_i32x4(fours[j], fours[j + 4], EVEN),
+                             _mm512_shuffle_i32x4(fours[j + 8], fours[j + 12], EVEN)};
+    const __m512i odd[2] = {_mm512_shuffle_i32x4(fours[j], fours[j + 4], ODD),
+                            _mm512_shuffle_i32x4(fours[j + 8], fours[j + 12], ODD)};
+    rows[j] = _mm512_shuffle_i32x4(even[0], even[1], EVEN);
+    rows[j + 4] = _mm512_shuffle_i32x4(odd[0], odd[1], EVEN);
+    rows[j + 8] = _mm512_shuffle_i32x4(even[0], even[1], ODD);
+    rows[j + 12] = _mm512_shuffle_i32x4(odd[0], odd[1], ODD);
+  }
+}
+#endif
+
+// VL lines of words: a float or a pair of bf16 each.
+constexpr int WORDS = 16;
+typedef uint32_t Word __attribute__((may_alias));
+typedef Word Words[VL][WORDS] __attribute__((aligned(64)));
+
+// Stores the first `count` columns of `words`, column w at address(w).
+template <class F> static inline void store_columns(const Words& words, int64_t count, F address) {
+#if VL == 16
+  __m512i rows[16];
+  for (int i = 0; i < 16; ++i) rows[i] = _mm512_load_si512(words[i]);
+  transpose_words(rows);
+  for (int64_t w = 0; w < count; ++w) _mm512_storeu_si512(address(w), rows[w]);
+#else
+  for (int64_t w = 0; w < count; ++w) {
+    Word* column = address(w);
+    for (int lane = 0; lane < VL; ++lane) column[lane] = words[lane][w];
+  }
+#endif
 }
 
 // Stores one k, or a pair of k, of VL packed weights.
@@ -187,27 +235,36 @@ static void multiply_all(float* sums, const TileRows& rows, const Num* operand, 
 #endif
 
 #ifdef AMX
-// out = operand · weights for M × N tiles of up to 16 rows by 16 units. Tile registers 0 to 3 are
-// accumulators, 4 and 5 operands, 6 and 7 weights.
-template <int M, int N>
+// out = operand · weights, or if is_sum the sum of both, for M × N tiles of up to 16 rows by 16 units.
+// Tile registers 0 to 3 are accumulators, 4 and 5 operands, 6 and 7 weights. Calls meanwhile() for
+// each DEPTH_MULTIPLE of the depth: its instructions run while tiles are multiplied.
+template <int M, int N, class F>
 static inline void multiply_tiles(float* const (&out)[2], int64_t out_stride,
                                   const bf16* const (&operand)[2], int64_t stride,
-                                  const bf16* weights, int64_t depth) {
-  _tile_zero(0);
-  if (N == 2) _tile_zero(1);
-  if (M == 2) _tile_zero(2);
-  if (M == 2 && N == 2) _tile_zero(3);
+                                  const bf16* weights, int64_t depth, bool is_sum, F meanwhile) {
+  if (is_sum) {
+    _tile_loadd(0, out[0], out_stride * 4);
+    if (N == 2) _tile_loadd(1, out[0] + VL, out_stride * 4);
+    if (M == 2) _tile_loadd(2, out[1], out_stride * 4);
+    if (M == 2 && N == 2) _tile_loadd(3, out[1] + VL, out_stride * 4);
+  } else {
+    _tile_zero(0);
+    if (N == 2) _tile_zero(1);
+    if (M == 2) _tile_zero(2);
+    if (M == 2 && N == 2) _tile_zero(3);
+  }
   for (int64_t k = 0; k < depth; k += DEPTH_MULTIPLE) {
     _tile_loadd(4, operand[0] + k, stride * 2);
     if (M == 2) _tile_loadd(5, operand[1] + k, stride * 2);
-    _tile_loadd(6, weights + k * N * VL, N * 64);
+    _tile_loadd(6, weights + k * VL, 64);
     _tile_dpbf16ps(0, 4, 6);
     if (M == 2) _tile_dpbf16ps(2, 5, 6);
     if (N == 2) {
-      _tile_loadd(7, weights + (k * N + 2) * VL, N * 64);
+      _tile_loadd(7, weights + (depth + k) * VL, 64);
       _tile_dpbf16ps(1, 4, 7);
       if (M == 2) _tile_dpbf16ps(3, 5, 7);
     }
+    meanwhile();
   }
   _tile_stored(0, out[0], out_stride * 4);
   if (N == 2) _tile_stored(1, out[0] + VL, out_stride * 4);
@@ -248,14 +305,15 @@ static inline void multiply_all(float* sums, const TileRows& rows, const bf16* o
                              sums + (second * vectors + n) * VL};
       const bf16* from = weights + n * depth * VL;
       bool is_wide = n + 1 < vectors;
+      const int64_t out_stride = vectors * VL;
       if (is_pair && is_wide)
-        multiply_tiles<2, 2>(out, vectors * VL, operands, stride, from, depth);
+        multiply_tiles<2, 2>(out, out_stride, operands, stride, from, depth, false, [] {});
       else if (is_pair)
-        multiply_tiles<2, 1>(out, vectors * VL, operands, stride, from, depth);
+        multiply_tiles<2, 1>(out, out_stride, operands, stride, from, depth, false, [] {});
       else if (is_wide)
-        multiply_tiles<1, 2>(out, vectors * VL, operands, stride, from, depth);
+        multiply_tiles<1, 2>(out, out_stride, operands, stride, from, depth, false, [] {});
       else
-        multiply_tiles<1, 1>(out, vectors * VL, operands, stride, from, depth);
+        multiply_tiles<1, 1>(out, out_stride, operands, stride, from, depth, false, [] {});
     }
   }
 }

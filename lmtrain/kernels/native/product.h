@@ -21,10 +21,6 @@ constexpr int64_t MAX_UNPACKED_ROWS = VL == 16 ? 32 : 11;
 // second-level one. Chosen by measurement.
 constexpr int64_t DEPTH = VL == 16 ? 256 : 384, ROWS = 16 * MR, COLUMNS = 64 * NR;
 
-static inline int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
 // Packs WIDTH lines that are contiguous in k: to (k, line).
 template <int WIDTH>
 static void pack_contiguous(float* to, const float* lines, int64_t line_stride, int64_t depth) {
@@ -131,10 +127,10 @@ static void multiply_part(const ProductArguments& a, int64_t first_row, int64_t 
     const int64_t columns = std::min(COLUMNS, last_column - column);
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t k = a.depth * piece / pieces, depth = a.depth * (piece + 1) / pieces - k;
-      const float* right = a.right + k * a.right_strides[0] + column * a.right_strides[1];
+      const float* right = (const float*)a.right + k * a.right_strides[0] + column * a.right_strides[1];
       for (int64_t row = first_row; row < last_row; row += ROWS) {
         const int64_t rows = std::min(ROWS, last_row - row);
-        pack<MR>(lefts, a.left + row * a.left_strides[0] + k * a.left_strides[1],
+        pack<MR>(lefts, (const float*)a.left + row * a.left_strides[0] + k * a.left_strides[1],
                  a.left_strides[0], a.left_strides[1], rows, depth);
         for (int64_t j = 0; j < columns; j += NR) {
           // Packed just before its first use, so that it is in the first-level cache.
@@ -143,7 +139,7 @@ static void multiply_part(const ProductArguments& a, int64_t first_row, int64_t 
             pack<NR>(panel, right + j * a.right_strides[1], a.right_strides[1],
                      a.right_strides[0], std::min<int64_t>(NR, columns - j), depth);
           for (int64_t i = 0; i < rows; i += MR)
-            multiply_panel_tile(a.out + (row + i) * a.columns + column + j, a.columns,
+            multiply_panel_tile((float*)a.out + (row + i) * a.columns + column + j, a.columns,
                                 (int)std::min<int64_t>(MR, rows - i),
                                 (int)std::min<int64_t>(NR, columns - j), piece == 0,
                                 lefts + i * depth, panel, depth);
@@ -191,9 +187,9 @@ static inline void sums_of_lanes(float (&sums)[4], const vec (&v)[4]) {
 // repeated.
 template <int M>
 static void multiply_inner(const ProductArguments& a, int64_t row, int64_t column) {
-  const float *left = a.left + row * a.left_strides[0], *right[4];
+  const float *left = (const float*)a.left + row * a.left_strides[0], *right[4];
   for (int n = 0; n < 4; ++n)
-    right[n] = a.right + std::min(column + n, a.columns - 1) * a.right_strides[1];
+    right[n] = (const float*)a.right + std::min(column + n, a.columns - 1) * a.right_strides[1];
   vec acc[M][4];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -218,7 +214,7 @@ static void multiply_inner(const ProductArguments& a, int64_t row, int64_t colum
   for (int m = 0; m < M; ++m) {
     float sums[4];
     sums_of_lanes(sums, acc[m]);
-    float* out = a.out + (row + m) * a.columns + column;
+    float* out = (float*)a.out + (row + m) * a.columns + column;
     for (int n = 0; n < std::min<int64_t>(4, a.columns - column); ++n) out[n] = sums[n];
   }
 }
@@ -235,29 +231,20 @@ static void multiply_few_rows(const ProductArguments& a, int64_t first_column,
   }
 }
 
-static int64_t product_workspace() { return ROWS * DEPTH + COLUMNS * DEPTH; }
+static int64_t product_workspace() { return (ROWS + COLUMNS) * DEPTH * (int64_t)sizeof(float); }
 
-// Computes the part of thread `id`. The threads form a grid over rows and columns: the one with
-// which they pack the fewest elements.
-static void product(const ProductArguments& a, int id, int threads, float* workspace) {
-  auto bound = [](int64_t size, int64_t multiple, int64_t part, int64_t parts) {
-    return std::min(size, round_up(size * part / parts, multiple));
-  };
+// Computes the part of thread `id`.
+static void product(const ProductArguments& a, int id, int threads, char* workspace) {
   if (a.rows <= MAX_UNPACKED_ROWS && a.left_strides[1] == 1 && a.right_strides[0] == 1) {
-    multiply_few_rows(a, bound(a.columns, 4, id, threads), bound(a.columns, 4, id + 1, threads));
+    auto bound = [&](int64_t part) {
+      return std::min(a.columns, round_up(a.columns * part / threads, 4));
+    };
+    multiply_few_rows(a, bound(id), bound(id + 1));
     return;
   }
-  int64_t row_parts = 1;
-  for (int64_t each = 2; each <= threads; ++each)
-    if (threads % each == 0 && each * a.columns + threads / each * a.rows <
-                                   row_parts * a.columns + threads / row_parts * a.rows)
-      row_parts = each;
-  const int64_t column_parts = threads / row_parts;
-  const int64_t row = id % row_parts, column = id / row_parts;
-  multiply_part(a, bound(a.rows, MR, row, row_parts), bound(a.rows, MR, row + 1, row_parts),
-                bound(a.columns, NR, column, column_parts),
-                bound(a.columns, NR, column + 1, column_parts),
-                workspace + id * product_workspace());
+  const ProductPart part(a, MR, NR, id, threads);
+  multiply_part(a, part.first_row, part.last_row, part.first_column, part.last_column,
+                (float*)(workspace + id * product_workspace()));
 }
 
 // Independent multiply-adds in registers, the highest rate of this instruction set. Returns the

@@ -10,7 +10,6 @@
 #include "lstm.h"
 #include "cross_entropy.h"
 #include "dropout.h"
-#include "transpose.h"
 
 struct Entry {
   const char* cell;
