@@ -39,5 +39,8 @@ class Noise:
     ) -> NDArray[np.int64]:
         """The tokens, some of them replaced."""
         is_replaced = generator.random(tokens.shape) < self._rates[tokens]
-        drawn = self._cumulative.searchsorted(generator.random(tokens.shape), side="right")
-        return np.where(is_replaced, drawn, tokens)
+        # Drawn for all tokens, so that later random numbers do not depend on what is replaced.
+        uniform = generator.random(tokens.shape)[is_replaced]
+        noised = tokens.copy()
+        noised[is_replaced] = self._cumulative.searchsorted(uniform, side="right")
+        return noised
