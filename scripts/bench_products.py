@@ -1,7 +1,10 @@
-"""Times fp32 matrix products of torch and the native ones, in alternation.
+"""Times matrix products of torch and the native ones, in alternation.
 
     python scripts/bench_products.py
+    python scripts/bench_products.py --bf16
     LMTRAIN_INSTRUCTION_SET=AVX2 python scripts/bench_products.py
+
+Operands and results are fp32, or with --bf16, which needs AMX, all bf16.
 
 The products are those of a training step of the medium Penn Treebank model (20 x 35 tokens) and of
 a character model with 512 units (64 x 64), and those of sampling with 650 units: M rows, K summed,
@@ -12,6 +15,7 @@ exceeds. `kernels/products.py` selects by what this prints.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -45,9 +49,10 @@ PRODUCTS = {
 }
 
 
-def operand(rows: int, columns: int, *, is_transposed: bool) -> Tensor:
+def operand(rows: int, columns: int, dtype: torch.dtype, *, is_transposed: bool) -> Tensor:
     """A random matrix."""
-    return torch.randn(columns, rows).T if is_transposed else torch.randn(rows, columns)
+    drawn = torch.randn((columns, rows) if is_transposed else (rows, columns)).to(dtype)
+    return drawn.T if is_transposed else drawn
 
 
 def seconds(multiply: Callable[[], Tensor]) -> float:
@@ -63,13 +68,17 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true")
     options = parser.parse_args()
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    if options.bf16 and not library.multiplies_bf16():
+        sys.exit("there are native bf16 products on processors with AMX only")
     device.set_threads(options.threads)
     device.keep_memory()
     print(f"{'':32} {'M':>6} {'K':>6} {'N':>6}   {'torch':>6} {'native':>6} ratio")
     for name, (rows, depth, columns, transposed) in PRODUCTS.items():
-        left = operand(rows, depth, is_transposed=transposed == "left")
-        right = operand(depth, columns, is_transposed=transposed == "right")
+        left = operand(rows, depth, dtype, is_transposed=transposed == "left")
+        right = operand(depth, columns, dtype, is_transposed=transposed == "right")
         competitors = (lambda a=left, b=right: a @ b, lambda a=left, b=right: library.product(a, b))
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):
