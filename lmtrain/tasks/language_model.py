@@ -427,9 +427,14 @@ class LanguageModelling(Task):
     def evaluate(
         self, split: str, between_batches: Callable[[], None] = lambda: None
     ) -> Perplexity | None:
-        """Perplexity of this process's streams of a split."""
+        """Perplexity of this process's streams of a split.
+
+        A short text has fewer streams than the training, so that each is at least as long as a
+        window: otherwise most tokens would be predicted soon after a zero state.
+        """
         if split not in self.data.texts:
             return None
+        text, train = self.data.texts[split], self.config.train
 
         def predict(inputs: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
             between_batches()
@@ -439,9 +444,9 @@ class LanguageModelling(Task):
 
         return perplexity.evaluate(
             self.model,
-            self.data.texts[split],
+            text,
             self.data.tokenizer,
-            batch_size=self.config.train.batch_size,
+            batch_size=max(1, min(train.batch_size, len(text) // train.seq_len)),
             shard=self.shard,
             predict=predict,
         )

@@ -1,4 +1,6 @@
-"""The batches of a language model: windows that start with a zero state, and noise."""
+"""The batches of a language model: windows that start with a zero state, noise, and validation."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 
 from corpora import TINY
 from lmtrain import config
+from lmtrain.tasks import perplexity
 from lmtrain.tasks.base import Shard
 from lmtrain.tasks.language_model import LanguageModelling
 
@@ -78,3 +81,15 @@ def test_noise_and_resets_depend_on_the_step_alone(make_task):
         shards = zip(*(part.batch(step).tensors for part in parts), strict=True)
         for tensor, pair in zip(whole.batch(step).tensors, shards, strict=True):
             assert torch.equal(tensor, torch.cat(pair, 1))
+
+
+@pytest.mark.parametrize(("seq_len", "num_streams"), [(2, 4), (10, 3), (39, 1)])
+def test_the_streams_of_a_validation_are_as_long_as_windows(make_task, seq_len, num_streams):
+    task = make_task(data__level="char", train__seq_len=seq_len)
+    train = task.data.texts["train"]
+    text = task.data.texts["valid"] = dataclasses.replace(train, ids=train.ids[:38])
+
+    result = task.evaluate("valid")
+
+    expected = perplexity.evaluate(task.model, text, task.data.tokenizer, batch_size=num_streams)
+    assert result.total_nats == pytest.approx(expected.total_nats)
