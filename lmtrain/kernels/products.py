@@ -10,6 +10,8 @@ without copies in bf16. Results differ by rounding.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
+from torch.autograd import forward_ad
 
 from lmtrain.kernels.native import library
 
@@ -29,7 +31,8 @@ def matmul(
     Args:
         left: (..., K).
         right: (K, N); an operand in the dtype of `left`, whatever its own.
-        out: a tensor for the result, of the dtype of `left`; None for a new one.
+        out: a contiguous tensor for the result, of the dtype of `left`, in other memory than the
+            operands; None for a new one.
         dtype: that of the result; None for that of `left`.
     """
     product = _native_product(left, right, out, dtype)
@@ -77,6 +80,8 @@ def _native_product(
     # Tracing first: a comparison of sizes would specialize an exported program to them.
     if torch.compiler.is_compiling() or not all(map(_can_be_native, (left, right))):
         return None
+    if _is_transformed():
+        return None
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
         return None
     if not are_native(left.dtype):
@@ -91,9 +96,15 @@ def _native_product(
         is_faster = is_faster and (rows >= _MIN_ROWS or flat.stride(-1) == right.stride(0) == 1)
     if not is_faster:
         return None
-    if out is None and dtype is not None:
-        out = flat.new_empty(rows, columns, dtype=dtype)
+    if out is None and dtype not in (None, left.dtype):
+        # The caller converts it to other dtypes.
+        out = flat.new_empty(rows, columns, dtype=torch.float32)
     return library.product(flat, right, out).view(*left.shape[:-1], columns)
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is active."""
+    return maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def _can_be_native(tensor: Tensor) -> bool:

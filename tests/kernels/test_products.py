@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lmtrain import cells, device
 from lmtrain.errors import ConfigError
@@ -163,6 +164,31 @@ def test_the_dtype_of_a_product_of_bf16(rows):
         assert result.dtype == dtype
         torch.testing.assert_close(result.double(), expected, rtol=1e-2, atol=0.1)
     assert products.matmul(left, right).dtype == torch.bfloat16
+
+
+def test_a_product_of_bf16_can_be_of_another_dtype():
+    left, right = (each.bfloat16() for each in operands((40, 50, 60), (False, True)))
+    result = products.matmul(left, right, dtype=torch.float64)
+    assert result.dtype == torch.float64
+    torch.testing.assert_close(result, left.double() @ right.double(), rtol=1e-2, atol=0.1)
+
+
+# torch itself uses torch.jit in forward-mode differentiation.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_in_transforms_are_those_of_torch(dtype, monkeypatch):
+    monkeypatch.setattr(products, "are_native", lambda dtype: True)
+    left, right = (each.to(dtype) for each in operands((60, 50, 70), (False, False)))
+    tangent = torch.ones_like(left)
+
+    _, derivative = torch.func.jvp(lambda each: products.matmul(each, right), (left,), (tangent,))
+    with forward_ad.dual_level():
+        dual = products.matmul(forward_ad.make_dual(left, tangent), right)
+        assert torch.equal(forward_ad.unpack_dual(dual).tangent, tangent @ right)
+    rows = torch.vmap(lambda each: products.matmul(each, right))(torch.stack([left, tangent]))
+
+    assert torch.equal(derivative, tangent @ right)
+    torch.testing.assert_close(rows, torch.stack([left @ right, tangent @ right]))
 
 
 @needs_amx
