@@ -29,7 +29,7 @@ def command(
     settings = model.config.model_dump(mode="json")
     facts: dict[str, Any] = {
         "checkpoint": str(model.path),
-        "checkpoints": checkpoint.steps(Path(path)),
+        "checkpoint_steps": checkpoint.steps(Path(path)),
         "step": model.step,
         "task": model.config.data.task,
         task_of(model.config).unit: progress.get("count"),

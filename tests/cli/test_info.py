@@ -12,7 +12,7 @@ def test_json_has_progress_size_and_every_setting(word_model, lmtrain, parsed):
     facts, trained = parsed(outcome.stdout), parsed(word_model.outcome.stdout)
     assert facts["schema"] == "lmtrain.info/1"
     assert facts["step"] == trained["best_step"]
-    assert facts["checkpoints"] == [20, 40]
+    assert facts["checkpoint_steps"] == [20, 40]
     assert facts["parameters"] == trained["parameters"]
     assert facts["vocab_size"] == 11
     assert facts["best_perplexity"] == pytest.approx(trained["valid"]["perplexity"])
