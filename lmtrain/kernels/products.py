@@ -49,9 +49,14 @@ def operand(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Inputs (..., K) times the transpose of a weight (N, K), plus a bias (N)."""
+    """Inputs (..., K) times the transpose of a weight (N, K), plus a bias (N).
+
+    Weight and bias are operands in the dtype of the inputs, whatever their own.
+    """
     product = _native_product(inputs, weight.T)
-    return F.linear(inputs, weight, bias) if product is None else product.add_(bias)
+    if product is not None:
+        return product.add_(bias)
+    return F.linear(inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
 
 
 def add_product_(sums: Tensor, left: Tensor, right: Tensor) -> Tensor:

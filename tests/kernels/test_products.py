@@ -273,6 +273,15 @@ def test_a_linear_layer_adds_its_bias(rows, native_calls):
     assert len(native_calls) == 1
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_linear_layer_of_bf16_inputs_and_other_weights(rows):
+    inputs, weight, bias = torch.randn(rows, 50), torch.randn(70, 50), torch.randn(70)
+    result = products.linear(inputs.bfloat16(), weight, bias)
+    assert result.dtype == torch.bfloat16
+    expected = torch.nn.functional.linear(inputs, weight, bias).bfloat16()
+    torch.testing.assert_close(result, expected, rtol=0.02, atol=0.2)
+
+
 def test_products_that_need_a_gradient_have_one(native_calls):
     left, right = operands((60, 50, 70), (False, False))
     left.requires_grad_()
