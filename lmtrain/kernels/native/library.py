@@ -214,7 +214,7 @@ def cross_entropy(
 
 def multiplies_bf16() -> bool:
     """Whether there are native products of bf16 matrices: with AMX."""
-    return has_bf16() and INSTRUCTION_SETS[instruction_set()] == "AMX-BF16"
+    return unavailable_reason() is None and INSTRUCTION_SETS[instruction_set()] == "AMX-BF16"
 
 
 def dropout(inputs: Tensor, mask_size: int, p: float, seed: int) -> Tensor:

@@ -157,6 +157,7 @@ struct Kernels {
   RunCrossEntropy cross_entropy;
   RunDropout dropout;
 };
+
 struct ProductKernels {
   void (*product)(const ProductArguments&, int id, int threads, char* workspace);
   int64_t (*workspace)();  // bytes for each thread
