@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lmtrain import device
 from lmtrain.data.detokenizer import Detokenizer
@@ -23,6 +24,8 @@ from lmtrain.model.language_model import LanguageModel
 _MAX_REJECTIONS = 100
 # Steps of a prompt that are computed at once.
 _PROMPT_STEPS = 256
+# Rows that are sampled at once, so that their probabilities take little memory.
+_MAX_DRAWN_ROWS = 64
 # Nucleus sampling first looks at this many tokens, then at more by this factor.
 _NUCLEUS_SIZE, _NUCLEUS_FACTOR = 64, 8
 
@@ -76,24 +79,28 @@ class Sampling:
         """Number of most likely tokens to sample from; None for all."""
         return 1 if self.temperature == 0 else self.top_k
 
-    def distribution(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        """softmax(logits / temperature), (V,), restricted to the most likely tokens.
+    def distribution(self, logits: Tensor) -> Tensor:
+        """softmax(logits / temperature), (B, V), restricted to the most likely tokens.
 
         With a temperature of 0 the most likely token, or the first of several, has probability 1.
 
+        Args:
+            logits: (B, V), float64, on the CPU.
+
         Source: nucleus (top-p) sampling: Holtzman et al. 2020.
         """
-        weights: NDArray[np.float64] = logits - logits.max()
         if self.temperature not in (0, 1):
-            with np.errstate(over="ignore"):  # a tiny temperature gives -inf, and e^-inf = 0
-                weights /= self.temperature
-        np.exp(weights, out=weights)
-        if self.num_kept is not None and self.num_kept < len(weights):
-            _keep(weights, _largest(weights, self.num_kept))
-        if self.top_p is not None:
-            _keep(weights, _nucleus(weights, self.top_p))
-        weights /= weights.sum()
-        return weights
+            # Differences: a tiny temperature then gives -inf, and e^-inf = 0.
+            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        probabilities = logits.softmax(-1)
+        if self.num_kept is None and self.top_p is None:
+            return probabilities
+        for row in probabilities.numpy():
+            if self.num_kept is not None and self.num_kept < len(row):
+                _keep(row, _largest(row, self.num_kept))
+            if self.top_p is not None:
+                _keep(row, _nucleus(row, self.top_p))
+        return probabilities / probabilities.sum(-1, keepdim=True)
 
 
 def _keep(weights: NDArray[np.float64], indices: NDArray[np.intp]) -> None:
@@ -127,50 +134,57 @@ def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
         count *= _NUCLEUS_FACTOR
 
 
-def draw(probabilities: NDArray[np.float64], generator: np.random.Generator) -> int:
-    """Samples an index as `generator.choice(V, p=p)` does: by the inverse cumulative distribution.
+def draw(
+    probabilities: Tensor, generators: Sequence[np.random.Generator], unk_id: int | None = None
+) -> list[int]:
+    """Samples an index from each row as `generator.choice(V, p=row)` does; rejects `unk_id`.
 
     Args:
-        probabilities: (V,), with sum 1.
-        generator: one random number is drawn from it.
-
-    Example:
-        >>> p = np.array([0.25, 0.0, 0.75])
-        >>> draw(p, np.random.default_rng(3)) == np.random.default_rng(3).choice(3, p=p)
-        True
-    """
-    # The same sums as those of numpy, in a third of the time.
-    cumulative = torch.from_numpy(probabilities).cumsum(0).numpy()
-    cumulative /= cumulative[-1]
-    return int(cumulative.searchsorted(generator.random(), side="right"))
-
-
-def draw_known(
-    probabilities: NDArray[np.float64], generator: np.random.Generator, unk_id: int | None
-) -> int:
-    """Samples an index other than `unk_id` by rejection.
-
-    Args:
-        probabilities: (V,), with sum 1.
-        generator: the random generator.
+        probabilities: (B, V), float64; each row has sum 1.
+        generators: of each row; one random number is drawn from it for each sample.
         unk_id: the index to reject; None for none.
 
     Raises:
-        DivergedError: only `unk_id` has a probability above 0, or one is not finite.
+        DivergedError: in a row only `unk_id` has a probability above 0, or one is not finite.
+
+    Example:
+        >>> p = torch.tensor([[0.25, 0.0, 0.75]], dtype=torch.float64)
+        >>> draw(p, [np.random.default_rng(3)])[0] == np.random.default_rng(3).choice(3, p=p[0])
+        True
     """
-    if not np.isfinite(probabilities).all():
+    # The same sums as those of numpy, in a fifth of the time.
+    cumulative = probabilities.cumsum(-1)
+    totals = cumulative[:, -1:].clone()
+    if not totals.isfinite().all():
         raise DivergedError(
             "the model diverged: its probabilities are not finite numbers",
             "try: an earlier checkpoint, or training with a smaller --lr",
         )
+    cumulative /= totals
+    rows = zip(probabilities.numpy(), cumulative.numpy(), generators, strict=True)
+    return [_draw_known(*row, unk_id) for row in rows]
+
+
+def _draw_known(
+    probabilities: NDArray[np.float64],
+    cumulative: NDArray[np.float64],
+    generator: np.random.Generator,
+    unk_id: int | None,
+) -> int:
+    """Samples an index of one row; arguments and errors as `draw`.
+
+    Raises:
+        DivergedError: only `unk_id` has a probability above 0.
+    """
     for _ in range(_MAX_REJECTIONS):
-        if (index := draw(probabilities, generator)) != unk_id:
+        index = int(cumulative.searchsorted(generator.random(), side="right"))
+        if index != unk_id:
             return index
-    known = probabilities.copy()
+    known = torch.from_numpy(probabilities).clone()
     known[unk_id] = 0
     if known.sum() == 0:
         raise DivergedError("the model expects nothing but <UNK>", "try: a higher --temperature")
-    return draw(known / known.sum(), generator)
+    return draw((known / known.sum()).unsqueeze(0), [generator])[0]
 
 
 class Ends(NamedTuple):
@@ -223,17 +237,14 @@ def generate(
     hidden, state = model.hidden(first)
     for window in windows:
         hidden, state = model.hidden(window, state)
-    logits = _logits(model, hidden[-1:]).repeat(num, axis=0)  # (num, V)
+    logits = model.head(hidden[-1])[0].repeat(num, 1)  # (num, V)
     state = state.map(lambda part: part.expand(num, -1).contiguous())
     rows = list(range(num))
     for _ in range(sampling.max_tokens):
         if unk_id is not None and (sampling.num_kept is not None or sampling.top_p is not None):
             # Otherwise the tokens that are kept could be <UNK> alone.
-            logits[:, unk_id] = -np.inf
-        drawn = [
-            _draw(logits[index], sampling, generators[row], unk_id)
-            for index, row in enumerate(rows)
-        ]
+            logits[:, unk_id] = -math.inf
+        drawn = _draw(logits, sampling, [generators[row] for row in rows], unk_id)
         tokens: list[int | None] = [None] * num
         for row, token in zip(rows, drawn, strict=True):
             tokens[row] = token
@@ -246,25 +257,25 @@ def generate(
             drawn = [drawn[index] for index in continued]
             state = state.map(lambda part, continued=continued: part[continued])  # type: ignore[misc]
         hidden, state = model.hidden(torch.tensor([drawn]).to(model_device), state)
-        logits = _logits(model, hidden)
+        logits = model.head(hidden[0])
 
 
 def _draw(
-    logits: NDArray[np.float64],
+    logits: Tensor,
     sampling: Sampling,
-    generator: np.random.Generator,
+    generators: Sequence[np.random.Generator],
     unk_id: int | None,
-) -> int:
-    """Samples a token other than `<UNK>`."""
-    probabilities = sampling.distribution(logits)
-    if unk_id is not None and probabilities[unk_id] == 1:
-        logits[unk_id] = -np.inf
-        probabilities = sampling.distribution(logits)
-    return draw_known(probabilities, generator, unk_id)
-
-
-def _logits(model: LanguageModel, hidden: torch.Tensor) -> NDArray[np.float64]:
-    return np.asarray(model.head(hidden)[0].double().cpu().numpy())
+) -> list[int]:
+    """Samples a token other than `<UNK>` for each row of logits (B, V)."""
+    drawn: list[int] = []
+    for rows in logits.split(_MAX_DRAWN_ROWS):
+        exact = rows.double().cpu()
+        probabilities = sampling.distribution(exact)
+        if unk_id is not None and (is_unknown := probabilities[:, unk_id] == 1).any():
+            exact[is_unknown, unk_id] = -math.inf
+            probabilities[is_unknown] = sampling.distribution(exact[is_unknown])
+        drawn += draw(probabilities, generators[len(drawn) : len(drawn) + len(rows)], unk_id)
+    return drawn
 
 
 def stream(

@@ -23,7 +23,7 @@ INSTRUCTION_SETS = library.INSTRUCTION_SETS[: library.instruction_set() + 1]
 # M, K, N: below, at and above the sizes of tiles and panels, which differ by instruction set.
 SIZES = [
     *((1, 1, 1), (5, 3, 7), (12, 256, 32), (13, 257, 33)),
-    *((200, 400, 70), (40, 385, 33), (3, 600, 2100), (4, 0, 3), (16, 515, 131)),
+    *((200, 400, 70), (40, 385, 33), (3, 600, 2100), (4, 0, 3), (16, 515, 131), (80, 650, 150)),
     # More rows for each of two threads than a block has.
     (500, 260, 100),
 ]
@@ -66,16 +66,16 @@ def assert_equal_with_any_threads(left: Tensor, right: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("instruction_set")
-@pytest.mark.parametrize("rows", [11, 65])
+@pytest.mark.parametrize("rows", [11, 75, 85])
 def test_the_number_of_threads_changes_no_bit(rows):
     assert_equal_with_any_threads(*operands((rows, 515, 131), (False, True)))
 
 
 @pytest.mark.usefixtures("instruction_set")
 def test_a_row_is_the_same_in_a_product_of_few_rows():
-    left, right = operands((11, 515, 131), (False, True))
+    left, right = operands((32, 515, 131), (False, True))
     whole = library.product(left, right)
-    for rows in range(1, 11):
+    for rows in range(1, 32):
         assert torch.equal(library.product(left[:rows], right), whole[:rows])
 
 

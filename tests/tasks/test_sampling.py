@@ -12,7 +12,7 @@ from lmtrain.data.tokenizer import UNK, Tokenizer, build_tokenizer
 from lmtrain.errors import ConfigError, DivergedError
 from lmtrain.model.language_model import LanguageModel
 from lmtrain.tasks import sampling as module
-from lmtrain.tasks.sampling import Sampling, Until, draw, draw_known, generate, stream
+from lmtrain.tasks.sampling import Sampling, Until, draw, generate, stream
 
 
 @pytest.fixture(scope="module")
@@ -34,32 +34,38 @@ def sequences(model, prompt=(), **changes) -> list[list[int]]:
 )
 def test_draws_are_those_of_numpys_choice(weights, seed):
     p = np.array(weights) / np.sum(weights)
-    ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+    ours, theirs = ([np.random.default_rng([seed, row]) for row in range(3)] for _ in range(2))
 
-    for _ in range(20):
-        assert draw(p, ours) == theirs.choice(len(p), p=p)
+    for _ in range(10):
+        expected = [generator.choice(len(p), p=p) for generator in theirs]
+        assert draw(torch.from_numpy(p).repeat(3, 1), ours) == expected
+
+
+def row_of(values) -> torch.Tensor:
+    """A batch of one row."""
+    return torch.tensor([values], dtype=torch.float64)
 
 
 def test_unknown_is_drawn_again():
-    p = np.array([0.9, 0.05, 0.05])
+    p = row_of([0.9, 0.05, 0.05])
     ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
     expected = []
     while len(expected) < 50:
-        if (index := theirs.choice(3, p=p)) != 0:
+        if (index := theirs.choice(3, p=p[0])) != 0:
             expected.append(index)
 
-    assert [draw_known(p, ours, 0) for _ in range(50)] == expected
+    assert [draw(p, [ours], 0)[0] for _ in range(50)] == expected
 
 
 def test_a_model_sure_of_unknown_still_writes():
-    p = np.array([1 - 1e-15, 1e-15, 0.0])
+    p = row_of([1 - 1e-15, 1e-15, 0.0])
 
-    assert draw_known(p, np.random.default_rng(1), 0) == 1
+    assert draw(p, [np.random.default_rng(1)], 0) == [1]
 
 
 def test_nothing_but_unknown_is_an_error():
     with pytest.raises(DivergedError, match="nothing but <UNK>"):
-        draw_known(np.array([1.0, 0.0]), np.random.default_rng(1), 0)
+        draw(row_of([1.0, 0.0]), [np.random.default_rng(1)], 0)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +86,15 @@ def test_where_unknown_is_likeliest_the_likeliest_known_word_is_drawn(model, cut
 
 def test_probabilities_that_are_not_finite_are_an_error():
     with pytest.raises(DivergedError, match="not finite"):
-        draw_known(np.array([np.nan, 1.0]), np.random.default_rng(1), 0)
+        draw(row_of([np.nan, 1.0]), [np.random.default_rng(1)], 0)
 
 
-LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
+LOGITS = row_of([0.5, 0.3, 0.15, 0.05]).log()
 
 
 def sorted_distribution(sampling, logits):
     """The same by sorting the whole vocabulary."""
-    weights = np.exp((logits - logits.max()) / sampling.temperature)
+    weights = torch.softmax((logits - logits.max()) / sampling.temperature, 0).numpy()
     order = np.argsort(-weights, kind="stable")
     if sampling.top_k is not None:
         weights[order[sampling.top_k :]] = 0
@@ -102,12 +108,14 @@ def sorted_distribution(sampling, logits):
 @pytest.mark.parametrize("scale", [0.1, 2.0])
 @pytest.mark.parametrize("size", [1, 5, 64, 65, 3000])
 def test_the_distribution_is_that_of_a_stable_sort(size, scale, decimals):
-    logits = np.random.default_rng(size).normal(scale=scale, size=size).round(decimals)
+    drawn = np.random.default_rng(size).normal(scale=scale, size=(2, size)).round(decimals)
+    logits = torch.from_numpy(drawn)
 
     for top_k, top_p in itertools.product((None, 1, 7, 64, 5000), (None, 0.05, 0.5, 0.99, 1.0)):
         sampling = Sampling(temperature=0.7, top_k=top_k, top_p=top_p)
-        expected = sorted_distribution(sampling, logits)
-        np.testing.assert_array_equal(sampling.distribution(logits), expected)
+        expected = [sorted_distribution(sampling, row) for row in logits]
+        np.testing.assert_array_equal(sampling.distribution(logits) > 0, np.array(expected) > 0)
+        np.testing.assert_allclose(sampling.distribution(logits), expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -126,20 +134,21 @@ def test_the_distribution_is_that_of_a_stable_sort(size, scale, decimals):
 )
 def test_the_distribution_is_cut_as_asked(temperature, top_k, top_p, expected):
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    np.testing.assert_allclose(sampling.distribution(LOGITS), expected)
+    np.testing.assert_allclose(sampling.distribution(LOGITS)[0], expected)
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-320])
 def test_a_tiny_temperature_takes_the_likeliest(temperature, recwarn):
     chosen = Sampling(temperature=temperature)
 
-    np.testing.assert_allclose(chosen.distribution(LOGITS), [1, 0, 0, 0])
+    np.testing.assert_allclose(chosen.distribution(LOGITS)[0], [1, 0, 0, 0])
     assert not recwarn.list
 
 
 def test_greedy_takes_the_first_of_equally_likely_tokens():
-    np.testing.assert_array_equal(Sampling(temperature=0).distribution(np.array([1.0, 2, 2])),
-                                  [0, 1, 0])  # fmt: skip
+    probabilities = Sampling(temperature=0).distribution(row_of([1.0, 2, 2]))
+
+    np.testing.assert_array_equal(probabilities[0], [0, 1, 0])
 
 
 def test_greedy_texts_do_not_depend_on_the_seed(model):
@@ -148,8 +157,9 @@ def test_greedy_texts_do_not_depend_on_the_seed(model):
 
 def test_greedy_of_a_model_that_diverged_is_an_error():
     with pytest.raises(DivergedError, match="not finite"):
-        draw_known(Sampling(temperature=0).distribution(np.array([1.0, np.nan])),
-                   np.random.default_rng(1), None)  # fmt: skip
+        draw(
+            Sampling(temperature=0).distribution(row_of([1.0, np.nan])), [np.random.default_rng(1)]
+        )
 
 
 def test_the_seed_gives_the_text(model):
@@ -178,8 +188,8 @@ def test_what_is_drawn_follows_the_model_token_by_token(model):
     chance, fed = np.random.default_rng([2, 0]), [1, 3, 4]
     for index in drawn:
         logits, _ = model(torch.tensor(fed).unsqueeze(1))
-        p = Sampling().distribution(logits[-1, 0].double().detach().numpy())
-        assert index == draw_known(p, chance, 0)
+        p = Sampling().distribution(logits[-1].double().detach())
+        assert [index] == draw(p, [chance], 0)
         fed.append(index)
 
 

@@ -16,7 +16,12 @@ constexpr int MR = 4, NR_VECTORS = 2;
 #endif
 constexpr int NR = NR_VECTORS * VL;
 // Up to this number of rows, inner products are faster than packing. Chosen by measurement.
-constexpr int64_t MAX_UNPACKED_ROWS = VL == 16 ? 32 : 11;
+constexpr int64_t MAX_UNPACKED_ROWS = VL == 16 ? 80 : 32;
+// Rows of a tile of inner products, as many as there are registers for. A block of INNER_COLUMNS
+// columns of `right` stays in the second-level cache while blocks of rows, of about INNER_ROW_BYTES,
+// use it from the first-level one. Chosen by measurement.
+constexpr int MAX_INNER_ROWS = VL == 16 ? 6 : 3;
+constexpr int64_t INNER_COLUMNS = VL == 16 ? 64 : 32, INNER_ROW_BYTES = 20 << 10;
 // Panels of `right` of DEPTH * NR floats fit into the first-level cache, blocks of `left` into the
 // second-level one. Chosen by measurement.
 constexpr int64_t DEPTH = VL == 16 ? 256 : 384, ROWS = 16 * MR, COLUMNS = 64 * NR;
@@ -184,9 +189,10 @@ static inline void sums_of_lanes(float (&sums)[4], const vec (&v)[4]) {
 }
 
 // Inner products of M rows of `left` and four columns of `right`; if fewer are left, the last one is
-// repeated.
+// repeated. Prefetches the line `ahead`, of the same depth.
 template <int M>
-static void multiply_inner(const ProductArguments& a, int64_t row, int64_t column) {
+static void multiply_inner(const ProductArguments& a, int64_t row, int64_t column,
+                           const float* ahead) {
   const float *left = (const float*)a.left + row * a.left_strides[0], *right[4];
   for (int n = 0; n < 4; ++n)
     right[n] = (const float*)a.right + std::min(column + n, a.columns - 1) * a.right_strides[1];
@@ -196,6 +202,7 @@ static void multiply_inner(const ProductArguments& a, int64_t row, int64_t colum
 #pragma GCC unroll 4
     for (int n = 0; n < 4; ++n) acc[m][n] = vec{};
   auto add = [&](int64_t k, auto load_at) {
+    __builtin_prefetch(ahead + k, 0, 2);
     vec x[M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) x[m] = load_at(left + m * a.left_strides[0] + k);
@@ -219,16 +226,33 @@ static void multiply_inner(const ProductArguments& a, int64_t row, int64_t colum
   }
 }
 
+// The functions for 1 to MAX_INNER_ROWS rows.
+template <int... M> static auto select_inner(int64_t rows, std::integer_sequence<int, M...>) {
+  static constexpr void (*functions[])(const ProductArguments&, int64_t, int64_t, const float*) = {
+      multiply_inner<M + 1>...};
+  return functions[rows - 1];
+}
+
 // All rows of a part of the columns, without packing: for few rows, and lines that are contiguous.
 // Each element is the same whatever the number of rows.
 static void multiply_few_rows(const ProductArguments& a, int64_t first_column,
                               int64_t last_column) {
-  constexpr int M = VL == 16 ? 5 : 3;
-  for (int64_t column = first_column; column < last_column; column += 4) {
-    int64_t row = 0;
-    for (; row + M <= a.rows; row += M) multiply_inner<M>(a, row, column);
-    for (; row < a.rows; ++row) multiply_inner<1>(a, row, column);
-  }
+  const int64_t tiles = (a.rows + MAX_INNER_ROWS - 1) / MAX_INNER_ROWS;
+  const int64_t tile_bytes = std::max<int64_t>(1, MAX_INNER_ROWS * a.depth * sizeof(float));
+  const int64_t tiles_of_block = std::max<int64_t>(1, INNER_ROW_BYTES / tile_bytes);
+  for (int64_t begin = first_column; begin < last_column; begin += INNER_COLUMNS)
+    for (int64_t block = 0; block < tiles; block += tiles_of_block)
+      for (int64_t column = begin; column < std::min(begin + INNER_COLUMNS, last_column);
+           column += 4)
+        for (int64_t tile = block; tile < std::min(block + tiles_of_block, tiles); ++tile) {
+          const int64_t row = a.rows * tile / tiles, height = a.rows * (tile + 1) / tiles - row;
+          // Of the next block, each of the first four tiles prefetches a column.
+          const int64_t next = std::min(column + INNER_COLUMNS + std::min<int64_t>(tile, 3),
+                                        a.columns - 1);
+          const float* ahead = (const float*)a.right + next * a.right_strides[1];
+          select_inner(height, std::make_integer_sequence<int, MAX_INNER_ROWS>{})(a, row, column,
+                                                                                  ahead);
+        }
 }
 
 static int64_t product_workspace() { return (ROWS + COLUMNS) * DEPTH * (int64_t)sizeof(float); }
