@@ -261,6 +261,12 @@ class ModelConfig(Section, extra="allow"):
     init_scale: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Initial weights are uniform in ± this value, above 0 up to 1,000; none means orthogonal
     recurrent weights and scaled others."""
+    frequency_bias: Annotated[
+        bool, _TEXT_TASK, _STREAMS, For("model.softmax", ("full", "sampled"))
+    ] = False
+    """Whether the output biases start as the log frequencies of the tokens, so that the first
+    predictions are frequencies. A single layer then learns faster; with SGD, several layers learn
+    slower, or nothing for long."""
     forget_bias: Annotated[float, _with_cell("lstm", "peephole-lstm")] = 1.0
     """Initial bias of the forget gate; 1 keeps most of the cell state at the start of training, 0
     half of it per step."""

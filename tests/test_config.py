@@ -57,6 +57,7 @@ VALUES = {
     "model.peephole": st.sampled_from(["full", "diagonal"]),
     "model.activation": st.sampled_from(["tanh", "relu"]),
     "model.samples": POSITIVE,
+    "model.frequency_bias": st.booleans(),
     "model.init_scale": st.none() | st.floats(0, 1000, exclude_min=True),
     "model.forget_bias": st.floats(allow_nan=False, allow_infinity=False),
     "optimizer.name": st.sampled_from(["sgd", "adam", "adamw"]),

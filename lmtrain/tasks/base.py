@@ -318,6 +318,10 @@ class Task(abc.ABC):
             ConfigError: no such cell, or sizes that do not fit.
         """
 
+    def initialize(self) -> str:
+        """Sets the initial weights of a new training that depend on data: see `load_embeddings`."""
+        return load_embeddings(self.config, self.model, self.data)
+
     @property
     def generator(self) -> ModelGenerator:
         """The random generator of the network's dropout."""

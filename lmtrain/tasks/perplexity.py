@@ -215,15 +215,21 @@ def _batch_log_probs(
 
 
 def unigram(train: Tokens, text: Tokens, tokenizer: Tokenizer) -> Perplexity:
-    """Perplexity of a text under the token frequencies of the training text (add-one smoothing)."""
-    counts = _counts(train.ids, tokenizer.vocab_size) + 1
+    """Perplexity of a text under the token frequencies of the training text."""
     occurrences = _counts(text.ids, tokenizer.vocab_size)
-    nats = -occurrences * np.log(counts / counts.sum())
+    nats = -occurrences * log_frequencies(train.ids, tokenizer.vocab_size)
     unk_id = tokenizer.unk_id
     oov, oov_nats = (
         (0.0, 0.0) if unk_id is None else (float(occurrences[unk_id]), float(nats[unk_id]))
     )
     return Perplexity(float(nats.sum()), len(text), text.characters, oov, oov_nats)
+
+
+def log_frequencies(ids: NDArray[np.integer], vocab_size: int) -> NDArray[np.float64]:
+    """Log of the frequency of each token in a text, (V,), with add-one smoothing."""
+    counts = _counts(ids, vocab_size) + 1
+    frequencies: NDArray[np.float64] = np.log(counts / counts.sum())
+    return frequencies
 
 
 def _counts(ids: NDArray[np.integer], vocab_size: int) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from lmtrain.kernels.engines import kernels_for
 from lmtrain.kernels.native import library
 from lmtrain.model.lookup import allow_sparse_gradients
 from lmtrain.schema import Config, canonical
-from lmtrain.tasks.base import Data, Metrics, Shard, Task, load_embeddings, uses_bf16, weight_shapes
+from lmtrain.tasks.base import Data, Metrics, Shard, Task, uses_bf16, weight_shapes
 from lmtrain.tasks.registry import task_of
 from lmtrain.training import run_folder
 from lmtrain.training.average import WeightAverage
@@ -220,7 +220,7 @@ def _new_task(config: Config, data: Data, shard: Shard, *, is_quiet: bool = Fals
         TextError: as `build_task`, or vectors that cannot be read.
     """
     task = build_task(config, data, shard)
-    if (summary := load_embeddings(config, task.model, data)) and not is_quiet:
+    if (summary := task.initialize()) and not is_quiet:
         screen.note(summary)
     return task
 

@@ -1,4 +1,4 @@
-"""The batches of a language model: windows that start with a zero state, noise, and validation."""
+"""The task of a language model: its batches, first predictions, noise and validation."""
 
 import dataclasses
 
@@ -93,3 +93,20 @@ def test_the_streams_of_a_validation_are_as_long_as_windows(make_task, seq_len, 
 
     expected = perplexity.evaluate(task.model, text, task.data.tokenizer, batch_size=num_streams)
     assert result.total_nats == pytest.approx(expected.total_nats)
+
+
+@pytest.mark.parametrize("softmax", ["full", "sampled"])
+def test_the_first_predictions_are_the_frequencies_of_tokens(make_task, softmax):
+    task = make_task(model__frequency_bias=True, model__softmax=softmax)
+    task.initialize()
+    with torch.no_grad():
+        task.model.head.weight.zero_()
+
+    assert task.evaluate("valid").loss == pytest.approx(task.baseline("valid").loss, rel=1e-6)
+
+
+def test_biases_are_not_frequencies_by_default(make_task):
+    task = make_task()
+    task.initialize()
+
+    assert not task.model.head.bias.any()
