@@ -237,7 +237,7 @@ def generate(
     hidden, state = model.hidden(first)
     for window in windows:
         hidden, state = model.hidden(window, state)
-    logits = model.head(hidden[-1])[0].repeat(num, 1)  # (num, V)
+    logits = model.head(hidden[-1:])[0].repeat(num, 1)  # (num, V)
     state = state.map(lambda part: part.expand(num, -1).contiguous())
     rows = list(range(num))
     for _ in range(sampling.max_tokens):
@@ -257,7 +257,7 @@ def generate(
             drawn = [drawn[index] for index in continued]
             state = state.map(lambda part, continued=continued: part[continued])  # type: ignore[misc]
         hidden, state = model.hidden(torch.tensor([drawn]).to(model_device), state)
-        logits = model.head(hidden[0])
+        logits = model.head(hidden)[0]
 
 
 def _draw(

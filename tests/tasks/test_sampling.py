@@ -193,6 +193,14 @@ def test_what_is_drawn_follows_the_model_token_by_token(model):
         fed.append(index)
 
 
+def test_more_texts_than_are_drawn_at_once():
+    model = language_model(150, embedding_size=16, hidden_size=16, softmax="adaptive").eval()
+
+    assert sequences(model, num=70)[::23] == [
+        sequences(model, num=index + 1)[-1] for index in range(0, 70, 23)
+    ]
+
+
 def test_frequencies_are_the_models(model):
     logits, _ = model(torch.tensor([[1]]))
     p = torch.softmax(logits[0, 0].double(), 0).detach().numpy().copy()
