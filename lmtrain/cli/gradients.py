@@ -187,7 +187,6 @@ def _measure_cells(
     # torch is imported only here, so that wrong settings are reported at once.
     from lmtrain.cells import cell_class
     from lmtrain.device import choose
-    from lmtrain.tasks.base import load_embeddings
     from lmtrain.tasks.gradient_norms import gradient_norms
     from lmtrain.tasks.registry import task_of
 
@@ -200,7 +199,7 @@ def _measure_cells(
     text, networks = data.texts["train"], []
     for cell, config in chosen.items():
         model: Any = task.build(config, data).to(chosen_device)
-        if found := load_embeddings(config, model, data):
+        if found := task.initialize(config, model, data):
             screen.note(found)
         networks.append(Network(cell, cell, text.name, gradient_norms(model, text.ids, lags)))
     return networks

@@ -318,9 +318,10 @@ class Task(abc.ABC):
             ConfigError: no such cell, or sizes that do not fit.
         """
 
-    def initialize(self) -> str:
-        """Sets the initial weights of a new training that depend on data: see `load_embeddings`."""
-        return load_embeddings(self.config, self.model, self.data)
+    @classmethod
+    def initialize(cls, config: Config, model: Any, data: Any) -> str:
+        """Sets the initial weights that depend on data; arguments and result: `load_embeddings`."""
+        return load_embeddings(config, model, data)
 
     @property
     def generator(self) -> ModelGenerator:

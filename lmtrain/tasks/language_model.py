@@ -372,14 +372,15 @@ class LanguageModelling(Task):
         model.initialize(network.init_scale, network.forget_bias)
         return model
 
-    def initialize(self) -> str:
+    @classmethod
+    def initialize(cls, config: Config, model: Any, data: TextData) -> str:
         """See `Task.initialize`; with `model.frequency_bias` first predictions are frequencies."""
-        if self.config.model.frequency_bias:
-            ids, tokenizer = self.data.texts["train"].ids, self.data.tokenizer
-            frequencies = perplexity.log_frequencies(ids, tokenizer.vocab_size)
+        if config.model.frequency_bias:
+            ids, vocab_size = data.texts["train"].ids, data.tokenizer.vocab_size
+            frequencies = perplexity.log_frequencies(ids, vocab_size)
             with torch.no_grad():
-                self.model.head.bias.copy_(torch.from_numpy(frequencies))
-        return super().initialize()
+                model.head.bias.copy_(torch.from_numpy(frequencies))
+        return super().initialize(config, model, data)
 
     @property
     def steps_per_epoch(self) -> int:

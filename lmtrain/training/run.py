@@ -213,14 +213,14 @@ def build_task(config: Config, data: Data, shard: Shard) -> Task:
 
 
 def _new_task(config: Config, data: Data, shard: Shard, *, is_quiet: bool = False) -> Task:
-    """The task of a new training, with the vectors of `model.embeddings` if it is set.
+    """The task of a new training, with the initial weights that depend on data.
 
     Raises:
         ConfigError: as `build_task`, or vectors of another size.
         TextError: as `build_task`, or vectors that cannot be read.
     """
     task = build_task(config, data, shard)
-    if (summary := task.initialize()) and not is_quiet:
+    if (summary := task.initialize(config, task.model, data)) and not is_quiet:
         screen.note(summary)
     return task
 

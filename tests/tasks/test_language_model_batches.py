@@ -98,7 +98,7 @@ def test_the_streams_of_a_validation_are_as_long_as_windows(make_task, seq_len, 
 @pytest.mark.parametrize("softmax", ["full", "sampled"])
 def test_the_first_predictions_are_the_frequencies_of_tokens(make_task, softmax):
     task = make_task(model__frequency_bias=True, model__softmax=softmax)
-    task.initialize()
+    task.initialize(task.config, task.model, task.data)
     with torch.no_grad():
         task.model.head.weight.zero_()
 
@@ -107,6 +107,6 @@ def test_the_first_predictions_are_the_frequencies_of_tokens(make_task, softmax)
 
 def test_biases_are_not_frequencies_by_default(make_task):
     task = make_task()
-    task.initialize()
+    task.initialize(task.config, task.model, task.data)
 
     assert not task.model.head.bias.any()
