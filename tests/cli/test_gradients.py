@@ -114,6 +114,14 @@ def test_fresh_cells_of_equal_size_are_measured_on_a_text(text, lmtrain, parsed)
     assert all(network["training"] is None for network in networks)
 
 
+def test_fresh_cells_start_as_in_training(text, lmtrain):
+    settings = [("--set", f"model.frequency_bias={value}") for value in ("false", "true")]
+    outcomes = [lmtrain("gradients", "--cell", "rnn", text, *SMALL, *each) for each in settings]
+
+    assert [each.returncode for each in outcomes] == [0, 0]
+    assert outcomes[0].stdout != outcomes[1].stdout
+
+
 def test_a_cell_of_ones_own_is_measured(text, lmtrain, tmp_path):
     (tmp_path / "own.py").write_text(
         "import torch\n"
