@@ -266,7 +266,7 @@ class ModelConfig(Section, extra="allow"):
     ] = False
     """Whether the output biases start as the log frequencies of the tokens, so that the first
     predictions are frequencies. A single layer then learns faster; with SGD, several layers learn
-    slower, or nothing for long."""
+    slower and may learn nothing for some epochs."""
     forget_bias: Annotated[float, _with_cell("lstm", "peephole-lstm")] = 1.0
     """Initial bias of the forget gate; 1 keeps most of the cell state at the start of training, 0
     half of it per step."""

@@ -320,7 +320,10 @@ class Task(abc.ABC):
 
     @classmethod
     def initialize(cls, config: Config, model: Any, data: Any) -> str:
-        """Sets the initial weights that depend on data; arguments and result: `load_embeddings`."""
+        """Sets the initial weights of a new network that depend on data.
+
+        Arguments, result and errors are those of `load_embeddings`.
+        """
         return load_embeddings(config, model, data)
 
     @property

@@ -267,9 +267,8 @@ class LabelledLanguageModelling(ExampleTask):
         if split not in self.data.splits:
             return None
         size = self.data.tokenizer.vocab_size
-        counts = np.bincount(np.concatenate(self._train.targets), minlength=size) + 1.0
         targets = np.concatenate(self.data.splits[split].targets)
-        nats = -np.log(counts / counts.sum())[targets]
+        nats = -perplexity.log_frequencies(np.concatenate(self._train.targets), size)[targets]
         is_unknown = targets == self.data.tokenizer.unk_id
         characters = int(cast(TextExamples, self.data.splits[split]).characters.sum())
         return Perplexity(

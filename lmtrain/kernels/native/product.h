@@ -246,7 +246,8 @@ static void multiply_few_rows(const ProductArguments& a, int64_t first_column,
            column += 4)
         for (int64_t tile = block; tile < std::min(block + tiles_of_block, tiles); ++tile) {
           const int64_t row = a.rows * tile / tiles, height = a.rows * (tile + 1) / tiles - row;
-          // Of the next block, each of the first four tiles prefetches a column.
+          // Each of the first four tiles prefetches a column of the next block; later ones repeat
+          // the last of them.
           const int64_t next = std::min(column + INNER_COLUMNS + std::min<int64_t>(tile, 3),
                                         a.columns - 1);
           const float* ahead = (const float*)a.right + next * a.right_strides[1];
