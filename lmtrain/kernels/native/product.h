@@ -16,7 +16,7 @@ constexpr int MR = 4, NR_VECTORS = 2;
 #endif
 constexpr int NR = NR_VECTORS * VL;
 // Up to this number of rows, inner products are faster than packing. Chosen by measurement.
-constexpr int64_t MAX_UNPACKED_ROWS = VL == 16 ? 80 : 32;
+constexpr int64_t MAX_UNPACKED_ROWS = VL == 16 ? 80 : 12;
 // Rows of a tile of inner products, as many as there are registers for. A block of INNER_COLUMNS
 // columns of `right` stays in the second-level cache while blocks of rows, of about INNER_ROW_BYTES,
 // use it from the first-level one. Chosen by measurement.
@@ -72,28 +72,53 @@ static void pack(float* to, const float* from, int64_t line_stride, int64_t k_st
   }
 }
 
+// Lines of memory for the second-level cache: at each LINE_DEPTH k, `count` of them, `stride` floats
+// apart, and LINE_DEPTH floats further than before.
+struct Prefetch {
+  static constexpr int64_t LINE_DEPTH = 64 / sizeof(float);
+  const float* next;
+  int64_t count, stride;
+};
+
+// What tile `tile` of `tiles` prefetches of columns that are contiguous in k and packed after these
+// tiles: packing reads too few of each at a time for the processor to foresee.
+static inline Prefetch columns_of_tile(const float* right, int64_t stride, int64_t columns,
+                                       int64_t tile, int64_t tiles) {
+  const int64_t first = columns * tile / tiles;
+  return {right + first * stride, columns * (tile + 1) / tiles - first, stride};
+}
+
 // sums = left panel (depth, MR) · right panel (depth, NR). Prefetches the tile of `out`, which is
-// read and written next.
+// read and written next, and `ahead`.
 static inline void multiply_panels(vec (&sums)[MR][NR_VECTORS], const float* out,
                                    int64_t out_stride, const float* left, const float* right,
-                                   int64_t depth) {
+                                   int64_t depth, Prefetch ahead) {
   vec acc[MR][NR_VECTORS] = {};
   for (int r = 0; r < MR; ++r) {
     __builtin_prefetch(out + r * out_stride, 1);
     __builtin_prefetch(out + r * out_stride + NR - 1, 1);
   }
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k, left += MR, right += NR) {
+  auto add = [&](int64_t k) __attribute__((always_inline)) {
     vec w[NR_VECTORS];
 #pragma GCC unroll 2
-    for (int n = 0; n < NR_VECTORS; ++n) w[n] = load(right + n * VL);
+    for (int n = 0; n < NR_VECTORS; ++n) w[n] = load(right + k * NR + n * VL);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
-      vec x = splat(left[r]);
+      vec x = splat(left[k * MR + r]);
 #pragma GCC unroll 2
       for (int n = 0; n < NR_VECTORS; ++n) acc[r][n] += x * w[n];
     }
+  };
+  constexpr int64_t PART = Prefetch::LINE_DEPTH;
+  for (; ahead.count && depth >= PART; depth -= PART, left += PART * MR, right += PART * NR) {
+    for (int64_t i = 0; i < ahead.count; ++i)
+      __builtin_prefetch(ahead.next + i * ahead.stride, 0, 2);
+    ahead.next += PART;
+#pragma GCC unroll 16
+    for (int k = 0; k < PART; ++k) add(k);
   }
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; ++k) add(k);
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 2
@@ -103,9 +128,9 @@ static inline void multiply_panels(vec (&sums)[MR][NR_VECTORS], const float* out
 // A tile of `out`, = or += the product of two panels.
 static inline void multiply_panel_tile(float* out, int64_t out_stride, int rows, int columns,
                                        bool is_first, const float* left, const float* right,
-                                       int64_t depth) {
+                                       int64_t depth, Prefetch ahead) {
   vec sums[MR][NR_VECTORS];
-  multiply_panels(sums, out, out_stride, left, right, depth);
+  multiply_panels(sums, out, out_stride, left, right, depth, ahead);
   if (rows == MR && columns == NR) {
     for (int r = 0; r < MR; ++r)
       for (int n = 0; n < NR_VECTORS; ++n) {
@@ -143,11 +168,18 @@ static void multiply_part(const ProductArguments& a, int64_t first_row, int64_t 
           if (row == first_row)
             pack<NR>(panel, right + j * a.right_strides[1], a.right_strides[1],
                      a.right_strides[0], std::min<int64_t>(NR, columns - j), depth);
-          for (int64_t i = 0; i < rows; i += MR)
+          const int64_t next = std::min<int64_t>(NR, columns - j - NR);
+          const bool is_prefetching = row == first_row && next > 0 && a.right_strides[0] == 1;
+          for (int64_t i = 0; i < rows; i += MR) {
+            Prefetch ahead = {};
+            if (is_prefetching)
+              ahead = columns_of_tile(right + (j + NR) * a.right_strides[1], a.right_strides[1],
+                                      next, i / MR, (rows + MR - 1) / MR);
             multiply_panel_tile((float*)a.out + (row + i) * a.columns + column + j, a.columns,
                                 (int)std::min<int64_t>(MR, rows - i),
                                 (int)std::min<int64_t>(NR, columns - j), piece == 0,
-                                lefts + i * depth, panel, depth);
+                                lefts + i * depth, panel, depth, ahead);
+          }
         }
       }
     }
