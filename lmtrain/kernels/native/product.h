@@ -16,7 +16,7 @@ constexpr int MR = 4, NR_VECTORS = 2;
 #endif
 constexpr int NR = NR_VECTORS * VL;
 // Up to this number of rows, inner products are faster than packing. Chosen by measurement.
-constexpr int64_t MAX_UNPACKED_ROWS = VL == 16 ? 80 : 12;
+constexpr int64_t MAX_UNPACKED_ROWS = VL == 16 ? 80 : VL == 8 ? 20 : 32;
 // Rows of a tile of inner products, as many as there are registers for. A block of INNER_COLUMNS
 // columns of `right` stays in the second-level cache while blocks of rows, of about INNER_ROW_BYTES,
 // use it from the first-level one. Chosen by measurement.
@@ -26,22 +26,26 @@ constexpr int64_t INNER_COLUMNS = VL == 16 ? 64 : 32, INNER_ROW_BYTES = 20 << 10
 // second-level one. Chosen by measurement.
 constexpr int64_t DEPTH = VL == 16 ? 256 : 384, ROWS = 16 * MR, COLUMNS = 64 * NR;
 
-// Packs WIDTH lines that are contiguous in k: to (k, line).
+// Floats of a cache line.
+constexpr int64_t LINE = 64 / sizeof(float);
+
+// Packs WIDTH lines that are contiguous in k: to (k, line). Reads whole cache lines: those of
+// matrices whose width is a power of two do not stay in the first-level cache.
 template <int WIDTH>
 static void pack_contiguous(float* to, const float* lines, int64_t line_stride, int64_t depth) {
   int64_t k = 0;
 #ifdef IS_X86
-  for (; k + 4 <= depth; k += 4) {
+  for (; k + LINE <= depth; k += LINE) {
     int line = 0;
-    for (; line + 4 <= WIDTH; line += 4) {
-      __m128 block[4];
-      for (int i = 0; i < 4; ++i) block[i] = _mm_loadu_ps(lines + (line + i) * line_stride + k);
-      _MM_TRANSPOSE4_PS(block[0], block[1], block[2], block[3]);
-      for (int i = 0; i < 4; ++i) _mm_storeu_ps(to + (k + i) * WIDTH + line, block[i]);
-    }
+    for (; line + 4 <= WIDTH; line += 4)
+      for (int64_t j = k; j < k + LINE; j += 4) {
+        __m128 block[4];
+        for (int i = 0; i < 4; ++i) block[i] = _mm_loadu_ps(lines + (line + i) * line_stride + j);
+        _MM_TRANSPOSE4_PS(block[0], block[1], block[2], block[3]);
+        for (int i = 0; i < 4; ++i) _mm_storeu_ps(to + (j + i) * WIDTH + line, block[i]);
+      }
     for (; line < WIDTH; ++line)
-      for (int i = 0; i < 4; ++i)
-        to[(k + i) * WIDTH + line] = lines[line * line_stride + k + i];
+      for (int64_t j = k; j < k + LINE; ++j) to[j * WIDTH + line] = lines[line * line_stride + j];
   }
 #endif
   for (; k < depth; ++k)
@@ -72,10 +76,9 @@ static void pack(float* to, const float* from, int64_t line_stride, int64_t k_st
   }
 }
 
-// Lines of memory for the second-level cache: at each LINE_DEPTH k, `count` of them, `stride` floats
-// apart, and LINE_DEPTH floats further than before.
+// Lines for the second-level cache: at every LINE-th k `count` of them, `stride` floats apart, and LINE
+// floats further than before.
 struct Prefetch {
-  static constexpr int64_t LINE_DEPTH = 64 / sizeof(float);
   const float* next;
   int64_t count, stride;
 };
@@ -109,14 +112,15 @@ static inline void multiply_panels(vec (&sums)[MR][NR_VECTORS], const float* out
       for (int n = 0; n < NR_VECTORS; ++n) acc[r][n] += x * w[n];
     }
   };
-  constexpr int64_t PART = Prefetch::LINE_DEPTH;
-  for (; ahead.count && depth >= PART; depth -= PART, left += PART * MR, right += PART * NR) {
-    for (int64_t i = 0; i < ahead.count; ++i)
-      __builtin_prefetch(ahead.next + i * ahead.stride, 0, 2);
-    ahead.next += PART;
+  // Not with vectors of 4 floats: the unrolled loop would need more registers than there are.
+  if constexpr (VL > 4)
+    for (; ahead.count && depth >= LINE; depth -= LINE, left += LINE * MR, right += LINE * NR) {
+      for (int64_t i = 0; i < ahead.count; ++i)
+        __builtin_prefetch(ahead.next + i * ahead.stride, 0, 2);
+      ahead.next += LINE;
 #pragma GCC unroll 16
-    for (int k = 0; k < PART; ++k) add(k);
-  }
+      for (int64_t k = 0; k < LINE; ++k) add(k);
+    }
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) add(k);
 #pragma GCC unroll 16
