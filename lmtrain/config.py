@@ -178,6 +178,14 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps({"format": FORMAT, **tree}, multiline_strings=False)
 
 
+# Instead of pydantic's words, by its types of errors.
+_REASONS = {
+    "bool_parsing": "input should be true or false",
+    "bool_type": "input should be true or false",
+    "too_short": "input should not be empty",
+}
+
+
 def _describe(error: ValidationError) -> list[str]:
     problems = []
     for problem in error.errors():
@@ -191,7 +199,8 @@ def _describe(error: ValidationError) -> list[str]:
                     _unknown_setting(text.removeprefix(UNKNOWN)) if is_unknown else text
                 )
         else:
-            problems.append(f"{path} = {_abbreviate(problem['input'])}: {problem['msg'].lower()}")
+            reason = _REASONS.get(problem["type"], problem["msg"].lower())
+            problems.append(f"{path} = {_abbreviate(problem['input'])}: {reason}")
     return problems
 
 

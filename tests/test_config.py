@@ -251,6 +251,17 @@ def test_two_problems_are_reported_together():
     assert "unknown setting 'model.hiden_size': did you mean 'model.hidden_size'?" in problems
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("model.bidirectional", "maybe", "'maybe': input should be true or false"),
+        ("data.train", [], "[]: input should not be empty"),
+    ],
+)
+def test_reasons_are_plain(setting, value, told):
+    assert f"{setting} = {told}" in message("", {setting: value})
+
+
 def test_every_problem_is_reported():
     problems = message("[train]\nseq_len = 0\nseed = -1\nbatch = 3\nlog_every = 'x'\n")
 

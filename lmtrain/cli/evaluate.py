@@ -110,12 +110,15 @@ def _entry(name: str, metrics: "Metrics", seconds: float) -> dict[str, Any]:
     }
 
 
+_KINDS = {int: "INTEGER", float: "NUMBER"}
+
+
 def _numbers(option: str, text: str, kinds: Sequence[type]) -> list[Any]:
     parts = text.split(",")
     try:
         return [kind(part) for kind, part in zip(kinds, parts, strict=True)]
     except ValueError:
         raise ConfigError(
-            f"{option} {text}: expected {len(kinds)} numbers separated by commas",
+            f"{option} {text}: expected {','.join(_KINDS[kind] for kind in kinds)}",
             "lmtrain tune RUN finds good ones",
         ) from None

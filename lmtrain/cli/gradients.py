@@ -28,7 +28,6 @@ class Training:
     """The gradient norms of a training, as its metrics have them.
 
     Args:
-        log_every: updates that a line of metrics covers.
         clip: the norm, l2 or l1.
         max_grad_norm: the limit of the norm; None for none.
         steps: updates done, at each line.
@@ -36,7 +35,6 @@ class Training:
         clipped_fractions: the fraction of them whose gradient was clipped.
     """
 
-    log_every: int
     clip: str
     max_grad_norm: float | None
     steps: list[int]
@@ -162,7 +160,6 @@ def _training_of(model: "Trained") -> Training | None:
     rule = model.config.optimizer
     steps, norms, clipped_fractions = map(list, zip(*lines, strict=True))
     return Training(
-        model.config.train.log_every,
         rule.clip,
         rule.max_grad_norm,
         steps,
@@ -290,11 +287,12 @@ def _row(name: str, training: Training) -> list[str]:
 
     quartiles = np.quantile(training.grad_norms, (0, 0.25, 0.5, 0.75, 1))
     limit = "none" if training.max_grad_norm is None else f"{training.max_grad_norm:g}"
-    clipped = float(np.mean(training.clipped_fractions))
+    updates = np.diff(training.steps, prepend=0)
+    clipped = float(np.average(training.clipped_fractions, weights=updates))
     return [
         name,
         *(f"{each:.3g}" for each in quartiles),
         limit,
         f"{100 * clipped:.1f} %",
-        f"{len(training.steps) * training.log_every:,}",
+        f"{training.steps[-1]:,}",
     ]

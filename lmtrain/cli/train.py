@@ -160,7 +160,8 @@ def _print_text(summary: "Summary") -> None:
             ("baseline", f"{task.metrics.line(summary.baseline.figures)}, {task.baseline_name}"),
         ]
     if _is_worse_than_baseline(summary):
-        screen.note("warning: worse than the baseline: train longer, such as with more --epochs")
+        longer = "a larger --max-seconds" if summary.is_out_of_time else "more --epochs"
+        screen.note(f"warning: worse than the baseline: train longer, such as with {longer}")
     rows += [
         ("run", str(summary.run)),
         ("next", f"lmtrain {task.command} {summary.run}"),

@@ -8,6 +8,7 @@ import typer
 from lmtrain import screen
 from lmtrain.cli.loading import DeviceOption, RunArgument, load_with
 from lmtrain.cli.output import JsonOption, print_json, print_table
+from lmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from lmtrain.tasks.adaptation import Cache, Dynamic
@@ -38,6 +39,8 @@ def command(
     lmtrain tune runs/ptb
     lmtrain tune runs/ptb --no-dynamic
     """
+    if not (cache or dynamic):
+        raise ConfigError("--no-cache and --no-dynamic leave nothing to tune")
     model = load_with("tune_cache", run, device, feature="tune")
     from lmtrain.tasks.perplexity import perplexity
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmtrain import device
+from lmtrain import device, screen
 from lmtrain.data import corpus
 from lmtrain.data.division import Division, open_parts
 from lmtrain.data.noise import Noise
@@ -56,6 +56,10 @@ _TOKENIZER = "tokenizer.json"
 _SCORED_TOGETHER = 4096
 # Tokens of the training text that are counted to find how many start a line.
 _COUNTED = 1 << 20
+# Tokens that are compared at a time: a long text is not read at once.
+_BLOCK = 1 << 20
+# From this fraction of unknown words in the validation text on, a warning is printed.
+_MANY_UNKNOWN = 0.01
 _SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 # Lags and number of positions of the gradient norms that are logged in training.
 _LOGGED_LAGS, _LOGGED_POSITIONS = (1, 10, 50), 32
@@ -315,6 +319,8 @@ class LanguageModelling(Task):
         for split, text in texts.items():
             if split != "train":
                 warn_of_unknown(text.unknown_characters, f"{_SPLIT_NAMES[split]} text {text.name}")
+        if config.data.level == "word" and config.data.vocabulary is None:
+            _warn_of_new_words(tokenizer, texts)
         return TextData(tokenizer, texts)
 
     @classmethod
@@ -557,3 +563,22 @@ def _divisions(config: Config) -> list[Division]:
         test_fraction=data.test_fraction,
         at_line_ends=data.level == "word" or data.nfc,
     )
+
+
+def _warn_of_new_words(tokenizer: Tokenizer, texts: Mapping[str, Tokens]) -> None:
+    """Warns of new words in the validation text if `<UNK>` does not occur in the training text."""
+    train, valid, unk_id = texts["train"].ids, texts.get("valid"), tokenizer.unk_id
+    if not valid or _is_in(train, unk_id):
+        return
+    fraction = float((valid.ids == unk_id).mean())
+    if fraction >= _MANY_UNKNOWN:
+        screen.note(
+            f"warning: {100 * fraction:.1f} % of the validation text are words that the training "
+            "text does not have,\nand without <UNK> in its training text a model does not expect "
+            "them\n  try: --set data.min_count=2"
+        )
+
+
+def _is_in(ids: NDArray[np.unsignedinteger], token: int | None) -> bool:
+    blocks = (ids[begin : begin + _BLOCK] for begin in range(0, len(ids), _BLOCK))
+    return any((block == token).any() for block in blocks)

@@ -96,8 +96,8 @@ class Perplexity(Metrics):
         known, bits = self.perplexity_without_oov, self.bits_per_char_without_oov
         without = [] if bits is None else [("bits per character without <UNK>", f"{bits:.5f}")]
         return [
-            ("perplexity", f"{self.perplexity:.3f}"),
-            ("perplexity without <UNK>", "none" if known is None else f"{known:.3f}"),
+            ("perplexity", _shown(self.perplexity)),
+            ("perplexity without <UNK>", "none" if known is None else _shown(known)),
             ("loss (nats per token)", f"{self.loss:.5f}"),
             ("bits per token", f"{self.loss / math.log(2):.5f}"),
             ("bits per character", f"{self.bits_per_char:.5f}"),
@@ -112,6 +112,10 @@ class Perplexity(Metrics):
         """The main figures in one line of text."""
         bits = figures.get("bits_per_char")
         return super().line(figures) + ("" if bits is None else f", {bits:.3f} bits per character")
+
+
+def _shown(perplexity: float) -> str:
+    return f"{perplexity:.3f}" if perplexity < 1e9 else f"{perplexity:.3g}"
 
 
 def perplexity(loss: float) -> float:

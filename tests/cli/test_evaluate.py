@@ -116,8 +116,8 @@ def test_a_run_without_held_out_text_wants_a_file(lmtrain, small, assert_refused
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("--cache=50,x,0.4", "--cache 50,x,0.4: expected 3 numbers separated by commas"),
-        ("--dynamic=0.1,0", "--dynamic 0.1,0: expected 3 numbers separated by commas"),
+        ("--cache=50,x,0.4", "--cache 50,x,0.4: expected INTEGER,NUMBER,NUMBER"),
+        ("--dynamic=0.1,0", "--dynamic 0.1,0: expected NUMBER,NUMBER,INTEGER"),
         ("--cache=0,1,0.4", "a cache of 0 steps, sharpness 1, weight 0.4"),
         (f"--cache={10**19},1,0.4", f"a cache of {10**19} steps, sharpness 1, weight 0.4"),
         ("--dynamic=0.1,nan,5", "dynamic evaluation with rate 0.1, decay nan, pieces of 5"),

@@ -66,7 +66,16 @@ def test_json_holds_quartiles_of_every_lag_and_the_lines_of_the_metrics(
     assert training["steps"] == [line["step"] for line in lines]
     assert training["grad_norms"] == [line["grad_norm"] for line in lines]
     assert training["clipped_fractions"] == [line["clipped_fraction"] for line in lines]
-    assert (training["log_every"], training["clip"], training["max_grad_norm"]) == (5, "l2", 5.0)
+    assert (training["clip"], training["max_grad_norm"]) == ("l2", 5.0)
+
+
+def test_the_updates_of_an_incomplete_line_count_as_they_are(small, text, lmtrain):
+    steps = ("--set", "train.max_steps=7", "--set", "train.log_every=5")
+    assert lmtrain("train", text, *small, *steps, "--out", "run").returncode == 0
+
+    shown = lmtrain("gradients", "run", text, "--lags", "3").stdout.splitlines()
+
+    assert [shown[-2].split()[-1], shown[-1].split()[-1]] == ["updates", "7"]
 
 
 def test_a_checkpoint_by_itself_has_no_training(word_model, lmtrain, parsed, tmp_path):

@@ -263,3 +263,30 @@ def test_a_model_that_is_worse_than_the_baseline_is_reported(lmtrain, tmp_path):
     assert [worse.returncode, better.returncode] == [0, 0], worse.stderr + better.stderr
     assert "warning: worse than the baseline: train longer" in worse.stderr
     assert "worse than the baseline" not in better.stderr
+
+
+def test_the_advice_names_the_limit_that_ended_the_training(lmtrain, small, tmp_path):
+    (tmp_path / "text.txt").write_text(TINY)
+
+    outcome = lmtrain("train", "text.txt", *small, "--lr", "1e-9", "--max-seconds", "0.1")
+
+    assert outcome.returncode == 0
+    assert "train longer, such as with a larger --max-seconds" in outcome.stderr
+
+
+def test_new_words_of_validation_text_are_reported_where_unk_is_not_learned(
+    lmtrain, small, tmp_path
+):
+    (tmp_path / "text.txt").write_text(TINY)
+    (tmp_path / "other.txt").write_text(TINY + "a bird sat on the roof\n" * 9)
+    (tmp_path / "rare.txt").write_text(TINY + "one bee\n")
+    steps = ("--valid", "other.txt", *small, "--set", "train.max_steps=2")
+
+    told = lmtrain("train", "text.txt", *steps)
+    without = lmtrain("train", "text.txt", *steps[2:])
+    learned = lmtrain("train", "rare.txt", *steps, "--set", "data.min_count=2")
+
+    assert [told.returncode, without.returncode, learned.returncode] == [0, 0, 0]
+    assert "warning: 1.4 % of the validation text are words that" in told.stderr
+    assert "try: --set data.min_count=2" in told.stderr
+    assert "data.min_count" not in without.stderr + learned.stderr

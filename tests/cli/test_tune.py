@@ -29,3 +29,9 @@ def test_one_of_both_is_tuned_alone(word_model, fresh_lmtrain):
     best, after = outcome.stdout.splitlines()
     assert best.startswith("--cache  ")
     assert after == f"next  lmtrain evaluate {word_model.run} --cache {best.split()[1]}"
+
+
+def test_one_of_both_has_to_be_tuned(word_model, lmtrain, assert_refused):
+    outcome = lmtrain("tune", word_model.run, "--no-cache", "--no-dynamic")
+
+    assert_refused(outcome, 2, "--no-cache and --no-dynamic leave nothing to tune")

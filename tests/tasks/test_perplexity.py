@@ -169,3 +169,9 @@ def test_a_better_model_costs_less_even_beyond_a_float():
 
 def test_perplexity_beyond_a_float_is_infinite():
     assert perplexity.perplexity(800.0) == math.inf
+
+
+def test_a_huge_perplexity_is_printed_with_an_exponent():
+    found = Perplexity(count=1, total_nats=100.0, oov=0, oov_nats=0.0, characters=1)
+
+    assert dict(found.table())["perplexity"] == "2.69e+43"
