@@ -319,7 +319,8 @@ class LanguageModelling(Task):
         for split, text in texts.items():
             if split != "train":
                 warn_of_unknown(text.unknown_characters, f"{_SPLIT_NAMES[split]} text {text.name}")
-        if config.data.level == "word" and config.data.vocabulary is None:
+        given = config.data
+        if given.level == "word" and given.vocabulary is None and given.min_count == 1:
             _warn_of_new_words(tokenizer, texts)
         return TextData(tokenizer, texts)
 

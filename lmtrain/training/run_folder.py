@@ -50,11 +50,14 @@ def require_new(run: Path) -> None:
     """Checks that a run folder does not exist or is empty.
 
     Raises:
-        RunBusyError: it contains files.
+        RunBusyError: it contains files, or there is a file in place of it or of a folder above.
         MachineError: it could not be read.
     """
     with files.map_os_errors(run, "read"):
-        is_new = not run.exists() or (run.is_dir() and not any(map(_is_content, run.iterdir())))
+        nearest = next(each for each in (run, *run.parents) if each.exists())
+        if not nearest.is_dir():
+            raise RunBusyError(f"{nearest} is not a folder", "choose another folder: --out DIR")
+        is_new = nearest != run or not any(map(_is_content, run.iterdir()))
     if not is_new:
         resume = f"resume it: lmtrain train --resume {run}, or "
         raise RunBusyError(

@@ -165,6 +165,16 @@ def test_a_used_folder_is_not_trained_in(word_model, lmtrain, assert_refused):
     assert {path: path.stat().st_mtime_ns for path in word_model.run.rglob("*")} == before
 
 
+@pytest.mark.parametrize("out", ["text.txt", "text.txt/runs/new"])
+def test_a_file_is_no_folder_to_train_in(lmtrain, small, assert_refused, tmp_path, out):
+    (tmp_path / "text.txt").write_text(TINY)
+
+    outcome = lmtrain("train", "text.txt", *small, "--out", out)
+
+    assert_refused(outcome, 7, "text.txt is not a folder", "--out DIR")
+    assert (tmp_path / "text.txt").read_text() == TINY
+
+
 def test_a_run_that_another_process_trains_is_busy(word_model, lmtrain, assert_refused, tmp_path):
     run = shutil.copytree(word_model.run, tmp_path / "run")
 
