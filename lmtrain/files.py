@@ -44,9 +44,13 @@ def map_os_errors(path: Path, action: str) -> Iterator[None]:
         raise MachineError(f"could not {action} {path}: {reason}") from error
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself if it exists, otherwise the nearest of the folders above that does."""
+    return next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
+
+
 def _free_bytes(path: Path) -> int:
-    existing = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(nearest_existing(path)).free
 
 
 def require_space(path: Path, needed: int) -> None:

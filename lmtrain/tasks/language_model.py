@@ -56,8 +56,6 @@ _TOKENIZER = "tokenizer.json"
 _SCORED_TOGETHER = 4096
 # Tokens of the training text that are counted to find how many start a line.
 _COUNTED = 1 << 20
-# Tokens that are compared at a time: a long text is not read at once.
-_BLOCK = 1 << 20
 # From this fraction of unknown words in the validation text on, a warning is printed.
 _MANY_UNKNOWN = 0.01
 _SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "test"}
@@ -320,8 +318,11 @@ class LanguageModelling(Task):
             if split != "train":
                 warn_of_unknown(text.unknown_characters, f"{_SPLIT_NAMES[split]} text {text.name}")
         given = config.data
-        if given.level == "word" and given.vocabulary is None and given.min_count == 1:
-            _warn_of_new_words(tokenizer, texts)
+        chooses_words = given.level == "word" and given.vocabulary is None
+        # With fewer words than it may have, the vocabulary has all of the training text.
+        has_all = given.min_count == 1 and tokenizer.vocab_size < given.vocab_size
+        if chooses_words and has_all and texts.get("valid"):
+            _warn_of_new_words(texts["valid"], tokenizer.unk_id)
         return TextData(tokenizer, texts)
 
     @classmethod
@@ -566,11 +567,8 @@ def _divisions(config: Config) -> list[Division]:
     )
 
 
-def _warn_of_new_words(tokenizer: Tokenizer, texts: Mapping[str, Tokens]) -> None:
-    """Warns of new words in the validation text if `<UNK>` does not occur in the training text."""
-    train, valid, unk_id = texts["train"].ids, texts.get("valid"), tokenizer.unk_id
-    if not valid or _is_in(train, unk_id):
-        return
+def _warn_of_new_words(valid: Tokens, unk_id: int | None) -> None:
+    """Warns of new words in the validation text of a training text without `<UNK>`."""
     fraction = float((valid.ids == unk_id).mean())
     if fraction >= _MANY_UNKNOWN:
         screen.note(
@@ -578,8 +576,3 @@ def _warn_of_new_words(tokenizer: Tokenizer, texts: Mapping[str, Tokens]) -> Non
             "text does not have,\nand without <UNK> in its training text a model does not expect "
             "them\n  try: --set data.min_count=2"
         )
-
-
-def _is_in(ids: NDArray[np.unsignedinteger], token: int | None) -> bool:
-    blocks = (ids[begin : begin + _BLOCK] for begin in range(0, len(ids), _BLOCK))
-    return any((block == token).any() for block in blocks)

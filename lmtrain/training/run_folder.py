@@ -54,7 +54,7 @@ def require_new(run: Path) -> None:
         MachineError: it could not be read.
     """
     with files.map_os_errors(run, "read"):
-        nearest = next(each for each in (run, *run.parents) if each.exists())
+        nearest = files.nearest_existing(run)
         if not nearest.is_dir():
             raise RunBusyError(f"{nearest} is not a folder", "choose another folder: --out DIR")
         is_new = nearest != run or not any(map(_is_content, run.iterdir()))
