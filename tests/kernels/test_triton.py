@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from every_cell import each_cell
+from every_cell import CELLS, each_cell
 from scans import by_reference, make, randn, results
 
 from lmtrain import device
@@ -135,6 +135,21 @@ def test_every_kernel_compiles_for_a_gpu():
         assert shared <= limit, name
         # Small programs fit in registers.
         assert width > 256 or spilled <= (0 if size == 2 else 32), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="it forks after torch has been imported")
+def test_persistent_programs_that_run_at_the_same_time_equal_the_reference():
+    script = Path(__file__).with_name("persistent_triton.py")
+    variables = {**os.environ, "LMTRAIN_KERNELS": "triton", "PYTHONPATH": str(script.parents[1])}
+    process = subprocess.run(
+        [sys.executable, script], env=variables, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert len(lines) == len(CELLS)
+    assert [line for line in lines if not float(line.split()[0]) <= 1e-5] == []
 
 
 @pytest.mark.parametrize(
