@@ -1,16 +1,17 @@
-"""Times lmtrain and torch on a GPU: recurrent layers, the loss, and training steps.
+"""Times lmtrain and torch on a GPU: training steps, the loss, and recurrent layers.
 
     python scripts/bench_cuda.py                    # the whole table
-    python scripts/bench_cuda.py --json > out.json
+    python scripts/bench_cuda.py --json > out.jsonl
+    TRITON_INTERPRET=1 python scripts/bench_cuda.py    # without a GPU: a trial of this script
 
 Layers run forward and backward on random inputs as CUDA graphs, which is how lmtrain trains;
 "launched" is without graphs. Compared: lmtrain's LSTM, the same with the alternating schedule,
-nn.LSTM and nn.GRU on cuDNN, lmtrain's other cells, and, without graphs, a Python loop over
+nn.LSTM, nn.GRU and nn.RNN on cuDNN, lmtrain's other cells, and, without graphs, a Python loop over
 nn.LSTMCell, eager and with torch.compile. Two lower bounds of a scan: the recurrent products at the
 rate of a large product, and T grid barriers with nothing between them. The loss is compared with
 torch's linear layer and cross-entropy, a training step (as a CUDA graph) with the same model of
 torch.nn under autocast (without). Competitors alternate; times are medians of CUDA events, in
-microseconds.
+microseconds. Each result is printed when it is there; after --max-seconds none is begun.
 """
 
 import argparse
@@ -18,15 +19,18 @@ import functools
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from bench_training import SHAPES, lmtrain_step, torch_step
+from bench_training import SHAPES, Shape, lmtrain_step, torch_step
 from torch import Tensor, nn
 
 from lmtrain import device
@@ -37,21 +41,34 @@ from lmtrain.model.dropout import Dropout
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import Recurrent
 
-HIDDEN = (256, 512, 1024, 2048)
-ROWS = (16, 64, 256)
-STEPS = (64, 512)
-LAYERS = (1, 2)
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-OTHERS = {
-    "simple-gru": ("simple-gru", {}), "gru": ("gru", {}),
+LAYERS = (1, 2)
+if HAS_GPU:
+    HIDDEN, ROWS, STEPS = (256, 512, 1024, 2048), (16, 64, 256), (64, 512)
+    # Size of the Python loops, which are slow.
+    LOOP_ROWS, LOOP_STEPS = 64, 64
+    TRAINING_SHAPES = {name: SHAPES[name] for name in ("ptb-medium", "char-3x512")}
+    VOCABULARIES = (10_000, 250_000)
+    PRODUCT_SIZE = 8192
+else:
+    # The interpreter has no bf16 products.
+    DTYPES["bf16"] = torch.float16
+    HIDDEN, ROWS, STEPS = (8, 16), (3,), (4,)
+    LOOP_ROWS, LOOP_STEPS = 3, 4
+    TRAINING_SHAPES = {"trial": Shape(50, 8, (8, 8), 2, 4)}
+    VOCABULARIES = (100,)
+    PRODUCT_SIZE = 64
+CELLS = {
+    "lstm": ("lstm", {}), "simple-gru": ("simple-gru", {}), "gru": ("gru", {}),
     "diagonal": ("peephole-lstm", {"peephole": "diagonal"}),
-    "full": ("peephole-lstm", {"peephole": "full"}),
+    "full": ("peephole-lstm", {"peephole": "full"}), "rnn": ("rnn", {}),
 }  # fmt: skip
-ROUNDS, WARMUP_ROUNDS = 7, 3
-# Most steps of the Python loops, which are slow.
-MAX_LOOP_STEPS = 64
-TRAINING_SHAPES = ("ptb-medium", "char-3x512")
-VOCABULARIES = (10_000, 250_000)
+CUDNN = {"cudnn lstm": nn.LSTM, "cudnn gru": nn.GRU, "cudnn rnn": nn.RNN}
+WARMUP_ROUNDS, MIN_ROUNDS, MAX_ROUNDS = 2, 3, 9
+# Seconds of the rounds of all competitors, after which no round begins.
+ROUNDS_SECONDS = 1.5
 
 Step = Callable[[], None]
 
@@ -61,14 +78,13 @@ def backward(hidden: Tensor, upstream: Tensor) -> None:
     hidden.backward(upstream)
 
 
-def lmtrain_layers(
-    cell: str, options: dict[str, str], units: int, layers: int, inputs: Tensor
-) -> Step:
+def lmtrain_layers(name: str, units: int, layers: int, inputs: Tensor) -> Step:
     """Forward and backward of lmtrain's layers."""
+    cell, options = CELLS[name]
     stack = Recurrent(
         lambda size, hidden: create(cell, size, hidden, options),
         units, [units] * layers, Dropout(0.0, ModelGenerator(1)),
-    ).cuda()  # fmt: skip
+    ).to(DEVICE)  # fmt: skip
     for parameter in stack.parameters():
         nn.init.uniform_(parameter, -(units**-0.5), units**-0.5)
     upstream = torch.randn_like(inputs)
@@ -91,9 +107,9 @@ def alternating(step: Step) -> Step:
     return run
 
 
-def cudnn(layer: type[nn.LSTM | nn.GRU], units: int, layers: int, inputs: Tensor) -> Step:
+def cudnn(layer: type[nn.RNNBase], units: int, layers: int, inputs: Tensor) -> Step:
     """Forward and backward of torch's layers, on cuDNN."""
-    stack = layer(units, units, layers).cuda().to(inputs.dtype)
+    stack = layer(units, units, layers).to(inputs)
     upstream = torch.randn_like(inputs)
 
     def step() -> None:
@@ -105,7 +121,7 @@ def cudnn(layer: type[nn.LSTM | nn.GRU], units: int, layers: int, inputs: Tensor
 
 def loop(units: int, inputs: Tensor, *, is_compiled: bool) -> Step:
     """Forward and backward of a Python loop over nn.LSTMCell."""
-    cell = nn.LSTMCell(units, units).cuda().to(inputs.dtype)
+    cell = nn.LSTMCell(units, units).to(inputs)
     upstream, zeros = torch.randn_like(inputs), torch.zeros_like(inputs[0])
     forward = torch.compile(cell) if is_compiled else cell
 
@@ -121,7 +137,9 @@ def loop(units: int, inputs: Tensor, *, is_compiled: bool) -> Step:
 
 
 def as_graphs(steps: dict[str, Step]) -> dict[str, Step]:
-    """The steps as CUDA graphs in one memory pool."""
+    """The steps as CUDA graphs in one memory pool; without a GPU, the steps."""
+    if not HAS_GPU:
+        return steps
     generator = torch.Generator("cuda")
     graphs: list[torch.cuda.CUDAGraph] = []
     for step in steps.values():
@@ -140,25 +158,39 @@ def replay(graph: torch.cuda.CUDAGraph, step: Step) -> None:
     graph.replay()
 
 
+def timed(step: Step) -> float:
+    """Microseconds of a step."""
+    if not HAS_GPU:
+        begin = time.perf_counter()
+        step()
+        return 1e6 * (time.perf_counter() - begin)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    return 1000 * start.elapsed_time(end)
+
+
 def microseconds(steps: dict[str, Step]) -> dict[str, float]:
     """The median time of each step, timed in alternation."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(WARMUP_ROUNDS + ROUNDS):
+    for _, step in itertools.product(range(WARMUP_ROUNDS), steps.values()):
+        timed(step)
+    end = time.monotonic() + ROUNDS_SECONDS
+    for number in range(MAX_ROUNDS):
+        if number >= MIN_ROUNDS and time.monotonic() > end:
+            break
         for name, step in steps.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            step()
-            end.record()
-            torch.cuda.synchronize()
-            if number >= WARMUP_ROUNDS:
-                times[name].append(1000 * start.elapsed_time(end))
+            times[name].append(timed(step))
     return {name: statistics.median(each) for name, each in times.items()}
 
 
 def rate(dtype: torch.dtype) -> float:
     """FLOP per microsecond of a large product."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
-    return 2 * 8192**3 / microseconds({"product": lambda: torch.mm(a, b)})["product"]
+    size = PRODUCT_SIZE, PRODUCT_SIZE
+    a, b = (torch.randn(size, device=DEVICE).to(dtype) for _ in range(2))
+    return 2 * PRODUCT_SIZE**3 / microseconds({"product": lambda: torch.mm(a, b)})["product"]
 
 
 @triton.jit
@@ -170,12 +202,13 @@ def _barriers(counter, count):
 
 
 def barrier() -> float:
-    """Microseconds of a grid barrier with one program per multiprocessor."""
-    count, gpu = 1000, torch.device("cuda", torch.cuda.current_device())
-    programs = torch.cuda.get_device_properties(gpu).multi_processor_count
+    """Microseconds of a grid barrier with one program per multiprocessor; 0 without a GPU."""
+    if not HAS_GPU:
+        return 0.0
+    count, programs = 1000, torch.cuda.get_device_properties(DEVICE).multi_processor_count
 
     def barriers() -> None:
-        counter = torch.zeros(1, dtype=torch.int32, device=gpu)
+        counter = torch.zeros(1, dtype=torch.int32, device=DEVICE)
         _barriers[(programs,)](counter, count, num_warps=8, launch_cooperative_grid=True)
 
     return microseconds({"barriers": barriers})["barriers"] / count
@@ -183,43 +216,51 @@ def barrier() -> float:
 
 def row(units: int, rows: int, steps: int, layers: int, precision: str) -> dict[str, float]:
     """Microseconds of each competitor for one size."""
-    inputs = torch.randn(steps, rows, units, device="cuda", dtype=DTYPES[precision])
-    competitors = {
-        "lstm": lmtrain_layers("lstm", {}, units, layers, inputs),
-        "alternating": alternating(lmtrain_layers("lstm", {}, units, layers, inputs)),
-        "cudnn lstm": cudnn(nn.LSTM, units, layers, inputs),
-        "cudnn gru": cudnn(nn.GRU, units, layers, inputs),
-    }
-    for name, (cell, options) in OTHERS.items():
-        competitors[name] = lmtrain_layers(cell, options, units, layers, inputs)
+    inputs = torch.randn(steps, rows, units, device=DEVICE).to(DTYPES[precision])
+    competitors = {name: lmtrain_layers(name, units, layers, inputs) for name in CELLS}
+    competitors["alternating"] = alternating(lmtrain_layers("lstm", units, layers, inputs))
+    for name, layer in CUDNN.items():
+        competitors[name] = cudnn(layer, units, layers, inputs)
     launched = {f"{name} launched": competitors[name] for name in ("lstm", "cudnn lstm")}
     competitors = as_graphs(competitors) | launched
-    if steps <= MAX_LOOP_STEPS and layers == 1:
+    if (rows, steps, layers) == (LOOP_ROWS, LOOP_STEPS, 1):
         torch.compiler.reset()
         competitors["loop"] = loop(units, inputs, is_compiled=False)
         competitors["compiled"] = loop(units, inputs, is_compiled=True)
     return microseconds(competitors)
 
 
+def compile_kernels(size: tuple[str, int, str]) -> None:
+    """Compiles the kernels of a cell, a number of units and a precision, for all rows."""
+    set_precision()
+    name, units, precision = size
+    for rows in ROWS:
+        inputs = torch.randn(2, rows, units, device=DEVICE).to(DTYPES[precision])
+        step = lmtrain_layers(name, units, 1, inputs)
+        step()
+        alternating(step)()
+
+
 def losses(vocab_size: int) -> dict[str, dict[str, float]]:
     """Microseconds and megabytes of the loss of 4,096 predictions and its gradients, in bf16."""
-    hidden = torch.randn(64, 64, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    weight = (torch.randn(vocab_size, 512, device="cuda") / 512**0.5).requires_grad_()
-    bias = torch.zeros(vocab_size, device="cuda", requires_grad=True)
-    targets = torch.randint(vocab_size, (64, 64), device="cuda")
+    dtype, shape = DTYPES["bf16"], (64, 64) if HAS_GPU else (2, 2)
+    hidden = torch.randn(*shape, 512, device=DEVICE).to(dtype).requires_grad_()
+    weight = (torch.randn(vocab_size, 512, device=DEVICE) / 512**0.5).requires_grad_()
+    bias = torch.zeros(vocab_size, device=DEVICE, requires_grad=True)
+    targets = torch.randint(vocab_size, shape, device=DEVICE)
     leaves = [hidden, weight, bias]
 
     def lmtrain_loss() -> None:
         torch.autograd.grad(cross_entropy(hidden, weight, bias, targets, 1.0), leaves)
 
     def torch_loss() -> None:
-        logits = nn.functional.linear(hidden, weight.bfloat16(), bias.bfloat16()).flatten(0, 1)
+        logits = nn.functional.linear(hidden, weight.to(dtype), bias.to(dtype)).flatten(0, 1)
         loss = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
         torch.autograd.grad(loss, leaves)
 
     steps = {"lmtrain": lmtrain_loss, "torch": torch_loss}
     peaks = {}
-    for name, step in steps.items():
+    for name, step in steps.items() if HAS_GPU else ():
         step()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -231,59 +272,93 @@ def losses(vocab_size: int) -> dict[str, dict[str, float]]:
 
 def training(name: str) -> dict[str, float]:
     """Microseconds of a training step of a shape."""
+    shape, has_bf16, where = TRAINING_SHAPES[name], HAS_GPU, DEVICE.type
     return microseconds(
         {
-            "lmtrain": lmtrain_step(SHAPES[name], "lstm", is_bf16=True, device_type="cuda"),
-            "torch bf16": torch_step(SHAPES[name], "lstm", is_bf16=True, device_type="cuda"),
-            "torch fp32": torch_step(SHAPES[name], "lstm", is_bf16=False, device_type="cuda"),
+            "lmtrain": lmtrain_step(shape, "lstm", is_bf16=has_bf16, device_type=where),
+            "torch bf16": torch_step(shape, "lstm", is_bf16=has_bf16, device_type=where),
+            "torch fp32": torch_step(shape, "lstm", is_bf16=False, device_type=where),
         }
     )
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
-    is_json = parser.parse_args().json
-    if not torch.cuda.is_available():
-        sys.exit("no CUDA device on this machine")
+def set_precision() -> None:
+    """Makes fp32 products those of full precision."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    rates = {name: rate(dtype) for name, dtype in DTYPES.items()}
-    barrier_time = barrier()
-    training_times = {name: training(name) for name in TRAINING_SHAPES}
-    loss_costs = {vocab_size: losses(vocab_size) for vocab_size in VOCABULARIES}
-    print(f"training steps: {training_times}\nlosses: {loss_costs}", file=sys.stderr, flush=True)
+
+
+def records(end: float) -> Iterator[dict[str, Any]]:
+    """Results by name, one after the other; no layers are timed after `end`, of time.monotonic."""
+    begin = time.monotonic()
+    sizes = list(itertools.product(CELLS, HIDDEN, DTYPES))
+    with multiprocessing.Pool(len(os.sched_getaffinity(0))) as pool:
+        pool.map(compile_kernels, sizes, chunksize=1)
+    rates, barrier_time = {name: rate(dtype) for name, dtype in DTYPES.items()}, barrier()
+    yield {
+        "gpu": torch.cuda.get_device_name() if HAS_GPU else "Triton's interpreter",
+        "torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(), "barrier": barrier_time,
+        "tflops": {name: value / 1e6 for name, value in rates.items()},
+        "compile_seconds": time.monotonic() - begin,
+    }  # fmt: skip
+    for name in TRAINING_SHAPES:
+        yield {"training": name, **training(name)}
+    for vocab_size in VOCABULARIES:
+        yield {"loss": vocab_size, **losses(vocab_size)}
     table = []
-    sizes = itertools.product(DTYPES, LAYERS, HIDDEN, ROWS, STEPS)
-    for precision, layers, units, rows, steps in sizes:
+    all_sizes = list(itertools.product(LAYERS, DTYPES, STEPS, HIDDEN, ROWS))
+    for layers, precision, steps, units, rows in all_sizes:
+        if time.monotonic() > end:
+            break
         times = row(units, rows, steps, layers, precision)
         # Three products with (4H, H) weights: one in the forward, two in the backward.
         times["products"] = layers * 3 * 8 * units**2 * rows * steps / rates[precision]
         times["barriers"] = layers * 2 * steps * barrier_time
         size = {"H": units, "B": rows, "T": steps, "layers": layers, "precision": precision}
-        table.append(size | times)
-        ratio = times["cudnn lstm"] / times["lstm"]
-        print(
-            f"H {units:4} B {rows:3} T {steps:3} x{layers} {precision}: {ratio:5.2f} x cuDNN;",
-            ", ".join(f"{name} {value:,.0f}" for name, value in times.items()),
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-    ratios = [each["cudnn lstm"] / each["lstm"] for each in table]
-    mean = math.exp(statistics.fmean(map(math.log, ratios)))
-    summary = {
-        "gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
-        "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-        "tflops": {name: value / 1e6 for name, value in rates.items()},
-        "training": training_times, "losses": loss_costs,
-        "least": min(ratios), "geometric_mean": mean, "rows": table,
+        yield size | {"ratio": times["cudnn lstm"] / times["lstm"]} | times
+        table.append(times)
+    yield {"sizes": len(table), "not_timed": len(all_sizes) - len(table), **ratios(table)}
+
+
+def ratios(table: list[dict[str, float]]) -> dict[str, float]:
+    """Of all sizes: cuDNN's time over lmtrain's, and that of other cells over lmtrain's LSTM."""
+    if not table:
+        return {}
+    speeds = [times["cudnn lstm"] / times["lstm"] for times in table]
+    mean = math.exp(statistics.fmean(map(math.log, speeds)))
+    costs = {
+        f"most {name} / lstm": max(times[name] / times["lstm"] for times in table)
+        for name in CELLS if name != "lstm"
     }  # fmt: skip
-    if is_json:
-        print(json.dumps(summary, indent=1))
-    else:
-        print(f"{summary['gpu']}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-        print(f"time of cuDNN / lmtrain: minimum {min(ratios):.2f}, geometric mean {mean:.2f}")
+    return {"least cudnn / lstm": min(speeds), "mean cudnn / lstm": mean, **costs}
+
+
+def text(value: object) -> str:
+    """A value for people to read."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text(each)}" for key, each in value.items())
+    if isinstance(value, float):
+        return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+    return str(value)
+
+
+def main() -> None:
+    """Prints the results."""
+    begin = time.monotonic()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each result")
+    parser.add_argument("--max-seconds", type=float, default=float("inf"))
+    options = parser.parse_args()
+    if not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
+        sys.exit("no CUDA device on this machine; TRITON_INTERPRET=1 tries this script without one")
+    if not HAS_GPU:
+        os.environ["LMTRAIN_KERNELS"] = "triton"
+    set_precision()
+    for record in records(begin + options.max_seconds):
+        print(json.dumps(record) if options.json else text(record), flush=True)
 
 
 if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
     main()

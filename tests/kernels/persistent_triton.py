@@ -99,7 +99,7 @@ def main() -> None:
     # As on a GPU, where one launch runs all steps.
     engine.supports = lambda tensor: True
     engine.is_interpreted = lambda: False
-    scan._program_shape = lambda *arguments: (scan._ROWS[0], scan._UNITS[0])
+    scan.program_shape = lambda *arguments: (scan._ROWS[0], scan._UNITS[0])
     for number, (name, options) in enumerate(CELLS):
         reverse, has_lengths = bool(number % 2), bool(number // 2 % 2)
         found = error(name, options, reverse=reverse, has_lengths=has_lengths)

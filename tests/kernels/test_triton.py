@@ -176,7 +176,7 @@ def test_the_selected_program_shape_fits_an_h100(
     cell = variant(name)
     gates = torch.empty(5, rows, cell.num_gates * units, dtype=dtype, device="meta")
 
-    assert scans._program_shape(cell, gates, units) == program_shape
+    assert scans.program_shape(cell, gates, units) == program_shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

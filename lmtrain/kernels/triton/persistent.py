@@ -91,7 +91,7 @@ def _split_gates(sums, ROWS: tl.constexpr, UNITS: tl.constexpr):
     return s0, s1, s2, s3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin", "end", "steps"])
 def forward(
     gates, recurrent, bias, peephole, history_first, history_second, hidden, operands,
     operands_second, lengths, counters, begin, end, steps, rows, H,
@@ -262,7 +262,7 @@ def _load_states(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin", "end", "steps"])
 def backward(
     gates, recurrent, peephole, history_first, history_second, grad_hidden, dz, delta_first,
     delta_second, operands, lengths, counters, begin, end, steps, rows, H,

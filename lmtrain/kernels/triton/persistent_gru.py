@@ -36,7 +36,7 @@ def _load_gates(gates, t, m, n, mask, rows, H):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin", "end", "steps"])
 def forward(
     gates, recurrent, bias, history, hidden, operand, operand_gated, lengths, counters,
     begin, end, steps, rows, H,
@@ -146,7 +146,7 @@ def _gate_products(operands, w1, w2, row, k, K, PRECISION: tl.constexpr, PREFETC
     return tl.dot(d2, w2, sums, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin", "end", "steps"])
 def backward(
     gates, recurrent, history, grad_hidden, dz, delta, operands, lengths, counters, begin, end,
     steps, rows, H,

@@ -69,13 +69,13 @@ def scan(
     Takes lengths, (B,) int32, in place of `offsets`: in padding the state does not change, and
     hidden states and `dz` are 0.
     """
-    program_shape = _program_shape(variant, gates, recurrent.shape[1])
+    chosen = program_shape(variant, gates, recurrent.shape[1])
     run: _Alternating | _Persistent
-    if program_shape is None:
+    if chosen is None:
         run = _Alternating(variant, gates, recurrent, peephole, list(history), reverse, lengths)
     else:
         run = _Persistent(variant, gates, recurrent, peephole, list(history), reverse, lengths)
-        run.program_shape = program_shape
+        run.program_shape = chosen
     if hidden is not None and bias is not None:
         run.forward(bias, hidden)
     elif grad_hidden is not None and dz is not None and grad_bias is not None:
@@ -83,7 +83,7 @@ def scan(
         grad_bias += dz.sum((0, 1), dtype=torch.float32)
 
 
-def _program_shape(variant: Variant, gates: Tensor, units: int) -> tuple[int, int] | None:
+def program_shape(variant: Variant, gates: Tensor, units: int) -> tuple[int, int] | None:
     """Rows and units per program of the persistent schedule; None for the alternating one."""
     chosen = os.environ.get(_SCHEDULE_VARIABLE)
     if chosen == "alternating":
