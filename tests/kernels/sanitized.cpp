@@ -89,7 +89,7 @@ static void product(int64_t rows, int64_t depth, int64_t columns, bool is_left_t
                     bool is_right_transposed, int instruction_set, bool is_bf16, int threads) {
   auto left = random_buffer(rows * depth, is_bf16), right = random_buffer(depth * columns, is_bf16);
   auto out = random_buffer(rows * columns, is_bf16);
-  ProductArguments arguments{rows, columns, depth, is_bf16, is_bf16, is_bf16, left.data(),
+  ProductArguments arguments{rows, columns, depth, is_bf16, is_bf16, is_bf16, 1, left.data(),
                              right.data(), {depth, 1}, {columns, 1}, out.data()};
   if (is_left_transposed) {
     arguments.left_strides[0] = 1;

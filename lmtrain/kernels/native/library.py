@@ -52,10 +52,9 @@ class _CrossEntropyArguments(ctypes.Structure):
 
 class _ProductArguments(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in ("rows", "columns", "depth", "is_left_bf16", "is_right_bf16", "is_out_bf16")
-        ),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "depth")),
+        *((f"is_{operand}_bf16", ctypes.c_int64) for operand in ("left", "right", "out")),
+        ("is_set_fixed", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("left", "right")),
         *((name, ctypes.c_int64 * 2) for name in ("left_strides", "right_strides")),
         ("out", ctypes.c_void_p),
@@ -89,7 +88,7 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
 
 # A library without one of these is of another version.
 _FUNCTIONS = (
-    *("lmtrain_instruction_set", "lmtrain_product_instruction_set", "lmtrain_is_amd"),
+    *("lmtrain_instruction_set", "lmtrain_is_amd"),
     *("lmtrain_scan", "lmtrain_cross_entropy", "lmtrain_product"),
     *("lmtrain_dropout", "lmtrain_multiply_adds"),
 )
@@ -147,17 +146,6 @@ def is_amd() -> bool:
 @functools.cache
 def _is_amd() -> bool:
     return bool(loaded().lmtrain_is_amd())
-
-
-def _product_instruction_set() -> int:
-    """That of `instruction_set`, or if none was chosen the one with the fastest products."""
-    chosen = instruction_set()
-    return chosen if _INSTRUCTION_SET_VARIABLE in os.environ else _fastest_for_products()
-
-
-@functools.cache
-def _fastest_for_products() -> int:
-    return int(loaded().lmtrain_product_instruction_set())
 
 
 def has_bf16() -> bool:
@@ -266,7 +254,7 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         dtypes = f"{left.dtype}, {right.dtype} and {result.dtype}"
         raise ConfigError(f"native products do not support {dtypes} on this processor")
     arguments = _ProductArguments(
-        *(rows, columns, depth, is_bf16, *others),
+        *(rows, columns, depth, is_bf16, *others, _INSTRUCTION_SET_VARIABLE in os.environ),
         *(_matrix_pointer(left, (rows, depth)), _matrix_pointer(right, (depth, columns))),
         *((ctypes.c_int64 * 2)(*matrix.stride()) for matrix in (left, right)),
         pointer(result, (rows, columns), torch.bfloat16 if others[1] else torch.float32),
@@ -274,7 +262,7 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     if is_bf16 and not all(1 in matrix.stride() for matrix in (left, right)):
         strides = f"{left.stride()} and {right.stride()}"
         raise ConfigError(f"a native bf16 product needs contiguous lines, not strides {strides}")
-    if loaded().lmtrain_product(ctypes.byref(arguments), _product_instruction_set(), thread_pool()):
+    if loaded().lmtrain_product(ctypes.byref(arguments), instruction_set(), thread_pool()):
         raise MachineError("out of memory for a product")
     return result
 

@@ -66,9 +66,9 @@ extern "C" struct CrossEntropyArguments {
 
 // out = left · right: (rows, depth) · (depth, columns), out contiguous. Each is bf16 or float. If
 // `left` is bf16 (AMX only), `right` is rounded to bf16, and both are contiguous in one direction;
-// else all are float.
+// else all are float. With `is_set_fixed` no lower instruction set is used, even if it is faster.
 extern "C" struct ProductArguments {
-  int64_t rows, columns, depth, is_left_bf16, is_right_bf16, is_out_bf16;
+  int64_t rows, columns, depth, is_left_bf16, is_right_bf16, is_out_bf16, is_set_fixed;
   const void *left, *right;
   int64_t left_strides[2], right_strides[2];
   void* out;
@@ -246,6 +246,16 @@ ProductKernels select_product(bool is_bf16, int instruction_set) {
   return {portable::product, portable::product_workspace};
 }
 
+// The fastest instruction set for a product, at most the given one. Zen 4, of family 19h, executes
+// AVX512 in halves and is faster with AVX2, except for inner products.
+int fastest_for(const ProductArguments& a, int instruction_set) {
+#ifdef IS_X86
+  if (instruction_set > AVX2 && __builtin_cpu_is("amdfam19h") && !avx512::is_unpacked(a))
+    return AVX2;
+#endif
+  return instruction_set;
+}
+
 // Flushes denormals to zero in its scope: each would cost a hundred cycles.
 struct FlushDenormals {
 #ifdef IS_X86
@@ -329,16 +339,6 @@ extern "C" int lmtrain_instruction_set() {
   return PORTABLE;
 }
 
-// The instruction set with the fastest fp32 products. Zen 4, of family 19h, executes AVX512 in
-// halves and is faster with AVX2.
-extern "C" int lmtrain_product_instruction_set() {
-  const int best = lmtrain_instruction_set();
-#ifdef IS_X86
-  if (best > AVX2 && __builtin_cpu_is("amdfam19h")) return AVX2;
-#endif
-  return best;
-}
-
 // Whether this is an AMD CPU.
 extern "C" int lmtrain_is_amd() {
 #ifdef IS_X86
@@ -392,6 +392,7 @@ extern "C" const char* lmtrain_abi() {
     OFFSET(ProductArguments, is_left_bf16);
     OFFSET(ProductArguments, is_right_bf16);
     OFFSET(ProductArguments, is_out_bf16);
+    OFFSET(ProductArguments, is_set_fixed);
     OFFSET(ProductArguments, left);
     OFFSET(ProductArguments, right);
     OFFSET(ProductArguments, left_strides);
@@ -456,6 +457,7 @@ extern "C" void lmtrain_dropout(const DropoutArguments* arguments, int is_bf16, 
 // Multiplies matrices. Returns 0, or 1 if there is no memory.
 extern "C" int lmtrain_product(const ProductArguments* arguments, int instruction_set,
                                ThreadPool pool) {
+  if (!arguments->is_set_fixed) instruction_set = fastest_for(*arguments, instruction_set);
   ProductKernels kernels = select_product(arguments->is_left_bf16, instruction_set);
   if (arguments->rows * arguments->columns * arguments->depth < MIN_PARALLEL_PRODUCT)
     pool.count = 1;

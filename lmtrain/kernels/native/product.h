@@ -294,9 +294,14 @@ static void multiply_few_rows(const ProductArguments& a, int64_t first_column,
 
 static int64_t product_workspace() { return (ROWS + COLUMNS) * DEPTH * (int64_t)sizeof(float); }
 
+// Whether a product is computed by inner products, without packing.
+static bool is_unpacked(const ProductArguments& a) {
+  return a.rows <= MAX_UNPACKED_ROWS && a.left_strides[1] == 1 && a.right_strides[0] == 1;
+}
+
 // Computes the part of thread `id`.
 static void product(const ProductArguments& a, int id, int threads, char* workspace) {
-  if (a.rows <= MAX_UNPACKED_ROWS && a.left_strides[1] == 1 && a.right_strides[0] == 1) {
+  if (is_unpacked(a)) {
     auto bound = [&](int64_t part) {
       return std::min(a.columns, round_up(a.columns * part / threads, 4));
     };
