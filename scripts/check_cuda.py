@@ -11,9 +11,9 @@ must have the same bits. Trainings run in deterministic mode: with CUDA graphs, 
 CUDA graphs they must end with the same weights bit for bit; the captured graphs are counted. If
 compute-sanitizer is installed, it runs one small case.
 
-Checks run in several processes, since most of the time is that of the compiler. A check whose
-process dies or takes too long has failed. After --max-seconds no check is run.
-Exits with 1 if a check failed or was not run.
+Checks run in several processes, since the compiler takes most of the time. A check whose process
+dies or takes too long has failed; what still runs after --max-seconds is stopped. Exits with 1 if a
+check failed, was stopped, or was not run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -375,14 +375,12 @@ def make_strict() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-@dataclass
 class Worker:
     """A process that runs one check at a time."""
 
-    check: Check | None = None
-    begin: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.check: Check | None = None
+        self.begin = time.monotonic()
         self.connection, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.Process(target=work, args=(theirs,), daemon=True)
         self.process.start()

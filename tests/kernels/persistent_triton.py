@@ -14,7 +14,6 @@ import sys
 import time
 
 import torch
-from every_cell import CELLS
 from numpy import array, int32
 from scans import by_reference, make, randn, results
 from triton.language import core
@@ -23,6 +22,11 @@ from triton.runtime import interpreter
 from lmtrain.kernels import operator
 from lmtrain.kernels.triton import engine, persistent, persistent_gru, scan
 
+# One of each kernel.
+CELLS = [
+    ("rnn", {}), ("simple-gru", {}), ("gru", {}), ("lstm", {}),
+    ("peephole-lstm", {"peephole": "diagonal"}), ("peephole-lstm", {"peephole": "full"}),
+]  # fmt: skip
 # Two programs for the units and two for the rows.
 HIDDEN_SIZE, ROWS, STEPS = 11, 17, 4
 MAX_PAUSE_SECONDS = 0.002
