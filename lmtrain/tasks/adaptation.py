@@ -158,10 +158,12 @@ class Adaptation:
         self._dynamic = dynamic
         self._weights = _learning(model)
         self._trained = [weight.detach().clone() for weight in self._weights] if dynamic else []
+        self._decays: list[Tensor] = []
         if dynamic:
             mean = sum(float(r.sum()) for r in scales) / sum(r.numel() for r in scales)
             self._rates = [dynamic.rate / (r + mean) for r in scales]
-            self._decays = [(dynamic.decay / mean * r).clamp(max=1) for r in scales]
+            if dynamic.decay:
+                self._decays = [(dynamic.decay / mean * r).clamp(max=1) for r in scales]
 
     def log_probs(
         self, inputs: Tensor, targets: Tensor, state: State | None = None
@@ -189,9 +191,9 @@ class Adaptation:
     def _update(self, loss: Tensor) -> None:
         gradients = torch.autograd.grad(loss, self._weights)
         with torch.no_grad():
-            distance = torch._foreach_sub(self._trained, self._weights)
+            if self._decays:
+                torch._foreach_lerp_(self._weights, self._trained, self._decays)
             torch._foreach_addcmul_(self._weights, gradients, self._rates, value=-1)
-            torch._foreach_addcmul_(self._weights, distance, self._decays)
 
     @torch.no_grad()
     def close(self) -> None:
