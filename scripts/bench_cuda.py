@@ -6,15 +6,17 @@
 
 Layers run forward and backward on random inputs as CUDA graphs, which is how lmtrain trains;
 "launched" is without graphs. Compared: lmtrain's LSTM, the same with the alternating schedule,
-nn.LSTM, nn.GRU and nn.RNN on cuDNN, lmtrain's other cells, and, without graphs, a Python loop over
-nn.LSTMCell, eager and with torch.compile. Two lower bounds of a scan: the recurrent products at the
-rate of a large product, and T grid barriers with nothing between them. The loss is compared with
-torch's linear layer and cross-entropy, a training step (as a CUDA graph) with the same model of
-torch.nn under autocast (without). Competitors alternate; times are medians of CUDA events, in
-microseconds. Each result is printed when it is there; after --max-seconds none is begun.
+nn.LSTM, nn.GRU and nn.RNN on cuDNN, for bf16 nn.LSTM in fp16 too, lmtrain's other cells, and,
+without graphs, a Python loop over nn.LSTMCell, eager and with torch.compile. Two lower bounds of a
+scan: the recurrent products at the rate of a large product, and T grid barriers with nothing
+between them. The loss is compared with torch's linear layer and cross-entropy, a training step (as
+a CUDA graph) with the same model of torch.nn under autocast (without). Competitors alternate; times
+are medians of CUDA events, in microseconds. Each result is printed when it is there; after
+--max-seconds no layers are timed.
 """
 
 import argparse
+import concurrent.futures
 import functools
 import itertools
 import json
@@ -47,8 +49,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LAYERS = (1, 2)
 if HAS_GPU:
     HIDDEN, ROWS, STEPS = (256, 512, 1024, 2048), (16, 64, 256), (64, 512)
-    # Size of the Python loops, which are slow.
-    LOOP_ROWS, LOOP_STEPS = 64, 64
+    # Size of the Python loops, of which one is compiled for each size.
+    LOOP_UNITS, LOOP_ROWS, LOOP_STEPS = 512, 64, 64
     TRAINING_SHAPES = {name: SHAPES[name] for name in ("ptb-medium", "char-3x512")}
     VOCABULARIES = (10_000, 250_000)
     PRODUCT_SIZE = 8192
@@ -56,7 +58,7 @@ else:
     # The interpreter has no bf16 products.
     DTYPES["bf16"] = torch.float16
     HIDDEN, ROWS, STEPS = (8, 16), (3,), (4,)
-    LOOP_ROWS, LOOP_STEPS = 3, 4
+    LOOP_UNITS, LOOP_ROWS, LOOP_STEPS = 8, 3, 4
     TRAINING_SHAPES = {"trial": Shape(50, 8, (8, 8), 2, 4)}
     VOCABULARIES = (100,)
     PRODUCT_SIZE = 64
@@ -69,6 +71,10 @@ CUDNN = {"cudnn lstm": nn.LSTM, "cudnn gru": nn.GRU, "cudnn rnn": nn.RNN}
 WARMUP_ROUNDS, MIN_ROUNDS, MAX_ROUNDS = 2, 3, 9
 # Seconds of the rounds of all competitors, after which no round begins.
 ROUNDS_SECONDS = 1.5
+# Steps timed together, unless they take longer than this number of microseconds.
+STEPS_PER_TIME, LONG_MICROSECONDS = 5, 20_000
+# Most seconds of the compilation of the kernels before anything is timed.
+COMPILE_SECONDS = 60
 
 Step = Callable[[], None]
 
@@ -137,19 +143,21 @@ def loop(units: int, inputs: Tensor, *, is_compiled: bool) -> Step:
 
 
 def as_graphs(steps: dict[str, Step]) -> dict[str, Step]:
-    """The steps as CUDA graphs in one memory pool; without a GPU, the steps."""
+    """The steps as CUDA graphs, without those that cannot be captured; without a GPU, the steps."""
     if not HAS_GPU:
         return steps
-    generator = torch.Generator("cuda")
-    graphs: list[torch.cuda.CUDAGraph] = []
-    for step in steps.values():
+    graphs: dict[str, Step] = {}
+    for name, step in steps.items():
         for _ in range(WARMUP_ROUNDS):
             step()
-        graphs.append(device.capture_graph(step, generator, graphs[0] if graphs else None)[0])
-    return {
-        name: functools.partial(replay, graph, step)
-        for (name, step), graph in zip(steps.items(), graphs, strict=True)
-    }
+        try:
+            # Each has its own memory: a failed capture leaves that of a shared pool unusable.
+            graph, _ = device.capture_graph(step, torch.Generator("cuda"))
+        except RuntimeError as error:
+            print(f"{name} cannot be captured: {error}", file=sys.stderr, flush=True)
+            continue
+        graphs[name] = functools.partial(replay, graph, step)
+    return graphs
 
 
 def replay(graph: torch.cuda.CUDAGraph, step: Step) -> None:
@@ -158,31 +166,34 @@ def replay(graph: torch.cuda.CUDAGraph, step: Step) -> None:
     graph.replay()
 
 
-def timed(step: Step) -> float:
-    """Microseconds of a step."""
+def timed(step: Step, count: int) -> float:
+    """Microseconds of a step, the mean of several that follow each other."""
     if not HAS_GPU:
         begin = time.perf_counter()
-        step()
-        return 1e6 * (time.perf_counter() - begin)
+        for _ in range(count):
+            step()
+        return 1e6 * (time.perf_counter() - begin) / count
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    step()
+    for _ in range(count):
+        step()
     end.record()
     torch.cuda.synchronize()
-    return 1000 * start.elapsed_time(end)
+    return 1000 * start.elapsed_time(end) / count
 
 
 def microseconds(steps: dict[str, Step]) -> dict[str, float]:
     """The median time of each step, timed in alternation."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _, step in itertools.product(range(WARMUP_ROUNDS), steps.values()):
-        timed(step)
+    counts = {}
+    for _, (name, step) in itertools.product(range(WARMUP_ROUNDS), steps.items()):
+        counts[name] = 1 if timed(step, 1) > LONG_MICROSECONDS else STEPS_PER_TIME
     end = time.monotonic() + ROUNDS_SECONDS
     for number in range(MAX_ROUNDS):
         if number >= MIN_ROUNDS and time.monotonic() > end:
             break
         for name, step in steps.items():
-            times[name].append(timed(step))
+            times[name].append(timed(step, counts[name]))
     return {name: statistics.median(each) for name, each in times.items()}
 
 
@@ -221,9 +232,11 @@ def row(units: int, rows: int, steps: int, layers: int, precision: str) -> dict[
     competitors["alternating"] = alternating(lmtrain_layers("lstm", units, layers, inputs))
     for name, layer in CUDNN.items():
         competitors[name] = cudnn(layer, units, layers, inputs)
+    if precision == "bf16":
+        competitors["cudnn lstm fp16"] = cudnn(nn.LSTM, units, layers, inputs.half())
     launched = {f"{name} launched": competitors[name] for name in ("lstm", "cudnn lstm")}
     competitors = as_graphs(competitors) | launched
-    if (rows, steps, layers) == (LOOP_ROWS, LOOP_STEPS, 1):
+    if (units, rows, steps, layers) == (LOOP_UNITS, LOOP_ROWS, LOOP_STEPS, 1):
         torch.compiler.reset()
         competitors["loop"] = loop(units, inputs, is_compiled=False)
         competitors["compiled"] = loop(units, inputs, is_compiled=True)
@@ -267,7 +280,7 @@ def losses(vocab_size: int) -> dict[str, dict[str, float]]:
         step()
         gradients = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
         peaks[name] = (torch.cuda.max_memory_allocated() - before - gradients) / 1e6
-    return {"microseconds": microseconds(steps), "megabytes": peaks}
+    return {"microseconds": microseconds(as_graphs(steps)), "megabytes": peaks}
 
 
 def training(name: str) -> dict[str, float]:
@@ -291,9 +304,14 @@ def set_precision() -> None:
 def records(end: float) -> Iterator[dict[str, Any]]:
     """Results by name, one after the other; no layers are timed after `end`, of time.monotonic."""
     begin = time.monotonic()
-    sizes = list(itertools.product(CELLS, HIDDEN, DTYPES))
-    with multiprocessing.Pool(len(os.sched_getaffinity(0))) as pool:
-        pool.map(compile_kernels, sizes, chunksize=1)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
+    )
+    sizes = itertools.product(CELLS, HIDDEN, DTYPES)
+    # What has not been compiled in time is compiled when it is needed.
+    tasks = [pool.submit(compile_kernels, size) for size in sizes]
+    concurrent.futures.wait(tasks, COMPILE_SECONDS)
+    pool.shutdown(wait=False, cancel_futures=True)
     rates, barrier_time = {name: rate(dtype) for name, dtype in DTYPES.items()}, barrier()
     yield {
         "gpu": torch.cuda.get_device_name() if HAS_GPU else "Triton's interpreter",
@@ -311,27 +329,31 @@ def records(end: float) -> Iterator[dict[str, Any]]:
     for layers, precision, steps, units, rows in all_sizes:
         if time.monotonic() > end:
             break
-        times = row(units, rows, steps, layers, precision)
+        size = {"H": units, "B": rows, "T": steps, "layers": layers, "precision": precision}
+        try:
+            times = row(units, rows, steps, layers, precision)
+        except RuntimeError as error:
+            yield size | {"error": str(error)}
+            continue
         # Three products with (4H, H) weights: one in the forward, two in the backward.
         times["products"] = layers * 3 * 8 * units**2 * rows * steps / rates[precision]
         times["barriers"] = layers * 2 * steps * barrier_time
-        size = {"H": units, "B": rows, "T": steps, "layers": layers, "precision": precision}
-        yield size | {"ratio": times["cudnn lstm"] / times["lstm"]} | times
+        ratio = times.get("cudnn lstm", math.nan) / times.get("lstm", math.nan)
+        yield size | {"ratio": ratio} | times
         table.append(times)
     yield {"sizes": len(table), "not_timed": len(all_sizes) - len(table), **ratios(table)}
 
 
-def ratios(table: list[dict[str, float]]) -> dict[str, float]:
-    """Of all sizes: cuDNN's time over lmtrain's, and that of other cells over lmtrain's LSTM."""
-    if not table:
-        return {}
-    speeds = [times["cudnn lstm"] / times["lstm"] for times in table]
-    mean = math.exp(statistics.fmean(map(math.log, speeds)))
-    costs = {
-        f"most {name} / lstm": max(times[name] / times["lstm"] for times in table)
-        for name in CELLS if name != "lstm"
-    }  # fmt: skip
-    return {"least cudnn / lstm": min(speeds), "mean cudnn / lstm": mean, **costs}
+def ratios(table: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The time of cuDNN's LSTM and of lmtrain's other cells over that of lmtrain's LSTM."""
+    found = {}
+    for name in ("cudnn lstm", "cudnn lstm fp16", *(name for name in CELLS if name != "lstm")):
+        # A competitor that cannot be captured has no time.
+        each = [times[name] / times["lstm"] for times in table if {name, "lstm"} <= times.keys()]
+        if each:
+            mean = math.exp(statistics.fmean(map(math.log, each)))
+            found[f"{name} / lstm"] = {"least": min(each), "mean": mean, "most": max(each)}
+    return found
 
 
 def text(value: object) -> str:
@@ -360,5 +382,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
     main()

@@ -22,6 +22,7 @@ import itertools
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,7 @@ if HAS_GPU:
         (1150, 40, 70), (512, 16, 128), (1000, 33, 40), (37, 5, 19), (1, 1, 1),
     ]  # fmt: skip
     # Also reversed, with lengths, and both.
-    DIRECTED_SIZES = [(256, 64, 64), (333, 21, 17)]
+    DIRECTED_SIZES = [(333, 21, 17)]
     REPEATED_SIZES = [(1024, 64, 64), (512, 256, 32), (256, 16, 256)]
     REPETITIONS = 1000
     LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -77,7 +78,7 @@ else:
 TRAININGS: list[dict[str, object]] = [
     {"train.random_seq_len": True},
     {"optimizer.name": "adamw", "optimizer.learning_rate": 0.002},
-    {"model.softmax": "sampled"},
+    {"model.softmax": "sampled", "model.samples": 300},
     {"model.softmax": "adaptive", "model.tied_embeddings": False},
 ]
 # Seconds after which a check has failed.
@@ -144,14 +145,23 @@ class Scan:
         is_persistent = triton_scan.program_shape(variant, gates, units) is not None
         return is_persistent == (self.schedule == "persistent")
 
+    @functools.cached_property
+    def operands(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Inputs and parts of the state, and the upstream gradients of all results."""
+        units, rows, steps = self.size
+        parts = range(len(self.cell.state_names))
+        inputs = random(steps, rows, 64, seed=1).to(self.dtype)
+        upstream = random(steps, rows, units, seed=20).to(self.dtype)
+        return (
+            [inputs, *(random(rows, units, seed=2 + part) for part in parts)],
+            [upstream, *(random(rows, units, seed=21 + part) for part in parts)],
+        )
+
     def results(self, *, is_reference: bool = False) -> list[Tensor]:
         """Outputs, last state, and every gradient with upstream gradients into all of them."""
-        units, rows, steps = self.size
-        cell, dtype, run = self.cell.float(), self.dtype, operator.scan
-        inputs = random(steps, rows, 64, seed=1).to(dtype)
-        state = [random(rows, units, seed=2 + part) for part in range(len(cell.state_names))]
-        upstream = [random(steps, rows, units, seed=20).to(dtype)]
-        upstream += [random(rows, units, seed=21 + part) for part in range(len(state))]
+        _, rows, steps = self.size
+        cell, run = self.cell.float(), operator.scan
+        (inputs, *state), upstream = self.operands
         if is_reference:
             cell, run = cell.double(), reference.scan
             inputs, *state = (tensor.double() for tensor in (inputs, *state))
@@ -161,7 +171,7 @@ class Scan:
         lengths = None
         if self.has_lengths:
             lengths = 1 + torch.arange(rows, device=DEVICE) * 7 % steps
-        leaves = [tensor.requires_grad_() for tensor in (inputs, *state)]
+        leaves = [tensor.detach().requires_grad_() for tensor in (inputs, *state)]
         os.environ["LMTRAIN_SCHEDULE"] = self.schedule
         hidden, last = run(cell, leaves[0], tuple(leaves[1:]), lengths, reverse=self.reverse)
         outputs = [hidden, *last]
@@ -174,34 +184,43 @@ class Scan:
         expected = self.results(is_reference=True)
         if not all(map(torch.equal, found, again)):
             return float("inf")
-        if self.dtype != torch.float32 and self.options.get("activation") == "relu":
-            # The slope of relu jumps at 0, and rounding takes some sums across.
-            found, expected = found[:2], expected[:2]
-        return worst(found, expected)
+        if self.options.get("activation") != "relu":
+            return worst(found, expected)
+        # The slope of relu jumps at 0, and rounding takes some sums across.
+        error = worst(found[:2], expected[:2])
+        if self.dtype == torch.float32:
+            error = max(error, worst(found[2:], expected[2:]) / 500)
+        return error
 
     def differing_repetitions(self) -> float:
         """How many of many repetitions have other bits than the first."""
-        first = self.results()
-        return float(
-            sum(not all(map(torch.equal, first, self.results())) for _ in range(REPETITIONS))
-        )
+        first, differing = self.results(), torch.zeros((), device=DEVICE)
+        for _ in range(REPETITIONS):
+            pairs = zip(first, self.results(), strict=True)
+            # Not compared on the CPU, so that scans follow each other without a pause.
+            differing += torch.stack([(a != b).any() for a, b in pairs]).any()
+        return float(differing)
 
 
 def scans() -> Iterator[Check]:
-    """Each cell, size, precision and schedule; some also reversed and with lengths."""
-    plain = itertools.product(SIZES, [(False, False)])
+    """Each cell, size, precision and schedule; one size also reversed and with lengths."""
+    first, *others = itertools.product(SIZES, [(False, False)])
     directed = itertools.product(DIRECTED_SIZES, [(True, False), (False, True), (True, True)])
-    for (size, direction), (name, options) in itertools.product([*plain, *directed], CELLS):
+    cases = [first, *directed, *others]
+    for (size, direction), (name, options) in itertools.product(cases, CELLS):
         for dtype, schedule in itertools.product(LIMITS, SCHEDULES):
             scan = Scan(name, options, size, dtype, schedule, *direction)
             # Of a single unit, rounding may change the result by any factor.
             if scan.has_schedule and (dtype == torch.float32 or size[0] > 1):
-                yield Check(scan.label, scan.error, LIMITS[dtype])
+                # 1 − a² of a single unit cancels if a is near 1.
+                limit = LIMITS[dtype] * (10 if size[0] == 1 else 1)
+                yield Check(scan.label, scan.error, limit)
 
 
 def repetitions() -> Iterator[Check]:
     """A race between the programs of a persistent scan would show as other bits."""
-    for size, (name, options), dtype in itertools.product(REPEATED_SIZES, CELLS, LIMITS):
+    # The others have the kernels of these.
+    for size, (name, options), dtype in itertools.product(REPEATED_SIZES, CELLS[:6], LIMITS):
         scan = Scan(name, options, size, dtype, "persistent")
         if scan.has_schedule:
             yield Check(f"{scan.label}: {REPETITIONS} repetitions", scan.differing_repetitions)
@@ -290,7 +309,8 @@ def differing_trainings(special: dict[str, object]) -> float:
             "optimizer.schedule": "constant", "optimizer.average": "ema",
             "train.batch_size": 20 if HAS_GPU else 2,
             "train.seq_len": 35 if HAS_GPU else 5, "train.device": DEVICE.type,
-            "train.deterministic": True, "train.eval_every": TRAINING_STEPS // 2,
+            "train.deterministic": True, "train.threads": 1,
+            "train.eval_every": TRAINING_STEPS // 2,
         } | special  # fmt: skip
         for number, halves in enumerate((1, 2, 1)):
             run, has_graphs = Path(folder) / str(number), HAS_GPU and number < 2
@@ -323,18 +343,37 @@ def trainings() -> Iterator[Check]:
         {"model.cell": name} | {f"model.{key}": value for key, value in options.items()}
         for name, options in CELLS
     ]
+    # With relu, higher rates diverge.
+    cells = [
+        cell | ({"optimizer.learning_rate": 0.05} if "relu" in cell.values() else {})
+        for cell in cells
+    ]
     for special in (*TRAININGS, *cells):
         label = " ".join(f"{key}={value}" for key, value in special.items())
         yield Check(f"training {label}", functools.partial(differing_trainings, special))
 
 
 def sanitizer_errors(tool: str, label: str) -> float:
-    """The exit code of a check under compute-sanitizer."""
+    """The exit code of a check under compute-sanitizer; 0 where it does not support the GPU."""
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    command += ["--target-processes", "application-only", "--report-api-errors", "no"]
     command += [sys.executable, __file__, "--only", label, "--jobs", "0"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    # So that every tensor has an allocation of its own, which it may not exceed.
+    variables = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=MAX_CHECK_SECONDS - 20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    if "Device not supported" in output:
+        print(f"compute-sanitizer {tool}: device not supported")
+        return 0.0
     if process.returncode:
-        print(process.stdout[-3000:], process.stderr[-3000:])
+        print(output[-3000:])
     return float(process.returncode)
 
 
@@ -349,8 +388,9 @@ def sanitized() -> Iterator[Check]:
 
 def checks() -> list[Check]:
     """All checks, the broadest first, in case that time runs out."""
-    first_scans = itertools.islice(every_scan := scans(), len(CELLS) * len(LIMITS))
-    parts = (first_scans, losses(), sanitized(), trainings(), repetitions(), every_scan)
+    # Those of the first size, and the reversed ones and those with lengths.
+    first_scans = itertools.islice(every_scan := scans(), 4 * len(CELLS) * len(LIMITS) * 2)
+    parts = (first_scans, losses(), trainings(), repetitions(), every_scan, sanitized())
     return list(itertools.chain.from_iterable(parts))
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parent
 # Most seconds of each part.
-LIMITS = {"check": 240.0, "bench": 300.0, "train": float("inf")}
+LIMITS = {"check": 200.0, "bench": 170.0, "train": float("inf")}
 # Of the parts that are scripts: the words of their commands, and the file of their results.
 COMMANDS = {
     "check": ([SCRIPTS / "check_cuda.py"], "check.txt"),

@@ -28,11 +28,17 @@ class AdaptiveSoftmax(Head):
         hidden_size: H, features of a hidden state, at least 16.
         num_classes: V, at least 100.
 
+    Attributes:
+        can_be_captured: False: the loss reads numbers of targets from the GPU, which a CUDA graph
+            cannot do.
+
     Raises:
         ConfigError: a hidden size or a vocabulary below these.
 
     Source: Grave et al. 2017 (arXiv 1609.04309); torch.nn.AdaptiveLogSoftmaxWithLoss.
     """
+
+    can_be_captured = False
 
     def __init__(self, hidden_size: int, num_classes: int) -> None:
         super().__init__()

@@ -81,7 +81,10 @@ class Stepper:
         self._batch_size = task.config.train.batch_size
         self._rows = ranks.shard.of(self._batch_size)
         self._step: StepFunction = self._run_step
-        if ranks.size == 1 and device.supports_graphs(device.of(task.model)):
+        can_be_captured = all(
+            getattr(module, "can_be_captured", True) for module in task.model.modules()
+        )
+        if ranks.size == 1 and can_be_captured and device.supports_graphs(device.of(task.model)):
             self._step = GraphedStep(self._run_step, task.generator, report)
 
     def enqueue(self, batch: Batch) -> Step:

@@ -150,6 +150,16 @@ def test_a_graphed_run_is_resumed_bit_for_bit(text, tmp_path, graphs):
     assert_same_tensors(saved_tensors(tmp_path / "stopped"), saved_tensors(tmp_path / "whole"))
 
 
+def test_the_adaptive_softmax_is_not_captured(tmp_path, graphs):
+    text = tmp_path / "words.txt"
+    text.write_text(" ".join(f"w{number * number % 211}" for number in range(2000)))
+    chosen = settings(text, data__level="word", model__softmax="adaptive", model__hidden_size=16)
+
+    run_training(chosen, tmp_path / "run", is_quiet=True)
+
+    assert not graphs
+
+
 def test_a_step_that_cannot_be_captured_runs_eagerly(text, tmp_path, monkeypatch, graphs, capsys):
     def fail(function, generator, pool_of=None):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
