@@ -33,6 +33,7 @@ import torch
 import triton
 import triton.language as tl
 from bench_training import SHAPES, Shape, lmtrain_step, torch_step
+from check_cuda import DEVICE, HAS_GPU, select_kernels
 from torch import Tensor, nn
 
 from lmtrain import device
@@ -43,13 +44,11 @@ from lmtrain.model.dropout import Dropout
 from lmtrain.model.generator import ModelGenerator
 from lmtrain.model.recurrent import Recurrent
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LAYERS = (1, 2)
 if HAS_GPU:
     HIDDEN, ROWS, STEPS = (256, 512, 1024, 2048), (16, 64, 256), (64, 512)
-    # Size of the Python loops, of which one is compiled for each size.
+    # The only size of the Python loops: compiling one takes several seconds.
     LOOP_UNITS, LOOP_ROWS, LOOP_STEPS = 512, 64, 64
     TRAINING_SHAPES = {name: SHAPES[name] for name in ("ptb-medium", "char-3x512")}
     VOCABULARIES = (10_000, 250_000)
@@ -372,10 +371,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each result")
     parser.add_argument("--max-seconds", type=float, default=float("inf"))
     options = parser.parse_args()
-    if not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-        sys.exit("no CUDA device on this machine; TRITON_INTERPRET=1 tries this script without one")
-    if not HAS_GPU:
-        os.environ["LMTRAIN_KERNELS"] = "triton"
+    select_kernels()
     set_precision()
     for record in records(begin + options.max_seconds):
         print(json.dumps(record) if options.json else text(record), flush=True)
